@@ -1,0 +1,75 @@
+# Everything a developer or CI runs. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+ARCH    ?= amd64
+IMAGE   ?= ghcr.io/kubectl-yurt/yurtd:v$(VERSION)
+PROFILE ?= release
+
+.PHONY: help build fmt lint image print-image completions dist clean
+
+# The program leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
+# names up through NSS; the program has its own resolver.
+TRIPLE_amd64 := x86_64-unknown-linux-gnu
+TRIPLE_arm64 := aarch64-unknown-linux-gnu
+TRIPLE       := $(TRIPLE_$(ARCH))
+PROFILE_DIR  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+IMAGE_BINARY := target/$(TRIPLE)/$(PROFILE_DIR)/yurtd
+IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
+# What is published is built with the profile for it; another one is quicker to try.
+DIST_PROFILE      ?= dist
+DIST              := target/dist/kubectl-yurt-linux-$(ARCH).tar.gz
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# arm64 on another machine: Debian's gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, `rustup target add`.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+export CC_aarch64_unknown_linux_gnu ?= aarch64-linux-gnu-gcc
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+build: ## Build both programs (debug)
+	cargo build --locked --workspace
+
+fmt: ## Format
+	cargo fmt --all
+
+lint: ## Clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
+	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --package yurtd --bin yurtd
+	@! readelf --program-headers $(IMAGE_BINARY) | grep -q INTERP || { echo 'error: $(IMAGE_BINARY) is not static' >&2; exit 1; }
+	image/pack.sh $(IMAGE_BINARY) $(ARCH) $(IMAGE) $(IMAGE_TAR)
+	@echo '$(IMAGE) is in $(IMAGE_TAR)'
+
+completions: ## Write completions/ anew from the plugin's command line
+	cargo build --locked --package kubectl-yurt
+	@mkdir -p completions
+	target/debug/kubectl-yurt completion bash > completions/kubectl-yurt.bash
+	target/debug/kubectl-yurt completion zsh > completions/_kubectl-yurt
+	target/debug/kubectl-yurt completion fish > completions/kubectl-yurt.fish
+	target/debug/kubectl-yurt completion kubectl > completions/kubectl_complete-yurt
+	chmod +x completions/kubectl_complete-yurt
+
+# The same sources give the same bytes: paths of this machine are mapped away, times are those of the commit.
+dist: ## Build target/dist/kubectl-yurt-linux-$(ARCH).tar.gz, the archive that .krew.yaml names (ARCH=amd64|arm64)
+	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
+	RUSTFLAGS='--remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo' \
+	  cargo build --locked --profile $(DIST_PROFILE) --target $(TRIPLE) --package kubectl-yurt
+	@rm -rf target/dist/root && mkdir -p target/dist/root
+	@install -m 755 target/$(TRIPLE)/$(DIST_PROFILE)/kubectl-yurt completions/kubectl_complete-yurt target/dist/root/
+	@install -m 644 LICENSE target/dist/root/
+	@tar --create --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) \
+	  --directory target/dist/root LICENSE kubectl-yurt kubectl_complete-yurt | gzip --no-name --best > $(DIST)
+	@rm -r target/dist/root
+	@cd $(dir $(DIST)) && sha256sum $(notdir $(DIST))
+
+print-image: ## Print the image's reference
+	@echo $(IMAGE)
+
+clean: ## Remove build output
+	cargo clean
+
+include tests/testbed.mk

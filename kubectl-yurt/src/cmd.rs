@@ -1,0 +1,12 @@
+//! One file a verb. Each takes the session and its arguments, and returns why it did not succeed.
+
+pub mod autonomy;
+pub mod completion;
+pub mod convert;
+pub mod exec;
+pub mod logs;
+pub mod port_forward;
+pub mod revert;
+pub mod status;
+pub mod tunnel;
+pub mod version;

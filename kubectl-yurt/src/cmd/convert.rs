@@ -1,0 +1,244 @@
+//! `convert`: preflight and plan ([`plan`]), then objects, components and nodes ([`execute`]), each step such that
+//! running it again continues where it stopped.
+
+pub mod components;
+pub mod execute;
+pub mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+use yurt_api::names;
+
+use crate::{
+    args::{ConvertArgs, DryRun},
+    cluster::{
+        access,
+        manifests::{self, Object, Settings},
+        node, objects,
+        objects::Effect,
+    },
+    error::Error,
+    progress::{self, count_of},
+    resolve::{session::Session, tunnel},
+};
+
+/// How many objects are looked at at once.
+const PARALLEL: usize = 8;
+
+/// Everything that is decided before anything is changed.
+pub struct Plan {
+    /// What is to be done with which node.
+    pub work: plan::Work,
+    /// The objects to apply.
+    pub objects: Vec<Object>,
+    /// What is filled into them.
+    pub settings: Settings,
+    /// The value of our label on each node before the run.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Pods on each node that is converted.
+    pub pods: BTreeMap<String, usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// See `cli.md`: refused with nothing changed, failed with everything undone, or some nodes failed.
+pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
+    let plan = prepare(session, args).await?;
+    if args.dry_run == DryRun::Client {
+        return show(session, &plan);
+    }
+    access::check(&session.client, access::convert_needs(&plan.objects, &session.yurt_namespace)).await?;
+    if args.dry_run == DryRun::Server {
+        return dry_run(session, &plan).await;
+    }
+    let effects = preview(session, &plan.objects).await?;
+    let pending = effects.iter().filter(|effect| **effect != Effect::None).count();
+    let superseded = superseded(session, &plan).await?;
+    if pending == 0 && superseded.is_empty() && plan.work.convert.is_empty() && plan.work.label.is_empty() {
+        return session.console.line(format!(
+            "already converted: {} ({}); nothing was changed",
+            progress::nodes(plan.work.converted.len()),
+            plan::join(&plan.work.converted)
+        ));
+    }
+    session.console.confirm(&question(&plan, pending), args.yes)?;
+    if !plan.work.away.is_empty() {
+        session
+            .console
+            .warn(format!("not reachable now, will follow by themselves: {}", plan::join(&plan.work.away)));
+    }
+    crate::cluster::lock::hold(session, execute::run(session, args, plan, &effects)).await
+}
+
+/// Preflight: looks at the cluster and decides.
+async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
+    let version = session.client.apiserver_version().await?;
+    let version = plan::ServerVersion::parse(&version.major, &version.minor).ok_or_else(|| {
+        Error::Failed(format!(
+            "the server's version {}.{} cannot be understood",
+            version.major, version.minor
+        ))
+    })?;
+    version.check()?;
+
+    let nodes_api: Api<Node> = Api::all(session.client.clone());
+    let nodes = nodes_api.list(&ListParams::default()).await?.items;
+    let selected: BTreeSet<String> = match &args.selector {
+        Some(selector) => {
+            let list = nodes_api.list_metadata(&ListParams::default().labels(selector)).await?;
+            list.items.into_iter().filter_map(|node| node.metadata.name).collect()
+        }
+        None => BTreeSet::new(),
+    };
+    let choice = plan::choose(&nodes, args, &selected)?;
+    let work = plan::work(&nodes, &choice)?;
+
+    let namespaces: Api<Namespace> = Api::all(session.client.clone());
+    let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+    let earlier = maps.get_opt(names::CONFIG_MAP).await?.and_then(|map| tunnel::parse_config(&map).ok());
+    let settings = Settings {
+        namespace: session.yurt_namespace.clone(),
+        // One that we made in an earlier run is still ours to describe.
+        create_namespace: namespace.as_ref().is_none_or(|namespace| {
+            namespace.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF)
+        }),
+        image: args.image.clone().unwrap_or_else(default_image),
+        config: plan::cluster_config(&nodes, &choice, args, earlier)?,
+        mutating: version.has_mutating_policies(),
+    };
+    let objects = manifests::render(&settings).map_err(|error| Error::Failed(error.to_string()))?;
+    let labels =
+        nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
+    let pods =
+        if work.convert.is_empty() { BTreeMap::new() } else { pods_on(session, &work.convert).await? };
+    Ok(Plan { work, objects, settings, labels, pods })
+}
+
+/// The image of this plugin's own version.
+pub fn default_image() -> String {
+    format!("{}:v{}", names::IMAGE_REPOSITORY, env!("CARGO_PKG_VERSION"))
+}
+
+/// How many unfinished pods each of these nodes has.
+pub async fn pods_on(session: &Session, nodes: &BTreeSet<String>) -> Result<BTreeMap<String, usize>, Error> {
+    let api: Api<Pod> = Api::all(session.client.clone());
+    let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
+    let pods = api.list(&ListParams::default().fields(unfinished)).await?;
+    let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
+    for pod in pods.items {
+        let on = pod.spec.and_then(|spec| spec.node_name);
+        if let Some(number) = on.and_then(|name| count.get_mut(&name)) {
+            *number += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// What applying each object would do.
+async fn preview(session: &Session, objects: &[Object]) -> Result<Vec<Effect>, Error> {
+    // In a namespace that does not exist yet the server cannot try anything.
+    let fresh = objects.iter().find(|object| object.kind.kind == "Namespace");
+    if let Some(namespace) = fresh
+        && objects::preview(session, namespace).await? == Effect::Create
+    {
+        return Ok(vec![Effect::Create; objects.len()]);
+    }
+    futures::stream::iter(objects)
+        .map(|object| objects::preview(session, object))
+        .buffered(PARALLEL)
+        .try_collect()
+        .await
+}
+
+/// Objects of an earlier run that are in the way of this one.
+async fn superseded(session: &Session, plan: &Plan) -> Result<Vec<objects::Existing>, Error> {
+    let obsolete = manifests::superseded(&plan.settings);
+    let existing = objects::existing(session).await?;
+    Ok(existing
+        .into_iter()
+        .filter(|object| obsolete.iter().any(|(kind, name)| object.is(kind, name)))
+        .collect())
+}
+
+fn question(plan: &Plan, pending: usize) -> String {
+    let mut parts = Vec::new();
+    if pending > 0 {
+        parts.push(format!("apply {}", count_of(pending, "object")));
+    }
+    if !plan.work.convert.is_empty() {
+        let nodes: Vec<String> = plan
+            .work
+            .convert
+            .iter()
+            .map(|name| {
+                let pods = plan.pods.get(name).copied().unwrap_or(0);
+                format!("{name} ({})", count_of(pods, "pod"))
+            })
+            .collect();
+        parts.push(format!(
+            "turn {} into {}: {}",
+            progress::nodes(nodes.len()),
+            if nodes.len() == 1 { "an edge node" } else { "edge nodes" },
+            nodes.join(", ")
+        ));
+    }
+    if !plan.work.label.is_empty() {
+        parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
+    }
+    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+}
+
+/// `--dry-run=client`: the objects on stdout, fit for `kubectl diff -f -`; the plan on stderr.
+fn show(session: &Session, plan: &Plan) -> Result<(), Error> {
+    for object in &plan.objects {
+        let text = serde_saphyr::to_string(&object.body)
+            .map_err(|error| Error::Failed(format!("cannot print an object: {error}")))?;
+        session.console.raw(format_args!("---\n{text}"))?;
+    }
+    for (node, step) in steps(plan) {
+        session.console.note(format!("node/{node} {step} (dry run)"));
+    }
+    Ok(())
+}
+
+/// `--dry-run=server`.
+async fn dry_run(session: &Session, plan: &Plan) -> Result<(), Error> {
+    for object in &plan.objects {
+        if !object.kind.namespaced || !plan.settings.create_namespace {
+            objects::apply_dry(session, object).await?;
+        }
+        let label = object.kind.label();
+        session.console.line(format!("{label}/{} serverside-applied (server dry run)", object.name()))?;
+    }
+    let nodes: Api<Node> = Api::all(session.client.clone());
+    let params = PatchParams { dry_run: true, ..PatchParams::default() };
+    for (names, value) in [(&plan.work.label, "false"), (&plan.work.convert, "true")] {
+        for name in names {
+            let patch = json!({ "metadata": { "labels": { names::LABEL_EDGE_WORKER: value } } });
+            nodes.patch_metadata(name, &params, &Patch::Merge(patch)).await?;
+        }
+    }
+    for (node, step) in steps(plan) {
+        session.console.line(format!("node/{node} {step} (server dry run)"))?;
+    }
+    Ok(())
+}
+
+/// A line for each node.
+fn steps(plan: &Plan) -> Vec<(&str, &'static str)> {
+    let mut steps: Vec<(&str, &'static str)> = Vec::new();
+    steps.extend(plan.work.label.iter().map(|name| (name.as_str(), "labeled as cloud node")));
+    steps.extend(plan.work.convert.iter().map(|name| (name.as_str(), "converted to edge node")));
+    steps.extend(plan.work.converted.iter().map(|name| (name.as_str(), "already converted")));
+    steps
+}

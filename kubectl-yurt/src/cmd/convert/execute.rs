@@ -1,0 +1,310 @@
+//! `convert`, after the question: labels, objects, components, nodes, and what is undone when it does not work.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use kube::{Api, api::DeleteParams};
+use serde_json::{Value, json};
+use yurt_api::{names, status::ConversionState};
+
+use super::{Plan, components, components::Components};
+use crate::{
+    args::ConvertArgs,
+    cluster::{
+        manifests, node,
+        objects::{self, Effect},
+        pods,
+        release::{Release, patch_node},
+        rollout::{Event, Report, Rollout},
+        teardown,
+        view::Observer,
+    },
+    error::{Error, is_not_found},
+    progress::{self, Progress},
+    resolve::session::Session,
+};
+
+/// How often the clock is looked at while nothing changes.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a node that is turned round may take.
+const TURN_ROUND: Duration = Duration::from_secs(90);
+
+/// What this run has changed so far.
+#[derive(Default)]
+struct Made {
+    /// Indices into the plan's objects.
+    created: Vec<usize>,
+    labelled: BTreeSet<String>,
+    /// Nothing of ours existed before.
+    fresh: bool,
+}
+
+/// Carries out the plan.
+///
+/// # Errors
+///
+/// [`Error::Failed`] when no node was converted (what this run made is undone), [`Error::Partial`] when some nodes
+/// failed.
+pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[Effect]) -> Result<(), Error> {
+    let mut progress = Progress::start(session.console, "converted", plan.work.convert.len());
+    let fresh = objects::existing(session).await?.is_empty() && plan.work.converted.is_empty();
+    let mut made = Made { fresh, ..Made::default() };
+    let cloud = cloud_side(session, args, &plan, effects, &mut made, &mut progress).await;
+    let mut observer = match cloud {
+        Ok(observer) => observer,
+        Err(error) => return Err(give_up(session, &plan, &made, error, &mut progress).await),
+    };
+    // A node that was converted earlier has shown that it works here.
+    let canary = plan.work.converted.is_empty();
+    let mut rollout =
+        Rollout::new(plan.work.convert.iter().cloned(), usize::from(args.max_parallel), args.timeout, canary);
+    follow(session, &plan, &mut observer, &mut rollout, &mut progress).await?;
+    if rollout.canary_failed() {
+        let failed = rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).next();
+        let (name, why) = failed.unwrap_or_default();
+        progress.phase(&format!("taking node {name} back"));
+        let back = take_back(session, &plan, &mut observer, &name).await;
+        let error = Error::Failed(format!("node {name}: {why}"));
+        return Err(match back {
+            Ok(()) => give_up(session, &plan, &made, error, &mut progress).await,
+            Err(left) => Error::Failed(format!(
+                "node {name}: {why}\nthe node could not be taken back ({}): `kubectl yurt revert` finishes that",
+                left.plain(&session.server())
+            )),
+        });
+    }
+    progress.clear();
+    summary(session, &plan, &rollout, &progress)
+}
+
+/// Labels, objects and components.
+async fn cloud_side(
+    session: &Session,
+    args: &ConvertArgs,
+    plan: &Plan,
+    effects: &[Effect],
+    made: &mut Made,
+    progress: &mut Progress,
+) -> Result<Observer, Error> {
+    for name in &plan.work.label {
+        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: "false" } })).await?;
+        made.labelled.insert(name.clone());
+    }
+    for (kind, name) in manifests::superseded(&plan.settings) {
+        objects::delete(session, kind, None, name).await?;
+    }
+    for (index, (object, effect)) in plan.objects.iter().zip(effects).enumerate() {
+        progress.phase(&format!("applying {}/{}", object.kind.label(), object.name()));
+        objects::apply(session, object).await?;
+        if *effect == Effect::Create {
+            made.created.push(index);
+        }
+    }
+    // Started only now: what an older view says about a changed Deployment would look ready.
+    let mut observer = Observer::new(session);
+    let tunnel = !plan.settings.config.tunnel_addresses.is_empty();
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        if observer.view().is_complete() {
+            match components::components(observer.view(), &plan.settings.image, tunnel) {
+                Components::Ready => return Ok(observer),
+                Components::Failed(why) => return Err(Error::Failed(why)),
+                Components::Waiting(text) => progress.phase(&text),
+            }
+        }
+        if Instant::now() >= deadline {
+            let waiting = match components::components(observer.view(), &plan.settings.image, tunnel) {
+                Components::Waiting(text) | Components::Failed(text) => text,
+                Components::Ready => "waiting for the API server".into(),
+            };
+            let lost =
+                observer.view().lost_contact.clone().map(|why| format!(" ({why})")).unwrap_or_default();
+            return Err(Error::Failed(format!(
+                "timed out after {}: {waiting}{lost}",
+                crate::duration::human(args.timeout)
+            )));
+        }
+        next(&mut observer).await;
+    }
+}
+
+/// Waits for a change, or until it is time to look at the clock.
+async fn next(observer: &mut Observer) {
+    // The clock decides about deadlines even when nothing changes.
+    let _ = tokio::time::timeout(TICK, observer.changed()).await;
+}
+
+/// Starts the nodes and follows them until each is done or has failed.
+async fn follow(
+    session: &Session,
+    plan: &Plan,
+    observer: &mut Observer,
+    rollout: &mut Rollout,
+    progress: &mut Progress,
+) -> Result<(), Error> {
+    // Reports of earlier runs that were taken away but that the view may still show.
+    let mut stale: BTreeMap<String, String> = BTreeMap::new();
+    loop {
+        for name in rollout.start(Instant::now()) {
+            progress.step(&name, "labelling");
+            stale.extend(start(session, observer, &name).await?.map(|report| (name, report)));
+        }
+        let active: Vec<String> = rollout.active().map(str::to_owned).collect();
+        for name in active {
+            let mut report = components::conversion(observer.view(), &name, &plan.settings.image);
+            let shown = observer.view().nodes.get(&name).and_then(node::report);
+            if shown.is_some() && shown == stale.get(&name).map(String::as_str) {
+                report = Report::Working("starting anew".into());
+            }
+            if let (Report::Working(text), Some(why)) = (&mut report, &observer.view().lost_contact) {
+                *text = format!("{text} (lost contact: {why})");
+            }
+            match rollout.observe(&name, report, Instant::now()) {
+                Some(Event::Step(text)) => progress.step(&name, &text),
+                Some(Event::Done(text)) => progress.done(&name, &text),
+                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                None => {}
+            }
+        }
+        if rollout.is_finished() {
+            return Ok(());
+        }
+        if rollout.active().next().is_some() {
+            next(observer).await;
+        }
+    }
+}
+
+/// Tells a node to become an edge node. A failure of an earlier run is forgotten and its keeper starts anew; that
+/// failure's report is returned.
+async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Option<String>, Error> {
+    let node = observer.view().nodes.get(name);
+    let failed =
+        node.and_then(node::conversion).is_some_and(|status| status.state == ConversionState::Failed);
+    let mut annotations = json!({ names::ANNOTATION_TARGET: null });
+    if failed {
+        annotations[names::ANNOTATION_CONVERSION] = Value::Null;
+    }
+    patch_node(
+        session,
+        name,
+        json!({ "labels": { names::LABEL_EDGE_WORKER: "true" }, "annotations": annotations }),
+    )
+    .await?;
+    if let Some(keeper) = observer.view().keeper(name).filter(|_| failed) {
+        let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+        match pods.delete(&keeper.name_any(), &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(node.and_then(node::report).filter(|_| failed).map(str::to_owned))
+}
+
+/// Brings the one node that was tried back to where it was.
+async fn take_back(session: &Session, plan: &Plan, observer: &mut Observer, name: &str) -> Result<(), Error> {
+    // The target first: whatever the keeper is doing now, it does not go on with it.
+    patch_node(session, name, json!({ "annotations": { names::ANNOTATION_TARGET: names::TARGET_VANILLA } }))
+        .await?;
+    let deadline = Instant::now() + TURN_ROUND;
+    loop {
+        let view = observer.view();
+        let state = view.nodes.get(name).and_then(node::conversion).map(|status| status.state);
+        let at_work = view.keeper(name).is_some_and(pods::is_ready);
+        let late = Instant::now() >= deadline;
+        match state {
+            Some(ConversionState::Reverted) => break,
+            // Nothing was done, or all of it was undone; a keeper that runs says so itself.
+            None | Some(ConversionState::Failed) if !at_work || late => break,
+            Some(_) if late => {
+                return Err(Error::Failed("its keeper does not report that it is vanilla again".into()));
+            }
+            _ => next(observer).await,
+        }
+    }
+    let mut release = Release::default();
+    release.begin(session, name).await?;
+    while !release.is_empty() {
+        next(observer).await;
+        release.advance(session, observer.view()).await?;
+    }
+    if !release.stuck().is_empty() {
+        return Err(Error::Failed("its keeper's pod does not end".into()));
+    }
+    if let Some(Some(label)) = plan.labels.get(name).filter(|label| label.as_deref() == Some("false")) {
+        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: label } })).await?;
+    }
+    Ok(())
+}
+
+/// Undoes what this run has made, if no node is an edge node, and adds to `error` what became of that.
+async fn give_up(
+    session: &Session,
+    plan: &Plan,
+    made: &Made,
+    error: Error,
+    progress: &mut Progress,
+) -> Error {
+    let why = error.plain(&session.server());
+    if !plan.work.converted.is_empty() {
+        return Error::Failed(format!(
+            "{why}\nnodes converted earlier still are ({}), so nothing was undone",
+            super::plan::join(&plan.work.converted)
+        ));
+    }
+    progress.phase("undoing");
+    match undo(session, plan, made, progress).await {
+        Ok(()) => Error::Failed(format!("{why}\neverything that this run made was undone")),
+        Err(left) => Error::Failed(format!(
+            "{why}\nnot everything could be undone ({}): `kubectl yurt revert` finishes that",
+            left.plain(&session.server())
+        )),
+    }
+}
+
+async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progress) -> Result<(), Error> {
+    if made.fresh {
+        // The controller may have made something already, so everything that carries our label goes.
+        let mut observer = Observer::new(session);
+        teardown::run(session, &mut observer, progress).await?;
+    } else {
+        for object in made.created.iter().rev().filter_map(|index| plan.objects.get(*index)) {
+            objects::delete(session, object.kind, object.namespace(), object.name()).await?;
+        }
+    }
+    for name in &made.labelled {
+        let before = plan.labels.get(name).cloned().flatten();
+        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: before } })).await?;
+    }
+    Ok(())
+}
+
+fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
+    for name in &plan.work.converted {
+        session.console.line(format!("node/{name} already converted"))?;
+    }
+    for name in rollout.done() {
+        session.console.line(format!("node/{name} converted"))?;
+    }
+    let failed: Vec<(&str, &str)> = rollout.failed().collect();
+    if failed.is_empty() {
+        let done = rollout.done().count();
+        let what = match done {
+            0 => "components are up to date".to_owned(),
+            _ => format!("{} converted", progress::nodes(done)),
+        };
+        return session.console.line(format!("{what} {}", progress::took(progress)));
+    }
+    let lines: Vec<String> = failed.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
+    Err(Error::Partial(format!(
+        "{} of {} not converted:\n{}\nrun the same command again to try again, or `kubectl yurt revert` to go back",
+        failed.len(),
+        progress::nodes(plan.work.convert.len()),
+        lines.join("\n")
+    )))
+}

@@ -1,0 +1,283 @@
+//! What `convert` is going to do, decided from what is there and what was asked, before anything is changed. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+use yurt_api::{
+    names,
+    status::{ClusterConfig, ConversionState},
+};
+
+use crate::{
+    args::ConvertArgs,
+    cluster::node::{self, Role},
+    error::Error,
+    progress,
+};
+
+/// The oldest Kubernetes on which the eviction policy works (ValidatingAdmissionPolicy is GA).
+const OLDEST_MINOR: u32 = 30;
+/// The first Kubernetes with MutatingAdmissionPolicy as GA.
+const MUTATING_MINOR: u32 = 36;
+
+/// Version of the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServerVersion {
+    /// `1`
+    pub major: u32,
+    /// `36`
+    pub minor: u32,
+}
+
+impl ServerVersion {
+    /// Reads `major` and `minor` of `/version`; some distributions put a `+` behind the minor one.
+    pub fn parse(major: &str, minor: &str) -> Option<Self> {
+        let digits = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok();
+        Some(Self { major: digits(major)?, minor: digits(minor)? })
+    }
+
+    /// Refuses a server that is too old.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with both versions.
+    pub fn check(self) -> Result<(), Error> {
+        if self >= (Self { major: 1, minor: OLDEST_MINOR }) {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "this cluster runs Kubernetes {}.{}, and 1.{OLDEST_MINOR} or newer is needed; nothing was changed",
+            self.major, self.minor
+        )))
+    }
+
+    /// The server has MutatingAdmissionPolicy.
+    pub fn has_mutating_policies(self) -> bool {
+        self >= (Self { major: 1, minor: MUTATING_MINOR })
+    }
+}
+
+/// Which nodes become what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Nodes to be edge nodes, those that are already included.
+    pub edge: BTreeSet<String>,
+    /// Nodes to be labelled as cloud nodes.
+    pub cloud: BTreeSet<String>,
+}
+
+/// Chooses the nodes. `selected` are the names that the server found for `--selector`.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when a name is unknown or the result makes no sense.
+pub fn choose(nodes: &[Node], args: &ConvertArgs, selected: &BTreeSet<String>) -> Result<Choice, Error> {
+    let by_name: BTreeMap<String, &Node> = nodes.iter().map(|node| (node.name_any(), node)).collect();
+    let all: BTreeSet<String> = by_name.keys().cloned().collect();
+    let listed = |names: &[String]| -> Result<BTreeSet<String>, Error> {
+        let wanted: BTreeSet<String> =
+            names.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+        known(&wanted, &all)?;
+        Ok(wanted)
+    };
+    let is_edge = |name: &String| by_name.get(name).is_some_and(|node| node::role(node) == Role::Edge);
+
+    let (edge, cloud): (BTreeSet<String>, BTreeSet<String>) = if !args.cloud_nodes.is_empty() {
+        let cloud = listed(&args.cloud_nodes)?;
+        if let Some(name) = cloud.iter().find(|name| is_edge(name)) {
+            return Err(Error::Refused(format!(
+                "node {name:?} is an edge node: `kubectl yurt revert` brings the cluster back first; nothing was changed"
+            )));
+        }
+        (all.difference(&cloud).cloned().collect(), cloud)
+    } else {
+        let edge = if args.selector.is_some() { selected.clone() } else { listed(&args.edge_nodes)? };
+        // Nodes that became edge nodes in an earlier run stay what they are.
+        let cloud = all.difference(&edge).filter(|name| !is_edge(name)).cloned().collect();
+        (edge, cloud)
+    };
+
+    if edge.is_empty() {
+        let why = match &args.selector {
+            Some(selector) => format!("no node has the labels {selector:?}"),
+            None => "every node stays in the cloud".to_owned(),
+        };
+        return Err(Error::Refused(format!("{why}: there is nothing to convert")));
+    }
+    let control_plane: BTreeSet<String> = by_name
+        .iter()
+        .filter(|(_, node)| node::is_control_plane(node))
+        .map(|(name, _)| name.clone())
+        .collect();
+    if !control_plane.is_empty() && control_plane.is_subset(&edge) {
+        return Err(Error::Refused(format!(
+            "every control-plane node ({}) would become an edge node: list at least one in --cloud-nodes; nothing was \
+             changed",
+            join(&control_plane)
+        )));
+    }
+    if cloud.is_empty() {
+        return Err(Error::Refused(
+            "no node would stay in the cloud, where the controller runs; nothing was changed".into(),
+        ));
+    }
+    Ok(Choice { edge, cloud })
+}
+
+/// Refuses names that no node has.
+///
+/// # Errors
+///
+/// [`Error::Refused`] with the unknown names and those that exist.
+pub fn known(wanted: &BTreeSet<String>, all: &BTreeSet<String>) -> Result<(), Error> {
+    let unknown: BTreeSet<String> = wanted.difference(all).cloned().collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{} {} not found; the cluster has: {}",
+        if unknown.len() == 1 { "node" } else { "nodes" },
+        unknown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+        join(all)
+    )))
+}
+
+/// What is to be done with each node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Nodes to bring to *edge* and follow.
+    pub convert: BTreeSet<String>,
+    /// Nodes that are edge nodes already.
+    pub converted: BTreeSet<String>,
+    /// Converted nodes that are not reachable now: their keepers catch up by themselves.
+    pub away: BTreeSet<String>,
+    /// Cloud nodes whose label is missing or different.
+    pub label: BTreeSet<String>,
+}
+
+/// Sorts the chosen nodes by what is to be done.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when a node that is to be converted is not ready or runs no Linux.
+pub fn work(nodes: &[Node], choice: &Choice) -> Result<Work, Error> {
+    let mut work = Work::default();
+    let (mut unready, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    for node in nodes {
+        let name = node.name_any();
+        if choice.cloud.contains(&name) {
+            if node::edge_label(node) != Some("false") {
+                work.label.insert(name);
+            }
+            continue;
+        }
+        if !choice.edge.contains(&name) {
+            continue;
+        }
+        let converted = node::conversion(node)
+            .is_some_and(|status| status.state == ConversionState::Converted)
+            && node::edge_label(node) == Some("true")
+            && !node::is_reverting(node);
+        if converted {
+            if !node::is_ready(node) {
+                work.away.insert(name.clone());
+            }
+            work.converted.insert(name);
+            continue;
+        }
+        if !node::is_ready(node) {
+            unready.insert(name.clone());
+        }
+        if node.labels().get("kubernetes.io/os").is_some_and(|os| os != "linux") {
+            foreign.insert(name.clone());
+        }
+        work.convert.insert(name);
+    }
+    if !unready.is_empty() {
+        return Err(Error::Refused(format!(
+            "{} not ready: {}; bring {} back or leave {} out; nothing was changed",
+            progress::nodes(unready.len()),
+            join(&unready),
+            if unready.len() == 1 { "it" } else { "them" },
+            if unready.len() == 1 { "it" } else { "them" },
+        )));
+    }
+    if !foreign.is_empty() {
+        return Err(Error::Refused(format!(
+            "{} no Linux: {}; only Linux nodes can be edge nodes; nothing was changed",
+            if foreign.len() == 1 { "this node runs" } else { "these nodes run" },
+            join(&foreign)
+        )));
+    }
+    Ok(work)
+}
+
+/// Where agents and plugins reach the tunnel server: what was asked for, what an earlier run decided, or the
+/// addresses of the control-plane nodes that stay in the cloud.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when an address is not `host:port` or none can be found.
+pub fn cluster_config(
+    nodes: &[Node],
+    choice: &Choice,
+    args: &ConvertArgs,
+    earlier: Option<ClusterConfig>,
+) -> Result<ClusterConfig, Error> {
+    if args.skip_tunnel {
+        return Ok(ClusterConfig::default());
+    }
+    for address in args.tunnel_address.iter().chain(&args.tunnel_api_address) {
+        let authority = address.parse::<http::uri::Authority>().ok();
+        if authority.is_none_or(|authority| authority.port_u16().is_none() || authority.host().is_empty()) {
+            return Err(Error::Refused(format!("{address:?} is not HOST:PORT")));
+        }
+    }
+    let servers: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node::is_control_plane(node) && choice.cloud.contains(&node.name_any()))
+        .filter_map(node::internal_ip)
+        .collect();
+    let discovered = |port: u16| -> Vec<String> { servers.iter().map(|ip| host_port(ip, port)).collect() };
+    let earlier = earlier.unwrap_or_default();
+    let pick = |asked: &[String], earlier: Vec<String>, port: u16| {
+        if !asked.is_empty() {
+            asked.to_vec()
+        } else if !earlier.is_empty() {
+            earlier
+        } else {
+            discovered(port)
+        }
+    };
+    let config = ClusterConfig {
+        tunnel_addresses: pick(&args.tunnel_address, earlier.tunnel_addresses, names::TUNNEL_AGENT_PORT),
+        tunnel_api_addresses: pick(
+            &args.tunnel_api_address,
+            earlier.tunnel_api_addresses,
+            names::TUNNEL_API_PORT,
+        ),
+    };
+    if config.tunnel_addresses.is_empty() || config.tunnel_api_addresses.is_empty() {
+        return Err(Error::Refused(format!(
+            "no node with the label {} and an InternalIP stays in the cloud, and the tunnel server runs on such nodes: \
+             pass --skip-tunnel to do without the tunnel",
+            names::LABEL_CONTROL_PLANE
+        )));
+    }
+    Ok(config)
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Names in one line.
+pub fn join<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

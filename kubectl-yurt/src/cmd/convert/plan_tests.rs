@@ -1,0 +1,164 @@
+use clap::Parser as _;
+use serde_json::json;
+
+use super::*;
+use crate::args::{Cli, Command};
+
+fn args(line: &str) -> ConvertArgs {
+    let words = ["kubectl-yurt", "convert"].into_iter().chain(line.split_whitespace());
+    match Cli::try_parse_from(words).unwrap().command {
+        Command::Convert(args) => args,
+        _ => unreachable!("the line says convert"),
+    }
+}
+
+fn node(name: &str, labels: &[(&str, &str)], ready: bool, state: Option<&str>) -> Node {
+    let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+    let mut annotations = BTreeMap::new();
+    if let Some(state) = state {
+        let report = json!({ "state": state, "version": "0.1.0", "time": "2026-01-01T00:00:00Z" });
+        annotations.insert(names::ANNOTATION_CONVERSION, report.to_string());
+    }
+    serde_json::from_value(json!({
+        "metadata": { "name": name, "labels": labels, "annotations": annotations },
+        "status": {
+            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "Unknown" } }],
+            "addresses": [{ "type": "InternalIP", "address": "10.80.0.2" }]
+        }
+    }))
+    .unwrap()
+}
+
+const CONTROL_PLANE: (&str, &str) = (names::LABEL_CONTROL_PLANE, "");
+const EDGE: (&str, &str) = (names::LABEL_EDGE_WORKER, "true");
+
+fn cluster() -> Vec<Node> {
+    vec![node("master", &[CONTROL_PLANE], true, None), node("a", &[], true, None), node("b", &[], true, None)]
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn pick(nodes: &[Node], line: &str) -> Result<Choice, Error> {
+    choose(nodes, &args(line), &BTreeSet::new())
+}
+
+#[test]
+fn every_node_that_is_not_a_cloud_node_becomes_an_edge_node() {
+    let choice = pick(&cluster(), "--cloud-nodes master").unwrap();
+    assert_eq!(choice, Choice { edge: set(&["a", "b"]), cloud: set(&["master"]) });
+}
+
+#[test]
+fn named_edge_nodes_leave_the_others_in_the_cloud() {
+    let choice = pick(&cluster(), "--edge-nodes a").unwrap();
+    assert_eq!(choice, Choice { edge: set(&["a"]), cloud: set(&["b", "master"]) });
+}
+
+#[test]
+fn an_edge_node_of_an_earlier_run_stays_one() {
+    let mut nodes = cluster();
+    nodes[2] = node("b", &[EDGE], true, Some("Converted"));
+    let choice = pick(&nodes, "--edge-nodes a").unwrap();
+    assert_eq!(choice, Choice { edge: set(&["a"]), cloud: set(&["master"]) });
+    assert!(matches!(pick(&nodes, "--cloud-nodes master,b"), Err(Error::Refused(_))));
+}
+
+#[test]
+fn an_unknown_name_is_refused_with_those_that_exist() {
+    let error = pick(&cluster(), "--cloud-nodes mastre").unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert_eq!(error.to_string(), "node \"mastre\" not found; the cluster has: a, b, master");
+}
+
+#[test]
+fn the_whole_control_plane_may_not_become_edge() {
+    let error = pick(&cluster(), "--cloud-nodes a,b").unwrap_err();
+    assert!(error.to_string().contains("control-plane node (master)"), "{error}");
+    let two = [node("m1", &[CONTROL_PLANE], true, None), node("m2", &[CONTROL_PLANE], true, None)];
+    assert!(pick(&two, "--cloud-nodes m1").is_ok());
+}
+
+#[test]
+fn nothing_to_convert_is_refused() {
+    assert!(matches!(pick(&cluster(), "--cloud-nodes master,a,b"), Err(Error::Refused(_))));
+    assert!(matches!(pick(&cluster(), "-l site=x"), Err(Error::Refused(_))));
+}
+
+#[test]
+fn a_node_that_is_down_is_refused_by_name() {
+    let mut nodes = cluster();
+    nodes[1] = node("a", &[], false, None);
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let error = work(&nodes, &choice).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().starts_with("1 node not ready: a;"), "{error}");
+}
+
+#[test]
+fn a_converted_node_that_is_away_is_no_reason_to_refuse() {
+    let mut nodes = cluster();
+    nodes[1] = node("a", &[EDGE], false, Some("Converted"));
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let work = work(&nodes, &choice).unwrap();
+    assert_eq!(work.away, set(&["a"]));
+    assert_eq!(work.converted, set(&["a"]));
+    assert_eq!(work.convert, set(&["b"]));
+    assert_eq!(work.label, set(&["master"]));
+}
+
+#[test]
+fn a_half_converted_node_is_continued() {
+    for state in ["Converting", "Failed", "Reverting", "Reverted"] {
+        let mut nodes = cluster();
+        nodes[1] = node("a", &[EDGE], true, Some(state));
+        let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+        assert!(work(&nodes, &choice).unwrap().convert.contains("a"), "{state}");
+    }
+}
+
+#[test]
+fn a_windows_node_is_refused() {
+    let mut nodes = cluster();
+    nodes[1] = node("a", &[("kubernetes.io/os", "windows")], true, None);
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    assert!(work(&nodes, &choice).unwrap_err().to_string().contains("no Linux: a"));
+}
+
+#[test]
+fn tunnel_addresses_are_asked_for_remembered_or_found() {
+    let nodes = cluster();
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let config = |line: &str, earlier: Option<ClusterConfig>| {
+        cluster_config(&nodes, &choice, &args(&format!("--cloud-nodes master {line}")), earlier)
+    };
+    let found = config("", None).unwrap();
+    assert_eq!(found.tunnel_addresses, ["10.80.0.2:10262"]);
+    assert_eq!(found.tunnel_api_addresses, ["10.80.0.2:10263"]);
+    let earlier = ClusterConfig {
+        tunnel_addresses: vec!["edge.example.com:443".into()],
+        tunnel_api_addresses: vec!["10.0.0.9:10263".into()],
+    };
+    assert_eq!(config("", Some(earlier.clone())).unwrap(), earlier);
+    let asked = config("--tunnel-address x.example.com:10262", Some(earlier)).unwrap();
+    assert_eq!(asked.tunnel_addresses, ["x.example.com:10262"]);
+    assert_eq!(asked.tunnel_api_addresses, ["10.0.0.9:10263"]);
+    assert_eq!(config("--skip-tunnel", None).unwrap(), ClusterConfig::default());
+    assert!(config("--tunnel-address nowhere", None).is_err());
+}
+
+#[test]
+fn ipv6_addresses_get_brackets() {
+    assert_eq!(host_port("fd00::2", 10262), "[fd00::2]:10262");
+}
+
+#[test]
+fn servers_before_1_30_are_refused_and_1_36_mutates() {
+    let version = |minor: &str| ServerVersion::parse("1", minor).unwrap();
+    assert!(version("29").check().is_err());
+    assert!(version("30+").check().is_ok());
+    assert!(!version("35").has_mutating_policies());
+    assert!(version("36").has_mutating_policies());
+    assert_eq!(ServerVersion::parse("1", ""), None);
+}

@@ -1,0 +1,354 @@
+//! `revert`: every edge node back to vanilla, then everything of ours out of the cluster. A node that cannot be
+//! reached is left *reverting*, with what its keeper needs to finish when it is back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use serde_json::json;
+use yurt_api::{names, status::ConversionState};
+
+use crate::{
+    args::RevertArgs,
+    cluster::{
+        access, lock, node, objects,
+        pods::{self, Trouble},
+        release::{self, Release, patch_node},
+        rollout::{Event, Report, Rollout},
+        teardown,
+        view::{Observer, View},
+    },
+    cmd::convert::{components::step_text, plan::join, pods_on},
+    error::Error,
+    progress::{self, Progress, count_of},
+    resolve::session::Session,
+};
+
+/// How often the clock is looked at while nothing changes.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is to be done with each node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Work {
+    /// Nodes whose keepers must bring them back.
+    revert: BTreeSet<String>,
+    /// Those of them that are not ready.
+    away: BTreeSet<String>,
+    /// Nodes on which nothing is installed, but which carry marks of ours.
+    clean: BTreeSet<String>,
+    /// Nodes that lose an autonomy annotation that a person set.
+    autonomous: BTreeSet<String>,
+}
+
+/// Sorts the nodes by what is to be done. Pure.
+fn work(nodes: &[Node]) -> Work {
+    let mut work = Work::default();
+    for node in nodes {
+        let name = node.name_any();
+        let state = node::conversion(node).map(|status| status.state);
+        let installed = !matches!(state, None | Some(ConversionState::Reverted));
+        if installed || node::edge_label(node) == Some("true") {
+            if !node::is_ready(node) {
+                work.away.insert(name.clone());
+            }
+            work.revert.insert(name.clone());
+        } else if node::is_touched(node) {
+            work.clean.insert(name.clone());
+        }
+        let autonomy = [
+            names::ANNOTATION_AUTONOMY,
+            names::ANNOTATION_AUTONOMY_LEGACY,
+            names::ANNOTATION_AUTONOMY_DURATION,
+        ];
+        if autonomy.iter().any(|key| node.annotations().contains_key(*key)) {
+            work.autonomous.insert(name);
+        }
+    }
+    work
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// [`Error::Refused`] with nothing changed, [`Error::Partial`] when some nodes are not vanilla yet.
+pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
+    let nodes: Api<Node> = Api::all(session.client.clone());
+    let nodes = nodes.list(&ListParams::default()).await?.items;
+    let work = work(&nodes);
+    let existing = objects::existing(session).await?;
+    if work.revert.is_empty() && work.clean.is_empty() && existing.is_empty() {
+        return session.console.line("this cluster is vanilla: there is nothing to revert");
+    }
+    access::check(&session.client, access::revert_needs(&session.yurt_namespace)).await?;
+    if needs_keeper(&nodes, &work) && keeper_is_missing(session).await? {
+        return Err(Error::Refused(format!(
+            "the DaemonSet {} is gone, and its pods are what brings nodes back ({}): pass --yurt-namespace if \
+             it is not in {}, or run `kubectl yurt convert` again first, then revert; nothing was changed",
+            names::KEEPER,
+            join(&work.revert),
+            session.yurt_namespace
+        )));
+    }
+    let pods = pods_on(session, &work.revert).await?;
+    session.console.confirm(&question(&work, &pods, existing.len()), args.yes)?;
+    lock::hold(session, execute(session, args, work)).await
+}
+
+/// True if something is installed on a node.
+fn needs_keeper(nodes: &[Node], work: &Work) -> bool {
+    nodes
+        .iter()
+        .filter(|node| work.revert.contains(&node.name_any()))
+        .any(|node| node::conversion(node).is_some_and(|status| status.state != ConversionState::Reverted))
+}
+
+async fn keeper_is_missing(session: &Session) -> Result<bool, Error> {
+    let sets: Api<DaemonSet> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+    Ok(sets.get_metadata_opt(names::KEEPER).await?.is_none())
+}
+
+fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize) -> String {
+    let mut parts = Vec::new();
+    if !work.revert.is_empty() {
+        let nodes: Vec<String> = work
+            .revert
+            .iter()
+            .map(|name| {
+                let away = if work.away.contains(name) { ", not ready" } else { "" };
+                format!("{name} ({}{away})", count_of(pods.get(name).copied().unwrap_or(0), "pod"))
+            })
+            .collect();
+        parts.push(format!("bring {} back to vanilla: {}", progress::nodes(nodes.len()), nodes.join(", ")));
+    }
+    if !work.autonomous.is_empty() {
+        parts.push(format!("end the autonomy of: {}", join(&work.autonomous)));
+    }
+    parts.push(format!("delete {} of kubectl-yurt", count_of(objects, "object")));
+    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+}
+
+async fn execute(session: &Session, args: &RevertArgs, work: Work) -> Result<(), Error> {
+    let mut progress = Progress::start(session.console, "reverted", work.revert.len());
+    let mut observer = Observer::new(session);
+    let mut rollout =
+        Rollout::new(work.revert.iter().cloned(), usize::from(args.max_parallel), args.timeout, false);
+    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress).await?;
+
+    let mut left: BTreeMap<String, String> =
+        rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).collect();
+    left.extend(
+        released.stuck().iter().map(|name| (name.clone(), "its keeper's pod does not end".to_owned())),
+    );
+    let reverted = || {
+        let mut done = rollout.done().filter(|name| !left.contains_key(*name));
+        done.try_for_each(|name| session.console.line(format!("node/{name} reverted")))
+    };
+    if !left.is_empty() {
+        progress.clear();
+        reverted()?;
+        let lines: Vec<String> = left.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
+        return Err(Error::Partial(format!(
+            "{} of {} not vanilla yet, left reverting:\n{}\nits keeper finishes when the node is back; run \
+             `kubectl yurt revert` again then to delete the rest",
+            left.len(),
+            progress::nodes(work.revert.len()),
+            lines.join("\n")
+        )));
+    }
+
+    let deleted = teardown::run(session, &mut observer, &mut progress).await?;
+    // The controller sets the condition until its last moment, so nodes are cleaned after it has gone.
+    let nodes: Api<Node> = Api::all(session.client.clone());
+    for node in nodes.list(&ListParams::default()).await?.items {
+        if node::is_touched(&node) {
+            let name = node.name_any();
+            release::clean(session, &name, Some(&node)).await?;
+        }
+    }
+    progress.clear();
+    reverted()?;
+    for name in &work.autonomous {
+        session.console.line(format!("node/{name} autonomy ended"))?;
+    }
+    for object in &deleted {
+        session.console.line(format!("{} deleted", object.text()))?;
+    }
+    session.console.line(format!("the cluster is vanilla again, {}", progress::took(&progress)))
+}
+
+/// Tells the nodes to go back and follows them. Whoever is done loses our marks at once.
+async fn follow(
+    session: &Session,
+    work: &Work,
+    observer: &mut Observer,
+    rollout: &mut Rollout,
+    progress: &mut Progress,
+) -> Result<Release, Error> {
+    let mut release = Release::default();
+    observer.complete().await;
+    loop {
+        for name in rollout.start(Instant::now()) {
+            progress.step(&name, "telling its keeper");
+            let metadata = json!({
+                // Its keeper runs only with the label, which somebody may have taken off.
+                "labels": { names::LABEL_EDGE_WORKER: "true" },
+                "annotations": { names::ANNOTATION_TARGET: names::TARGET_VANILLA }
+            });
+            patch_node(session, &name, metadata).await?;
+        }
+        let active: Vec<String> = rollout.active().map(str::to_owned).collect();
+        // Nodes that were away from the start are not waited for when nothing else is at work.
+        let only_away =
+            active.iter().all(|name| work.away.contains(name)) && rollout.queued().next().is_none();
+        for name in active {
+            let mut report = reversion(observer.view(), &name);
+            if only_away && matches!(report, Report::Working(_)) && !is_ready(observer.view(), &name) {
+                report = Report::Failed("not reachable".into());
+            }
+            match rollout.observe(&name, report, Instant::now()) {
+                Some(Event::Step(text)) => progress.step(&name, &text),
+                Some(Event::Done(text)) => {
+                    progress.step(&name, &text);
+                    release.begin(session, &name).await?;
+                }
+                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                None => {}
+            }
+        }
+        for name in release.advance(session, observer.view()).await? {
+            progress.done(&name, "reverted");
+        }
+        if rollout.is_finished() && release.is_empty() {
+            return Ok(release);
+        }
+        // The clock decides about deadlines even when nothing changes.
+        let _ = tokio::time::timeout(TICK, observer.changed()).await;
+    }
+}
+
+fn is_ready(view: &View, name: &str) -> bool {
+    view.nodes.get(name).is_some_and(node::is_ready)
+}
+
+/// What a node reports on its way back to *vanilla*. Pure.
+fn reversion(view: &View, name: &str) -> Report {
+    let Some(node) = view.nodes.get(name) else {
+        return Report::Done("the node has been deleted".into());
+    };
+    let keeper = view.keeper(name);
+    let trouble = keeper.and_then(pods::trouble);
+    let fatal = matches!(trouble, Some(Trouble::Fatal(_)));
+    let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
+    let Some(status) = node::conversion(node) else {
+        // No keeper has ever reported from this node, and none can start on it: nothing is installed.
+        return if fatal {
+            Report::Done("nothing was installed".into())
+        } else {
+            Report::Working(format!("waiting for its keeper{away}"))
+        };
+    };
+    match (status.state, trouble) {
+        (ConversionState::Reverted, _) => Report::Done("vanilla".into()),
+        (_, Some(Trouble::Fatal(why))) => Report::Failed(why),
+        (ConversionState::Reverting, _) => Report::Working(step_text(&status) + away),
+        (ConversionState::Failed, _) if node::is_reverting(node) && !status.message.is_empty() => {
+            Report::Working(format!("{}{away}", status.message))
+        }
+        _ => Report::Working(format!("waiting for its keeper to begin{away}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+
+    fn node(name: &str, label: Option<&str>, state: Option<&str>, ready: bool) -> Node {
+        let mut metadata = json!({ "name": name, "labels": {}, "annotations": {} });
+        if let Some(label) = label {
+            metadata["labels"][names::LABEL_EDGE_WORKER] = json!(label);
+        }
+        if let Some(state) = state {
+            let report = json!({ "state": state, "step": "kubelet", "stepIndex": 1, "steps": 4,
+                "version": "0.1.0", "time": "2026-01-01T00:00:00Z" });
+            metadata["annotations"][names::ANNOTATION_CONVERSION] = json!(report.to_string());
+        }
+        serde_json::from_value(json!({
+            "metadata": metadata,
+            "status": { "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "Unknown" } }] }
+        }))
+        .unwrap()
+    }
+
+    fn names_of(set: &BTreeSet<String>) -> Vec<&str> {
+        set.iter().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn nodes_are_sorted_by_what_is_installed_on_them() {
+        let mut annotated = node("annotated", None, None, true);
+        annotated.annotations_mut().insert(names::ANNOTATION_AUTONOMY.into(), "true".into());
+        let work = work(&[
+            node("edge", Some("true"), Some("Converted"), true),
+            node("unlabelled", None, Some("Converted"), true),
+            node("away", Some("true"), Some("Converted"), false),
+            node("cloud", Some("false"), None, true),
+            node("done", None, Some("Reverted"), true),
+            node("other", None, None, true),
+            annotated,
+        ]);
+        assert_eq!(names_of(&work.revert), ["away", "edge", "unlabelled"]);
+        assert_eq!(names_of(&work.away), ["away"]);
+        assert_eq!(names_of(&work.clean), ["annotated", "cloud", "done"]);
+        assert_eq!(names_of(&work.autonomous), ["annotated"]);
+    }
+
+    fn keeper(waiting: Option<&str>) -> Pod {
+        let state = waiting.map_or(json!({}), |reason| json!({ "waiting": { "reason": reason } }));
+        serde_json::from_value(json!({
+            "metadata": { "name": "k", "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": names::KEEPER, "uid": "" } ] },
+            "spec": { "nodeName": "edge", "containers": [{ "name": "c", "image": "r/y:1" }] },
+            "status": { "containerStatuses": [{ "name": "c", "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": state }] }
+        }))
+        .unwrap()
+    }
+
+    fn view(state: Option<&str>, pod: Option<Pod>) -> View {
+        View {
+            nodes: [node("edge", Some("true"), state, true)].into_iter().collect(),
+            pods: pod.into_iter().collect(),
+            ..View::default()
+        }
+    }
+
+    #[test]
+    fn only_a_report_of_vanilla_ends_the_waiting() {
+        assert_eq!(reversion(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
+        for state in ["Converted", "Converting", "Failed", "Reverting"] {
+            assert!(
+                matches!(reversion(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
+                "{state}"
+            );
+        }
+        assert!(matches!(reversion(&view(None, None), "edge"), Report::Working(_)));
+    }
+
+    #[test]
+    fn a_keeper_that_cannot_start_means_nothing_was_installed_or_nothing_can_be_removed() {
+        let broken = || Some(keeper(Some("ErrImageNeverPull")));
+        assert!(matches!(reversion(&view(None, broken()), "edge"), Report::Done(_)));
+        assert!(matches!(reversion(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+    }
+
+    #[test]
+    fn a_deleted_node_is_done() {
+        assert!(matches!(reversion(&View::default(), "edge"), Report::Done(_)));
+    }
+}

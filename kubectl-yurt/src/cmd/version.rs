@@ -1,0 +1,89 @@
+//! `version`: of the plugin, of the API server, and of yurtd on each edge node.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use serde::Serialize;
+
+use crate::{
+    args::{ConnectionArgs, StructuredFormat, VersionArgs},
+    cluster::node,
+    cmd::convert::components::version,
+    error::Error,
+    output::{API_VERSION, Console, Document},
+    resolve::session::Session,
+};
+
+/// What is printed with `-o`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Versions {
+    api_version: &'static str,
+    kind: &'static str,
+    client_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_version: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    nodes: BTreeMap<String, String>,
+}
+
+/// Runs the command. With `--client` nothing is read and nobody is asked.
+///
+/// # Errors
+///
+/// The server's answer.
+pub async fn run(
+    connection: &ConnectionArgs,
+    console: Console,
+    args: &VersionArgs,
+) -> Result<(), (Error, String)> {
+    let mut versions = Versions {
+        api_version: API_VERSION,
+        kind: "Version",
+        client_version: version(env!("CARGO_PKG_VERSION")),
+        server_version: None,
+        nodes: BTreeMap::new(),
+    };
+    let mut server = String::new();
+    let asked = if args.client {
+        Ok(())
+    } else {
+        match Session::open(connection, console).await {
+            Ok(session) => {
+                server = session.server();
+                ask(&session, &mut versions).await
+            }
+            Err(error) => Err(error),
+        }
+    };
+    // The plugin's own version is printed even when the server does not answer, as kubectl does.
+    print(console, args, &versions).and(asked).map_err(|error| (error, server))
+}
+
+async fn ask(session: &Session, versions: &mut Versions) -> Result<(), Error> {
+    versions.server_version = Some(session.client.apiserver_version().await?.git_version);
+    let nodes: Api<Node> = Api::all(session.client.clone());
+    for node in nodes.list(&ListParams::default()).await?.items {
+        if let Some(report) = node::conversion(&node) {
+            versions.nodes.insert(node.name_any(), version(&report.version));
+        }
+    }
+    Ok(())
+}
+
+fn print(console: Console, args: &VersionArgs, versions: &Versions) -> Result<(), Error> {
+    match args.output {
+        Some(StructuredFormat::Json) => return console.document(Document::Json, versions),
+        Some(StructuredFormat::Yaml) => return console.document(Document::Yaml, versions),
+        None => {}
+    }
+    console.line(format!("Client Version: {}", versions.client_version))?;
+    if let Some(server) = &versions.server_version {
+        console.line(format!("Server Version: {server}"))?;
+    }
+    for (node, version) in &versions.nodes {
+        console.line(format!("Node {node}: {version}"))?;
+    }
+    Ok(())
+}

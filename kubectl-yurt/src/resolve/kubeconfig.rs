@@ -1,0 +1,335 @@
+//! The kubeconfig and the connection flags on top of it, with kubectl's precedence: `--kubeconfig`, then the
+//! files of `KUBECONFIG` merged (missing ones skipped), then `~/.kube/config`, then a pod's service account.
+
+use std::path::PathBuf;
+
+use http::{HeaderName, HeaderValue};
+use kube::{
+    Config,
+    config::{
+        AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo,
+        NamedCluster, NamedContext,
+    },
+};
+use serde_json::json;
+
+use crate::{
+    args::ConnectionArgs,
+    error::{Error, chain},
+};
+
+/// Name of the one context in the kubeconfig that is left after resolving.
+const RESOLVED: &str = "resolved";
+
+/// Builds the client configuration.
+///
+/// # Errors
+///
+/// [`Error::Failed`] when no configuration is found or it cannot be used.
+pub async fn load(args: &ConnectionArgs) -> Result<Config, Error> {
+    let merged = read(args)?;
+    let no_file = merged.is_none();
+    let mut config = match (merged, &args.server) {
+        (None, None) => match Config::incluster() {
+            Ok(config) => config,
+            Err(_) => {
+                return Err(Error::Failed(
+                    "no configuration has been provided: set KUBECONFIG, or pass --kubeconfig or --server"
+                        .into(),
+                ));
+            }
+        },
+        (merged, _) => {
+            let resolved = override_with(select(merged.unwrap_or_default(), args)?, args);
+            // A relative path or an exec plugin that cannot be started is reported by this call.
+            Config::from_custom_kubeconfig(resolved, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| Error::Failed(chain(&error)))?
+        }
+    };
+    if no_file {
+        override_incluster(&mut config, args)?;
+    }
+    finish(&mut config, args)?;
+    Ok(config)
+}
+
+/// The merged kubeconfig files; `None` if there is none.
+fn read(args: &ConnectionArgs) -> Result<Option<Kubeconfig>, Error> {
+    if let Some(path) = &args.kubeconfig {
+        return Kubeconfig::read_from(path).map(Some).map_err(unreadable);
+    }
+    let listed = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty());
+    let paths: Vec<PathBuf> = match &listed {
+        Some(value) => std::env::split_paths(value).filter(|path| !path.as_os_str().is_empty()).collect(),
+        None => std::env::home_dir().map(|home| home.join(".kube").join("config")).into_iter().collect(),
+    };
+    let mut merged: Option<Kubeconfig> = None;
+    for path in paths.iter().filter(|path| path.exists()) {
+        let next = Kubeconfig::read_from(path).map_err(unreadable)?;
+        merged = Some(match merged {
+            Some(merged) => merged.merge(next).map_err(|error| Error::Failed(chain(&error)))?,
+            None => next,
+        });
+    }
+    Ok(merged)
+}
+
+fn unreadable(error: KubeconfigError) -> Error {
+    Error::Failed(match error {
+        KubeconfigError::ReadConfig(error, path) => format!("cannot read {}: {error}", path.display()),
+        other => chain(&other),
+    })
+}
+
+/// The parts of a kubeconfig that one connection uses.
+struct Selected {
+    cluster: Cluster,
+    user: AuthInfo,
+    namespace: Option<String>,
+}
+
+fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Error> {
+    let context_name = args.context.clone().or(kubeconfig.current_context).filter(|name| !name.is_empty());
+    let context = match &context_name {
+        Some(name) => {
+            let found =
+                kubeconfig.contexts.into_iter().find(|entry| &entry.name == name).and_then(|e| e.context);
+            match found {
+                Some(context) => Some(context),
+                None => return Err(Error::Failed(format!("context {name:?} does not exist"))),
+            }
+        }
+        None => None,
+    };
+    let cluster_name =
+        args.cluster.clone().or_else(|| context.as_ref().map(|context| context.cluster.clone()));
+    let cluster = match cluster_name.filter(|name| !name.is_empty()) {
+        Some(name) => kubeconfig
+            .clusters
+            .into_iter()
+            .find(|entry| entry.name == name)
+            .and_then(|entry| entry.cluster)
+            .ok_or_else(|| Error::Failed(format!("cluster {name:?} does not exist")))?,
+        None => Cluster::default(),
+    };
+    let user_name = args.user.clone().or_else(|| context.as_ref().and_then(|context| context.user.clone()));
+    let user = match user_name.filter(|name| !name.is_empty()) {
+        Some(name) => kubeconfig
+            .auth_infos
+            .into_iter()
+            .find(|entry| entry.name == name)
+            .and_then(|entry| entry.auth_info)
+            .ok_or_else(|| Error::Failed(format!("auth info {name:?} does not exist")))?,
+        None => AuthInfo::default(),
+    };
+    Ok(Selected { cluster, user, namespace: context.and_then(|context| context.namespace) })
+}
+
+/// Lays the flags over what the kubeconfig says.
+fn override_with(selected: Selected, args: &ConnectionArgs) -> Kubeconfig {
+    let Selected { mut cluster, mut user, namespace } = selected;
+    let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+    if let Some(server) = &args.server {
+        cluster.server = Some(with_scheme(server));
+    }
+    if let Some(path) = &args.certificate_authority {
+        cluster.certificate_authority = Some(text(path));
+        cluster.certificate_authority_data = None;
+    }
+    if let Some(name) = &args.tls_server_name {
+        cluster.tls_server_name = Some(name.clone());
+    }
+    if let Some(insecure) = args.insecure_skip_tls_verify {
+        cluster.insecure_skip_tls_verify = Some(insecure);
+        if insecure {
+            cluster.certificate_authority = None;
+            cluster.certificate_authority_data = None;
+        }
+    }
+    if let Some(path) = &args.client_certificate {
+        user.client_certificate = Some(text(path));
+        user.client_certificate_data = None;
+    }
+    if let Some(path) = &args.client_key {
+        user.client_key = Some(text(path));
+        user.client_key_data = None;
+    }
+    if let Some(token) = &args.token {
+        set_token(&mut user, token);
+        user.exec = None;
+        user.auth_provider = None;
+    }
+    if let Some(name) = &args.impersonate {
+        user.impersonate = Some(name.clone());
+        user.impersonate_groups = Some(args.impersonate_groups.clone()).filter(|groups| !groups.is_empty());
+        user.impersonate_uid = args.impersonate_uid.clone();
+        user.impersonate_user_extra = None;
+    }
+    Kubeconfig {
+        current_context: Some(RESOLVED.into()),
+        clusters: vec![NamedCluster {
+            name: RESOLVED.into(),
+            cluster: Some(cluster),
+            ..NamedCluster::default()
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: RESOLVED.into(),
+            auth_info: Some(user),
+            ..NamedAuthInfo::default()
+        }],
+        contexts: vec![NamedContext {
+            name: RESOLVED.into(),
+            context: Some(Context {
+                cluster: RESOLVED.into(),
+                user: Some(RESOLVED.into()),
+                namespace,
+                ..Context::default()
+            }),
+            ..NamedContext::default()
+        }],
+        ..Kubeconfig::default()
+    }
+}
+
+/// In a pod there is no kubeconfig to lay the flags over.
+fn override_incluster(config: &mut Config, args: &ConnectionArgs) -> Result<(), Error> {
+    if let Some(token) = &args.token {
+        set_token(&mut config.auth_info, token);
+        config.auth_info.token_file = None;
+    }
+    if let Some(name) = &args.impersonate {
+        config.auth_info.impersonate = Some(name.clone());
+        config.auth_info.impersonate_groups =
+            Some(args.impersonate_groups.clone()).filter(|groups| !groups.is_empty());
+        config.auth_info.impersonate_uid = args.impersonate_uid.clone();
+    }
+    if args.certificate_authority.is_some() || args.client_certificate.is_some() {
+        if args.server.is_some() {
+            return Ok(());
+        }
+        return Err(Error::Failed("certificate flags need a kubeconfig or --server".into()));
+    }
+    Ok(())
+}
+
+/// What kube's `Config` does not take from a kubeconfig.
+fn finish(config: &mut Config, args: &ConnectionArgs) -> Result<(), Error> {
+    if let Some(namespace) = &args.namespace {
+        config.default_namespace = namespace.clone();
+    }
+    if let Some(uid) = &config.auth_info.impersonate_uid {
+        let value = HeaderValue::from_str(uid)
+            .map_err(|_| Error::Failed(format!("--as-uid {uid:?} cannot be sent in a header")))?;
+        config.headers.push((HeaderName::from_static("impersonate-uid"), value));
+    }
+    if let Some(timeout) = args.request_timeout.filter(|timeout| !timeout.is_zero()) {
+        config.read_timeout = Some(timeout);
+        config.reset_reader_on_write = true;
+        config.connect_timeout = Some(config.connect_timeout.map_or(timeout, |own| own.min(timeout)));
+    }
+    Ok(())
+}
+
+/// kube keeps tokens in a type of its own that only its deserialiser makes.
+fn set_token(user: &mut AuthInfo, token: &str) {
+    if let Ok(parsed) = serde_json::from_value::<AuthInfo>(json!({ "token": token })) {
+        user.token = parsed.token;
+    }
+}
+
+/// kubectl takes `host:port` for `https://host:port`.
+fn with_scheme(server: &str) -> String {
+    if server.contains("://") { server.to_owned() } else { format!("https://{server}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+apiVersion: v1
+kind: Config
+current-context: one
+clusters:
+- name: east
+  cluster: { server: "https://east:6443", certificate-authority-data: Y2E= }
+- name: west
+  cluster: { server: "https://west:6443" }
+users:
+- name: alice
+  user: { token: secret }
+- name: bob
+  user: { username: bob }
+contexts:
+- name: one
+  context: { cluster: east, user: alice, namespace: shop }
+- name: two
+  context: { cluster: west, user: bob }
+"#;
+
+    fn resolve(args: &ConnectionArgs) -> Result<Kubeconfig, Error> {
+        let kubeconfig = Kubeconfig::from_yaml(FILE).unwrap();
+        Ok(override_with(select(kubeconfig, args)?, args))
+    }
+
+    fn cluster(kubeconfig: &Kubeconfig) -> &Cluster {
+        kubeconfig.clusters[0].cluster.as_ref().unwrap()
+    }
+
+    #[test]
+    fn the_current_context_is_the_default() {
+        let resolved = resolve(&ConnectionArgs::default()).unwrap();
+        assert_eq!(cluster(&resolved).server.as_deref(), Some("https://east:6443"));
+        assert_eq!(
+            resolved.contexts[0].context.as_ref().and_then(|c| c.namespace.clone()),
+            Some("shop".into())
+        );
+    }
+
+    #[test]
+    fn context_cluster_and_user_are_chosen_independently() {
+        let args = ConnectionArgs {
+            context: Some("two".into()),
+            cluster: Some("east".into()),
+            user: Some("alice".into()),
+            ..ConnectionArgs::default()
+        };
+        let resolved = resolve(&args).unwrap();
+        assert_eq!(cluster(&resolved).server.as_deref(), Some("https://east:6443"));
+        assert!(resolved.auth_infos[0].auth_info.as_ref().unwrap().token.is_some());
+    }
+
+    #[test]
+    fn a_context_that_is_not_there_is_named() {
+        let args = ConnectionArgs { context: Some("three".into()), ..ConnectionArgs::default() };
+        assert_eq!(resolve(&args).unwrap_err().to_string(), "context \"three\" does not exist");
+    }
+
+    #[test]
+    fn skipping_verification_drops_the_authority() {
+        let args = ConnectionArgs { insecure_skip_tls_verify: Some(true), ..ConnectionArgs::default() };
+        let resolved = resolve(&args).unwrap();
+        assert_eq!(cluster(&resolved).certificate_authority_data, None);
+        assert_eq!(cluster(&resolved).insecure_skip_tls_verify, Some(true));
+    }
+
+    #[test]
+    fn a_server_without_scheme_is_https() {
+        let args = ConnectionArgs { server: Some("10.0.0.1:6443".into()), ..ConnectionArgs::default() };
+        assert_eq!(cluster(&resolve(&args).unwrap()).server.as_deref(), Some("https://10.0.0.1:6443"));
+    }
+
+    #[test]
+    fn impersonation_replaces_what_the_kubeconfig_says() {
+        let args = ConnectionArgs {
+            impersonate: Some("eve".into()),
+            impersonate_groups: vec!["dev".into()],
+            ..ConnectionArgs::default()
+        };
+        let resolved = resolve(&args).unwrap();
+        let user = resolved.auth_infos[0].auth_info.as_ref().unwrap();
+        assert_eq!(user.impersonate.as_deref(), Some("eve"));
+        assert_eq!(user.impersonate_groups, Some(vec!["dev".to_owned()]));
+    }
+}

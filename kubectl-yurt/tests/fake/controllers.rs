@@ -1,0 +1,166 @@
+//! What Deployments, DaemonSets and our keeper make of the objects. Runs after every write until nothing changes.
+
+use serde_json::{Value, json};
+use yurt_api::names;
+
+use super::{Key, State, core};
+
+const APPS: &str = "/apis/apps/v1";
+
+pub(super) fn run(state: &mut State) {
+    loop {
+        let before = state.version;
+        definitions(state);
+        workloads(state);
+        orphans(state);
+        keepers(state);
+        if state.version == before {
+            return;
+        }
+    }
+}
+
+/// A definition is established; without it there are no objects of its kind.
+fn definitions(state: &mut State) {
+    let key = super::definition();
+    if let Some(mut object) = state.objects.get(&key).cloned() {
+        object["status"] = json!({ "conditions": [{ "type": "Established", "status": "True" }] });
+        state.put(key, object);
+    } else {
+        let all: Vec<Key> = state.objects.keys().filter(|key| key.0 == super::CUSTOM).cloned().collect();
+        for key in all {
+            state.remove(&key);
+        }
+    }
+}
+
+fn workloads(state: &mut State) {
+    let all: Vec<(Key, Value)> = state
+        .objects
+        .iter()
+        .filter(|(key, _)| key.0 == APPS)
+        .map(|(key, object)| (key.clone(), object.clone()))
+        .collect();
+    for (key, mut object) in all {
+        let name = key.3.clone();
+        let good = !state.behaviour.no_image;
+        if key.1 == "deployments" {
+            pod(state, &key, &format!("{name}-abc-x"), ("ReplicaSet", &format!("{name}-abc")), None, &object);
+            let available = i32::from(good);
+            object["status"] = json!({ "observedGeneration": 1, "replicas": 1, "updatedReplicas": 1,
+                "availableReplicas": available, "readyReplicas": available });
+        } else {
+            let nodes = fitting(state, &object);
+            for node in &nodes {
+                pod(state, &key, &format!("{name}-{node}"), ("DaemonSet", &name), Some(node), &object);
+            }
+            let (wanted, ready) = (nodes.len(), if good { nodes.len() } else { 0 });
+            object["status"] = json!({ "observedGeneration": 1, "currentNumberScheduled": wanted,
+                "desiredNumberScheduled": wanted, "numberMisscheduled": 0, "numberReady": ready,
+                "updatedNumberScheduled": wanted });
+        }
+        state.put(key, object);
+    }
+}
+
+fn fitting(state: &State, set: &Value) -> Vec<String> {
+    let selector = set["spec"]["template"]["spec"]["nodeSelector"].as_object().cloned().unwrap_or_default();
+    state
+        .objects
+        .iter()
+        .filter(|(key, node)| {
+            key.1 == "nodes"
+                && selector.iter().all(|(label, value)| node["metadata"]["labels"][label] == *value)
+        })
+        .map(|(key, _)| key.3.clone())
+        .collect()
+}
+
+fn pod(state: &mut State, of: &Key, name: &str, owner: (&str, &str), node: Option<&str>, workload: &Value) {
+    let template = &workload["spec"]["template"];
+    let container = &template["spec"]["containers"][0];
+    let good = !state.behaviour.no_image;
+    let waiting = json!({ "waiting": { "reason": "ErrImageNeverPull" } });
+    let object = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": of.2, "labels": template["metadata"]["labels"],
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": owner.0, "name": owner.1, "uid": "" }]
+        },
+        "spec": { "nodeName": node.unwrap_or("master"), "containers": [container] },
+        "status": {
+            "phase": if good { "Running" } else { "Pending" },
+            "conditions": [{ "type": "Ready", "status": if good { "True" } else { "False" } }],
+            "containerStatuses": [{ "name": container["name"], "image": "", "imageID": "", "ready": good,
+                "restartCount": 0, "state": if good { json!({ "running": {} }) } else { waiting } }]
+        }
+    });
+    state.put(core("pods", of.2.as_deref(), name), object);
+}
+
+/// Pods whose owner has gone, or whose node does not fit any more.
+fn orphans(state: &mut State) {
+    let pods: Vec<(Key, Value)> = state
+        .objects
+        .iter()
+        .filter(|(key, _)| key.1 == "pods")
+        .map(|(key, pod)| (key.clone(), pod.clone()))
+        .collect();
+    for (key, pod) in pods {
+        let Some(owner) = pod["metadata"]["ownerReferences"][0]["name"].as_str() else { continue };
+        let plural = if pod["metadata"]["ownerReferences"][0]["kind"] == "DaemonSet" {
+            "daemonsets"
+        } else {
+            "deployments"
+        };
+        let owner = if plural == "deployments" { owner.trim_end_matches("-abc") } else { owner };
+        let workload = state.objects.get(&(APPS.into(), plural.into(), key.2.clone(), owner.into())).cloned();
+        let fits = workload.is_some_and(|workload| {
+            let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+            plural == "deployments" || fitting(state, &workload).iter().any(|name| name == node)
+        });
+        if !fits {
+            state.remove(&key);
+        }
+    }
+}
+
+/// Each running keeper brings its node to where it should be and says so.
+fn keepers(state: &mut State) {
+    let nodes: Vec<String> =
+        state.objects.keys().filter(|key| key.1 == "nodes").map(|key| key.3.clone()).collect();
+    for name in nodes {
+        let running = state.objects.iter().any(|(key, pod)| {
+            key.1 == "pods"
+                && key.3 == format!("{}-{name}", names::KEEPER)
+                && pod["status"]["phase"] == "Running"
+        });
+        if !running || state.behaviour.asleep.contains(&name) {
+            continue;
+        }
+        let key = core("nodes", None, &name);
+        let mut node = state.objects[&key].clone();
+        let annotations = &node["metadata"]["annotations"];
+        let vanilla = annotations[names::ANNOTATION_TARGET] == names::TARGET_VANILLA;
+        let before: Option<Value> = annotations[names::ANNOTATION_CONVERSION]
+            .as_str()
+            .and_then(|text| serde_json::from_str(text).ok());
+        let next = match (vanilla, state.behaviour.failing.contains(&name)) {
+            (true, _) => "Reverted",
+            (false, true) => "Failed",
+            (false, false) => "Converted",
+        };
+        // A keeper that has reported a failure keeps to it.
+        if before.is_some_and(|report| report["state"] == next || (report["state"] == "Failed" && !vanilla)) {
+            continue;
+        }
+        let report = json!({ "state": next, "step": "preflight", "stepIndex": 2, "steps": 6,
+            "message": if next == "Failed" { "port 10261 is in use" } else { "" },
+            "version": "0.1.0", "time": format!("2026-01-01T00:00:00.{:09}Z", state.version) });
+        if !node["metadata"]["annotations"].is_object() {
+            node["metadata"]["annotations"] = json!({});
+        }
+        node["metadata"]["annotations"][names::ANNOTATION_CONVERSION] = json!(report.to_string());
+        state.put(key, node);
+    }
+}

@@ -1,0 +1,43 @@
+//! S8: vanilla again, down to the last file and object.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::convert::{before, edge_is_vanilla, snapshot};
+use super::{Story, reads_well, seconds};
+use crate::observe::{containers, difference};
+use crate::wait::until_true;
+
+pub(super) const REVERT: &[&str] = &["yurt", "revert", "--yes"];
+
+/// S8.
+pub(super) fn revert(story: &mut Story) -> Result<()> {
+    let containers = story.containers()?;
+    story.teller.step("revert");
+    let finished = story.kubectl_ok(REVERT)?;
+    reads_well(&finished)?;
+    story.teller.figure("revert", &seconds(finished.took));
+
+    let edge = story.cluster.edge.clone();
+    edge_is_vanilla(story, &edge)?;
+    let faults = containers::changes(&containers, &story.containers()?);
+    story.teller.check_none(
+        &faults,
+        &format!("all {} containers on the edge have the same id and no restart", containers.len()),
+    )?;
+
+    story.teller.step("compare both machines and all objects with before convert");
+    let before = before()?;
+    // Pods and what they own go a moment after the object that had them made.
+    let took = until_true("nothing to be left", Duration::from_secs(45), || {
+        let left = difference(&before, &snapshot(story)?);
+        Ok((!left.is_empty()).then(|| format!("{} differences\n  {}", left.len(), left.join("\n  "))))
+    })?;
+    story.teller.figure("compared, with no difference", &format!("{} sections", before.len()));
+    story.teller.holds(&format!(
+        "files, units, sockets, addresses, routes, rules, kernel settings, processes, users and every object are as before, {} after revert",
+        seconds(took)
+    ));
+    Ok(())
+}

@@ -1,0 +1,3 @@
+module yurt.testbed/pause
+
+go 1.26.0

@@ -1,0 +1,92 @@
+//! Documents that one component writes and another reads.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a node stands between *vanilla* and *edge*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConversionState {
+    /// The keeper is bringing the node to *edge*.
+    Converting,
+    /// The node is an edge node and has been verified.
+    Converted,
+    /// A step failed and everything before it was undone; `step` and `message` say which and why.
+    Failed,
+    /// The keeper is bringing the node back to *vanilla*.
+    Reverting,
+    /// The node is vanilla again; nothing of ours is left on it.
+    Reverted,
+}
+
+/// The keeper's report about its node, JSON in
+/// [`ANNOTATION_CONVERSION`](crate::names::ANNOTATION_CONVERSION).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConversionStatus {
+    /// Where the node stands.
+    pub state: ConversionState,
+    /// Name of the step in progress, or of the one that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Number of the step, from 1.
+    #[serde(default)]
+    pub step_index: u32,
+    /// How many steps there are.
+    #[serde(default)]
+    pub steps: u32,
+    /// What happened, for a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Version of the `yurtd` that is, or is being, installed.
+    pub version: String,
+    /// When the state was entered, RFC 3339.
+    pub time: String,
+}
+
+/// Cluster-wide configuration, JSON under [`CONFIG_KEY`](crate::names::CONFIG_KEY).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// `host:port` of every tunnel server as agents reach it; empty with `--skip-tunnel`.
+    #[serde(default)]
+    pub tunnel_addresses: Vec<String>,
+    /// `host:port` of the tunnel server's API endpoint as the plugin reaches it.
+    #[serde(default)]
+    pub tunnel_api_addresses: Vec<String>,
+}
+
+/// State of one agent's session, as the tunnel server shows it at
+/// `/apis/tunnel.openyurt.io/v1alpha1/agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Node name, from the agent's certificate.
+    pub node: String,
+    /// Name of the tunnel server that holds the session.
+    pub server: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Remote address that the server sees.
+    pub remote_address: String,
+    /// When the session began, RFC 3339.
+    pub connected_since: String,
+    /// Last measured round trip, microseconds.
+    pub rtt_micros: Option<u64>,
+    /// Streams open now.
+    pub streams: u32,
+    /// Bytes sent to the agent since the session began.
+    pub bytes_sent: u64,
+    /// Bytes received from the agent since the session began.
+    pub bytes_received: u64,
+}
+
+/// Answer of `/apis/tunnel.openyurt.io/v1alpha1/agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatusList {
+    /// `tunnel.openyurt.io/v1alpha1`.
+    pub api_version: String,
+    /// `AgentStatusList`.
+    pub kind: String,
+    /// One entry a connected agent.
+    pub items: Vec<AgentStatus>,
+}

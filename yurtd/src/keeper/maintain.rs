@@ -1,0 +1,135 @@
+//! A converted node stays converted: what was removed is put back, what changed upstream is carried over, and a new
+//! release of this program takes the old one's place only if it works.
+
+use yurt_api::names;
+use yurt_api::status::{ConversionState, ConversionStatus};
+
+use super::cluster::{Cluster, OwnNode};
+use super::engine::{Engine, KeeperError};
+use super::journal::{Journal, Release};
+use super::systemd::Systemd;
+
+impl<S: Systemd, C: Cluster> Engine<S, C> {
+    pub(super) async fn maintain(
+        &mut self,
+        mut journal: Journal,
+        seen: Option<&OwnNode>,
+    ) -> Result<(), KeeperError> {
+        if let Some(seen) = seen
+            && !seen.kubelet_version.is_empty()
+            && seen.kubelet_version != journal.kubelet_version
+        {
+            journal.kubelet_version.clone_from(&seen.kubelet_version);
+            journal.save(&self.host)?;
+        }
+        let mut message = String::new();
+        if let Some(old) = journal.previous.clone() {
+            // Killed while trying a release: nobody knows whether it works.
+            message = self.try_release(&mut journal, old).await?;
+        } else if journal.release != self.release && journal.rejected.as_ref() != Some(&self.release) {
+            // Health with the link up cannot be seen while it is down.
+            self.take_access(&journal.original)?;
+            if self.cluster.node().await.is_ok() {
+                let old = std::mem::replace(&mut journal.release, self.release.clone());
+                journal.previous = Some(old.clone());
+                journal.save(&self.host)?;
+                message = self.try_release(&mut journal, old).await?;
+            }
+        } else if let Some(rejected) = &journal.rejected
+            && *rejected == self.release
+            && let Some(last) = &self.reported
+        {
+            message.clone_from(&last.message);
+        }
+        let repaired = self.repair(&mut journal).await;
+        if let Err(error) = &repaired {
+            message = format!("cannot keep the node as it should be: {error}");
+        }
+        self.say_converted(&journal, &message).await;
+        repaired
+    }
+
+    async fn say_converted(&mut self, journal: &Journal, message: &str) {
+        let status = ConversionStatus {
+            state: ConversionState::Converted,
+            step: None,
+            step_index: 0,
+            steps: u32::try_from(super::journal::Step::ALL.len()).unwrap_or_default(),
+            message: message.into(),
+            version: journal.release.version.clone(),
+            time: jiff::Timestamp::now().to_string(),
+        };
+        self.say_status(status).await;
+    }
+
+    /// Everything as the steps left it; each part looks before it acts.
+    async fn repair(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+        let release = journal.release.clone();
+        journal.save(&self.host)?;
+        // An old release that is in use because the new one did not work cannot be installed again by this program.
+        let installed = self.install(&release);
+        let relinked = self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
+        let reconfigured = self.configure(journal).await?;
+        self.ensure_service(journal, relinked || reconfigured).await?;
+        self.ensure_kubelet(journal).await?;
+        installed
+    }
+
+    /// Puts the journal's release in the place of `old`; swaps back if it does not work. Returns what to report.
+    async fn try_release(&mut self, journal: &mut Journal, old: Release) -> Result<String, KeeperError> {
+        let new = journal.release.clone();
+        let outcome = if new == self.release {
+            tracing::info!(from = %old.folder(), to = %new.folder(), "upgrading");
+            self.switch(journal, &new).await
+        } else {
+            // A third release took over before it was known whether the second works.
+            Err(KeeperError::Refused("the upgrade was not finished".into()))
+        };
+        match outcome {
+            Ok(()) => {
+                journal.previous = None;
+                journal.rejected = None;
+                journal.save(&self.host)?;
+                self.remove_other_releases(&new)?;
+                tracing::info!(release = %new.folder(), "upgraded");
+                Ok(String::new())
+            }
+            Err(error) => {
+                tracing::error!(%error, release = %new.folder(), "the release does not work, putting the old one back");
+                self.verified = None;
+                journal.release = old.clone();
+                journal.rejected = Some(new.clone());
+                journal.save(&self.host)?;
+                self.host.link(names::CURRENT_LINK, old.folder().as_ref())?;
+                self.ensure_service(journal, true).await?;
+                journal.previous = None;
+                journal.save(&self.host)?;
+                Ok(format!("version {} did not work and was swapped back: {error}", new.version))
+            }
+        }
+    }
+
+    async fn switch(&mut self, journal: &mut Journal, release: &Release) -> Result<(), KeeperError> {
+        self.verified = None;
+        self.install(release)?;
+        self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
+        self.configure(journal).await?;
+        self.ensure_service(journal, true).await?;
+        let limit = self.settings.upgrade_limit;
+        self.hub_ready(limit).await?;
+        self.hub_serves(limit).await
+    }
+
+    fn remove_other_releases(&self, current: &Release) -> Result<(), KeeperError> {
+        for entry in self.host.list(names::INSTALL_DIR)? {
+            let folder = format!("{}/{entry}", names::INSTALL_DIR);
+            if entry != current.folder()
+                && self.host.exists(format!("{folder}/yurtd"))
+                && self.host.read_link(&folder).is_none()
+            {
+                self.host.remove_tree(&folder)?;
+            }
+        }
+        Ok(())
+    }
+}

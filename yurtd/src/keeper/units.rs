@@ -1,0 +1,88 @@
+//! What the keeper writes into `/etc/systemd/system`.
+
+use yurt_api::names;
+
+/// A unit of ours.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unit {
+    pub name: &'static str,
+    pub text: &'static str,
+    /// The target whose `.wants` folder gets a symlink to the unit.
+    pub wanted_by: &'static str,
+}
+
+impl Unit {
+    pub(crate) fn path(&self) -> String {
+        format!("{}/{}", names::SYSTEMD_DIR, self.name)
+    }
+
+    pub(crate) fn wants_dir(&self) -> String {
+        format!("{}/{}.wants", names::SYSTEMD_DIR, self.wanted_by)
+    }
+
+    pub(crate) fn wants_link(&self) -> String {
+        format!("{}/{}", self.wants_dir(), self.name)
+    }
+}
+
+/// Holds the pods' address on `lo`.
+pub(crate) const ADDRESS: Unit = Unit {
+    name: names::UNIT_ADDRESS,
+    text: include_str!("units/yurt-address.service"),
+    wanted_by: "multi-user.target",
+};
+/// Holds the hub's sockets.
+pub(crate) const SOCKET: Unit =
+    Unit { name: names::UNIT_SOCKET, text: include_str!("units/yurtd.socket"), wanted_by: "sockets.target" };
+/// The hub and tunnel agent.
+pub(crate) const SERVICE: Unit = Unit {
+    name: names::UNIT_SERVICE,
+    text: include_str!("units/yurtd.service"),
+    wanted_by: "multi-user.target",
+};
+
+/// In the order in which they start.
+pub(crate) const ALL: [Unit; 3] = [ADDRESS, SOCKET, SERVICE];
+
+/// kubelet's unit.
+pub(crate) const KUBELET: &str = "kubelet.service";
+/// The variable by which kubeadm's drop-in gives kubelet its kubeconfig.
+pub(crate) const KUBECONFIG_VARIABLE: &str = "KUBELET_KUBECONFIG_ARGS";
+
+/// Drop-in that points kubelet at the hub. It sorts after kubeadm's `10-kubeadm.conf`, and the last word counts.
+pub(crate) fn kubelet_drop_in() -> String {
+    format!(
+        "# Written by kubectl-yurt (`yurtd keeper`), removed by `kubectl yurt revert`.\n\
+         [Service]\n\
+         Environment=\"{KUBECONFIG_VARIABLE}=--bootstrap-kubeconfig= --kubeconfig={}\"\n",
+        names::KUBELET_KUBECONFIG
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_and_names_agree_on_paths_and_ports() {
+        for expected in [
+            format!("{}:{}", "127.0.0.1", names::HUB_PORT),
+            format!("{}:{}", "127.0.0.1", names::HUB_HEALTH_PORT),
+            format!("{}:{}", names::HUB_POD_ADDRESS, names::HUB_POD_PORT),
+        ] {
+            assert!(SOCKET.text.contains(&format!("ListenStream={expected}\n")), "{expected}");
+        }
+        assert!(SERVICE.text.contains(&format!("ExecStart={}/yurtd edge\n", names::CURRENT_LINK)));
+        assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address add\n", names::CURRENT_LINK)));
+        assert_eq!(names::STATE_DIR, "/var/lib/yurt");
+        assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
+        assert!(kubelet_drop_in().contains(names::KUBELET_KUBECONFIG));
+    }
+
+    #[test]
+    fn every_unit_is_wanted_where_its_install_section_says() {
+        for unit in ALL {
+            assert!(unit.text.contains(&format!("WantedBy={}\n", unit.wanted_by)), "{}", unit.name);
+        }
+    }
+}

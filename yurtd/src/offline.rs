@@ -1,0 +1,405 @@
+//! Answers while the link is down: the truth as last known, or an honest error. Never a success for something that
+//! did not happen, unless the hub has made it durable and will replay it.
+//!
+//! [`row`] says which rule a request falls under (pure), this module carries it out:
+//!
+//! | row | answer |
+//! |---|---|
+//! | POST nodes | 409 when the Node is known |
+//! | GET of an object | from a view; else the last answer seen; 404 where a complete view proves it |
+//! | PATCH of a status | applied to the stored object, in the [`journal`], replayed by [`rebase`] |
+//! | the node's Lease | [`lease`] |
+//! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
+//! | PUT or PATCH that changes nothing of the CSINode | 200 |
+//! | lists that no view answers, discovery | the last answer seen: [`remember`] |
+//! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
+//!
+//! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
+
+pub mod answer;
+pub mod journal;
+pub mod lease;
+pub mod observe;
+pub mod patch;
+pub mod prewarm;
+pub mod rebase;
+pub mod remember;
+pub mod row;
+pub mod strategic;
+pub mod token_request;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use serde_json::Value;
+
+pub use answer::Answer;
+pub use row::Row;
+
+use crate::request::Class;
+use crate::request::authorise::Permit;
+use crate::request::classify::{ResourceTarget, Target};
+use crate::store::{Bucket, Store, StoreError};
+use crate::view::{Lookup, Views};
+use crate::wire::{Encoding, Resource, WireError};
+use journal::{Journal, ObjectKey};
+use lease::NodeLease;
+use patch::{PatchError, PatchType};
+use remember::{Bounds, Key, Remembered};
+use token_request::{Replies, TokenError, is_protobuf};
+
+const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
+const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
+/// Query parameters that do not change what is asked for.
+const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSeconds"];
+
+/// Why there is no answer without the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// 503: what was never cached, or cannot be done now.
+    #[error("the edge node is offline and {0}")]
+    Unavailable(String),
+    /// 409: the object is there already.
+    #[error("{plural} {name:?} already exists")]
+    AlreadyExists {
+        /// Resource.
+        plural: String,
+        /// Name.
+        name: String,
+    },
+    /// 404: a complete view does not have it.
+    #[error("{plural} {name:?} not found")]
+    NotFound {
+        /// API group.
+        group: String,
+        /// Resource.
+        plural: String,
+        /// Name.
+        name: String,
+    },
+    /// 409, 400 or 422: the patch.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// 415: not a patch format.
+    #[error("{0:?} is not a patch format of the Kubernetes API")]
+    PatchType(String),
+    /// 400: the TokenRequest.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// 500: the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// 500: a stored object cannot be read.
+    #[error("a stored object cannot be read: {0}")]
+    Damaged(String),
+}
+
+impl From<WireError> for OfflineError {
+    fn from(error: WireError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+/// What the hub knows for the time without a link.
+pub struct Offline {
+    node_name: String,
+    kubelet_version: String,
+    views: Views,
+    journal: Journal,
+    lease: NodeLease,
+    replies: Replies,
+    answers: Remembered,
+    discovery: Remembered,
+}
+
+impl Offline {
+    /// Reads what earlier processes left. What cannot be read is missing, and logged: the hub starts all the same.
+    pub async fn open(store: Store, views: Views, node_name: &str, kubelet_version: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            kubelet_version: kubelet_version.to_owned(),
+            views,
+            journal: Journal::open(store.clone()),
+            lease: NodeLease::open(store.clone(), node_name),
+            replies: Replies::open(store.clone()).await,
+            answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
+            discovery: Remembered::open(store, Bucket::Discovery, DISCOVERY),
+        }
+    }
+
+    /// The journal of status patches.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The views.
+    pub fn views(&self) -> &Views {
+        &self.views
+    }
+
+    /// The row of a request.
+    pub fn row(&self, class: &Class, parts: &Parts, permit: &Permit) -> Row {
+        row::row(class, &parts.method, permit.is_node(), &self.node_name)
+    }
+
+    /// Answers without the API server. `body` is there when [`Row::needs_body`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`OfflineError`].
+    pub async fn answer(
+        &self,
+        permit: &Permit,
+        class: &Class,
+        row: Row,
+        parts: &Parts,
+        body: Option<&Bytes>,
+    ) -> Result<Answer, OfflineError> {
+        let nothing = Bytes::new();
+        let body = body.unwrap_or(&nothing);
+        match (&class.target, row) {
+            (Target::Resource(target), row) => match row {
+                Row::RegisterNode => self.register_node(permit, target),
+                Row::Object => self.object(permit, class, target, parts),
+                Row::PatchStatus => self.patch_status(permit, class, target, parts, body).await,
+                Row::Lease => self.lease(target, class, parts, body),
+                Row::Token => self.token(target, class, parts, body),
+                Row::Unchanged => self.unchanged(permit, class, target, parts, body),
+                Row::List => self
+                    .recall(&self.answers, permit.identity().as_str(), class, parts)?
+                    .ok_or_else(|| never_cached(&describe(target))),
+                Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
+                    "{} {} needs the API server",
+                    parts.method,
+                    describe(target)
+                ))),
+            },
+            (Target::NonResource { path }, Row::Discovery) => {
+                let answer =
+                    self.recall(&self.discovery, "", class, parts)?.ok_or_else(|| never_cached(path))?;
+                let known = parts.headers.get(IF_NONE_MATCH).and_then(|etag| etag.to_str().ok());
+                if known.is_some() && known == answer.etag.as_deref() {
+                    return Ok(Answer { code: StatusCode::NOT_MODIFIED, body: Bytes::new(), ..answer });
+                }
+                Ok(answer)
+            }
+            (Target::NonResource { path }, _) => {
+                Err(OfflineError::Unavailable(format!("{} {path} needs the API server", parts.method)))
+            }
+        }
+    }
+
+    fn register_node(&self, permit: &Permit, target: &ResourceTarget) -> Result<Answer, OfflineError> {
+        let found = self.views.lookup(permit, &target.resource, None, &self.node_name, &[Encoding::Json]);
+        match found {
+            Lookup::Found { .. } => {
+                Err(OfflineError::AlreadyExists { plural: "nodes".into(), name: self.node_name.clone() })
+            }
+            Lookup::ProvenAbsent | Lookup::Unknown => Err(never_cached("its Node")),
+        }
+    }
+
+    fn object(
+        &self,
+        permit: &Permit,
+        class: &Class,
+        target: &ResourceTarget,
+        parts: &Parts,
+    ) -> Result<Answer, OfflineError> {
+        let name = target.name.as_deref().unwrap_or_default();
+        let accept = class.accept.view_encodings();
+        match self.views.lookup(permit, &target.resource, target.namespace.as_deref(), name, &accept) {
+            Lookup::Found { encoding, body } => {
+                return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
+            }
+            Lookup::ProvenAbsent => return Err(not_found(target)),
+            Lookup::Unknown => {}
+        }
+        self.recall(&self.answers, permit.identity().as_str(), class, parts)?
+            .ok_or_else(|| never_cached(&describe(target)))
+    }
+
+    async fn patch_status(
+        &self,
+        permit: &Permit,
+        class: &Class,
+        target: &ResourceTarget,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        let patch_type = PatchType::from_content_type(content_type)
+            .ok_or_else(|| OfflineError::PatchType(content_type.to_owned()))?;
+        let schema = if target.resource.plural == "nodes" { &strategic::NODE } else { &strategic::POD };
+        let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref().unwrap_or_default());
+        if !class.accept.accepts(Encoding::Json.content_type()) {
+            return Err(OfflineError::Unavailable("status patches are answered in JSON alone".into()));
+        }
+        let stored = self.json(permit, &target.resource, namespace, name, target)?;
+        let patched = patch::apply_to_status(&stored, patch_type, body, schema)?;
+        if patched != stored {
+            let object = ObjectKey {
+                plural: target.resource.plural.clone(),
+                namespace: namespace.map(str::to_owned),
+                name: name.to_owned(),
+            };
+            let text = std::str::from_utf8(body)
+                .map_err(|error| OfflineError::Damaged(format!("the patch is not UTF-8: {error}")))?;
+            // First on the disk, then visible: what a watcher has seen is never lost.
+            self.journal.append(&object, patch_type, text).await?;
+            self.views.apply_local(permit, &target.resource, namespace, name, &patched).await?;
+        }
+        Ok(Answer::new(StatusCode::OK, Encoding::Json.content_type(), Bytes::from(patched.to_string())))
+    }
+
+    fn json(
+        &self,
+        permit: &Permit,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        target: &ResourceTarget,
+    ) -> Result<Value, OfflineError> {
+        match self.views.lookup(permit, resource, namespace, name, &[Encoding::Json]) {
+            Lookup::Found { body, .. } => {
+                serde_json::from_slice(&body).map_err(|error| OfflineError::Damaged(error.to_string()))
+            }
+            Lookup::ProvenAbsent => Err(not_found(target)),
+            Lookup::Unknown => Err(never_cached(&describe(target))),
+        }
+    }
+
+    fn lease(
+        &self,
+        target: &ResourceTarget,
+        class: &Class,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let acceptable = |answer: Answer| class.accept.accepts(&answer.content_type).then_some(answer);
+        let answer = match parts.method {
+            http::Method::GET => self.lease.get().and_then(acceptable),
+            http::Method::PUT => {
+                let content_type = header(&parts.headers, CONTENT_TYPE);
+                if class.accept.accepts(content_type) { self.lease.renew(content_type, body) } else { None }
+            }
+            _ if self.lease.get().is_some() => {
+                return Err(OfflineError::AlreadyExists {
+                    plural: "leases".into(),
+                    name: self.node_name.clone(),
+                });
+            }
+            _ => None,
+        };
+        answer.ok_or_else(|| never_cached(&describe(target)))
+    }
+
+    fn token(
+        &self,
+        target: &ResourceTarget,
+        class: &Class,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let request = parse_token_request(target, parts, body)?;
+        let answer =
+            self.replies.recall(&request)?.filter(|answer| class.accept.accepts(&answer.content_type));
+        // The API server answers 201.
+        answer.map(|answer| Answer { code: StatusCode::CREATED, ..answer }).ok_or_else(|| {
+            OfflineError::Unavailable(format!(
+                "no token of service account {}/{} for this pod is stored",
+                request.namespace, request.service_account
+            ))
+        })
+    }
+
+    fn unchanged(
+        &self,
+        permit: &Permit,
+        class: &Class,
+        target: &ResourceTarget,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let stored = self.object(permit, class, target, parts)?;
+        let refused = || OfflineError::Unavailable(format!("{} cannot be changed", describe(target)));
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        let unchanged = match (PatchType::from_content_type(content_type), is_protobuf(&stored.content_type))
+        {
+            (Some(patch_type), false) => {
+                let object: Value = serde_json::from_slice(&stored.body)
+                    .map_err(|error| OfflineError::Damaged(error.to_string()))?;
+                patch::changes_nothing(&object, patch_type, body)?
+            }
+            (None, true) if is_protobuf(content_type) => *body == stored.body,
+            (None, false) if !is_protobuf(content_type) => {
+                let sent: Option<Value> = serde_json::from_slice(body).ok();
+                sent.is_some() && sent == serde_json::from_slice(&stored.body).ok()
+            }
+            _ => false,
+        };
+        if unchanged { Ok(stored) } else { Err(refused()) }
+    }
+
+    fn recall(
+        &self,
+        memory: &Remembered,
+        identity: &str,
+        class: &Class,
+        parts: &Parts,
+    ) -> Result<Option<Answer>, OfflineError> {
+        let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
+        let answer = memory.recall(&key(identity, class, parts))?;
+        Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
+    }
+}
+
+fn key(identity: &str, class: &Class, parts: &Parts) -> Key {
+    let query = class.query.canonical(&IGNORED_PARAMETERS);
+    Key::new(identity, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
+}
+
+fn parse_token_request(
+    target: &ResourceTarget,
+    parts: &Parts,
+    body: &Bytes,
+) -> Result<token_request::Request, TokenError> {
+    token_request::Request::parse(
+        target.namespace.as_deref().unwrap_or_default(),
+        target.name.as_deref().unwrap_or_default(),
+        is_protobuf(header(&parts.headers, CONTENT_TYPE)),
+        body,
+    )
+}
+
+fn header(headers: &HeaderMap, name: http::HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn never_cached(what: &str) -> OfflineError {
+    OfflineError::Unavailable(format!("{what} was never cached"))
+}
+
+fn not_found(target: &ResourceTarget) -> OfflineError {
+    OfflineError::NotFound {
+        group: target.resource.group.clone(),
+        plural: target.resource.plural.clone(),
+        name: target.name.clone().unwrap_or_default(),
+    }
+}
+
+/// `pods shop/web-0`, for people.
+fn describe(target: &ResourceTarget) -> String {
+    let mut text = target.resource.plural.clone();
+    if let Some(subresource) = &target.subresource {
+        text.push('/');
+        text.push_str(subresource);
+    }
+    match (&target.namespace, &target.name) {
+        (Some(namespace), Some(name)) => format!("{text} {namespace}/{name}"),
+        (None, Some(name)) => format!("{text} {name}"),
+        (Some(namespace), None) => format!("{text} in {namespace}"),
+        (None, None) => text,
+    }
+}

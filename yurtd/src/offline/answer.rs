@@ -1,0 +1,131 @@
+//! A whole answer of the hub's own: what is remembered of upstream's answers and what is replayed of them.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG};
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+
+/// Status, a few headers, body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub code: StatusCode,
+    /// `Content-Type`
+    pub content_type: String,
+    /// `Content-Encoding`, if the body is compressed.
+    pub content_encoding: Option<String>,
+    /// `ETag`, if upstream gave one.
+    pub etag: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Head of the stored form: a line of JSON, then the body as it is.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Head {
+    content_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+}
+
+impl Answer {
+    /// An answer with a body in one encoding.
+    pub fn new(code: StatusCode, content_type: &str, body: Bytes) -> Self {
+        Self { code, content_type: content_type.to_owned(), content_encoding: None, etag: None, body }
+    }
+
+    /// Upstream's answer, 200; `None` when it does not say what it is.
+    pub fn of_upstream(headers: &HeaderMap, body: Bytes) -> Option<Self> {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Some(Self {
+            code: StatusCode::OK,
+            content_type: text(CONTENT_TYPE)?,
+            content_encoding: text(CONTENT_ENCODING).filter(|encoding| encoding != "identity"),
+            etag: text(ETAG),
+            body,
+        })
+    }
+
+    /// The stored form.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let head = Head {
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            etag: self.etag.clone(),
+        };
+        // Strings alone: this cannot fail, and an empty head is refused when it is read.
+        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&self.body);
+        bytes
+    }
+
+    /// Reads the stored form; `None` when it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        let head: Head = serde_json::from_slice(&bytes[..end]).ok()?;
+        Some(Self {
+            code: StatusCode::OK,
+            content_type: head.content_type,
+            content_encoding: head.content_encoding,
+            etag: head.etag,
+            body: Bytes::copy_from_slice(&bytes[end + 1..]),
+        })
+    }
+
+    /// The answer for a client that may not take compressed bodies; `None` when it cannot be decompressed.
+    pub fn decompressed(self, accept_encoding: &str, limit: usize) -> Option<Self> {
+        let Some(encoding) = &self.content_encoding else { return Some(self) };
+        if accept_encoding
+            .split(',')
+            .any(|accepted| accepted.split(';').next().is_some_and(|name| name.trim() == encoding))
+        {
+            return Some(self);
+        }
+        if encoding != "gzip" {
+            return None;
+        }
+        let mut body = Vec::new();
+        let decoder = flate2::read::GzDecoder::new(&*self.body);
+        std::io::Read::read_to_end(&mut std::io::Read::take(decoder, limit as u64 + 1), &mut body).ok()?;
+        (body.len() <= limit).then(|| Self { content_encoding: None, body: body.into(), ..self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn answer() -> Answer {
+        Answer {
+            etag: Some("\"x\"".into()),
+            ..Answer::new(StatusCode::OK, "application/json", Bytes::from_static(b"{}\n\n\0"))
+        }
+    }
+
+    #[test]
+    fn the_stored_form_keeps_everything() {
+        assert_eq!(Answer::from_bytes(&answer().to_bytes()), Some(answer()));
+        assert_eq!(Answer::from_bytes(b"no head"), None);
+        assert_eq!(Answer::from_bytes(b"{}\nbody"), None);
+    }
+
+    #[test]
+    fn a_compressed_answer_is_unpacked_for_those_who_need_it() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"hello").unwrap();
+        let body = Bytes::from(encoder.finish().unwrap());
+        let packed = Answer { content_encoding: Some("gzip".into()), body: body.clone(), ..answer() };
+        assert_eq!(packed.clone().decompressed("gzip, deflate", 100).unwrap().body, body);
+        let unpacked = packed.clone().decompressed("", 100).unwrap();
+        assert_eq!((&*unpacked.body, unpacked.content_encoding), (&b"hello"[..], None));
+        assert_eq!(packed.clone().decompressed("", 4), None, "a bomb is not unpacked");
+        let unknown = Answer { content_encoding: Some("zstd".into()), ..packed };
+        assert_eq!(unknown.decompressed("gzip", 100), None);
+    }
+}

@@ -1,0 +1,397 @@
+//! TokenRequests of kubelet: the real replies of the API server are kept and replayed while the link is down.
+//!
+//! kubelet's token manager lives in memory, so after a reboot without a link every pod with a projected token would
+//! hang in mounting it. A reply is replayed to kubelet alone, for the very request it answered (service account,
+//! audiences, expiration, bound object with its UID), and only until the JWT's own `exp`. That is later than the
+//! reply's `expirationTimestamp`: the API server signs tokens for itself for up to a year and tells kubelet to come
+//! back after an hour. Never is a token made up.
+//!
+//! The store seals the replies: they would otherwise leave the tmpfs that kubelet keeps them in.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::answer::Answer;
+use crate::identity::BearerToken;
+use crate::request::authenticate::unix_seconds;
+use crate::request::jwt;
+use crate::store::{Bucket, Store, StoreError};
+use crate::wire::{WireError, proto};
+
+/// Replies kept at most.
+const MAX_REPLIES: usize = 1024;
+/// Bound of a reply.
+const MAX_REPLY: usize = 64 << 10;
+
+/// Why a TokenRequest or its reply cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Broken protobuf.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Broken JSON.
+    #[error("the TokenRequest is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The object a token is bound to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BoundObject {
+    /// `Pod`
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    audiences: Vec<String>,
+    expiration_seconds: Option<i64>,
+    bound_object_ref: Option<BoundObject>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Status {
+    token: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Document {
+    spec: Spec,
+    status: Status,
+}
+
+/// What is asked for: the key of the reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Namespace of the service account.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+    audiences: Vec<String>,
+    expiration_seconds: Option<i64>,
+    bound_object: Option<BoundObject>,
+}
+
+impl Request {
+    /// Reads the body of a POST to `serviceaccounts/NAME/token`.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`].
+    pub fn parse(
+        namespace: &str,
+        service_account: &str,
+        protobuf: bool,
+        body: &Bytes,
+    ) -> Result<Self, TokenError> {
+        let spec = document(protobuf, body)?.spec;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            audiences: spec.audiences,
+            expiration_seconds: spec.expiration_seconds,
+            bound_object: spec.bound_object_ref,
+        })
+    }
+
+    /// The user that a token for this request stands for.
+    pub fn user(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
+    }
+
+    /// Whether the token is for the API server itself, so that the hub may be asked with it.
+    pub fn is_for_api_server(&self) -> bool {
+        self.audiences.iter().all(String::is_empty)
+    }
+
+    fn key(&self) -> Vec<u8> {
+        // Strings and numbers alone: this cannot fail; the digest keeps the key short.
+        Sha256::digest(serde_json::to_vec(self).unwrap_or_default()).to_vec()
+    }
+}
+
+/// Reads the token in a reply.
+///
+/// # Errors
+///
+/// [`TokenError`].
+pub fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
+    Ok(BearerToken::new(&document(protobuf, body)?.status.token))
+}
+
+fn document(protobuf: bool, body: &Bytes) -> Result<Document, TokenError> {
+    if !protobuf {
+        return Ok(serde_json::from_slice(body)?);
+    }
+    let (_, raw) = proto::open_envelope(body)?;
+    let mut document = Document::default();
+    for field in proto::fields("TokenRequest", &raw) {
+        match field? {
+            (2, proto::Value::Bytes(raw)) => document.spec = spec_from_proto(raw)?,
+            (3, proto::Value::Bytes(raw)) => {
+                for field in proto::fields("TokenRequestStatus", raw) {
+                    if let (1, proto::Value::Bytes(token)) = field? {
+                        document.status.token = text(token)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(document)
+}
+
+/// TokenRequestSpec{audiences 1, boundObjectRef 3, expirationSeconds 4}
+fn spec_from_proto(raw: &[u8]) -> Result<Spec, WireError> {
+    let mut spec = Spec::default();
+    for field in proto::fields("TokenRequestSpec", raw) {
+        match field? {
+            (1, proto::Value::Bytes(audience)) => spec.audiences.push(text(audience)?),
+            (3, proto::Value::Bytes(raw)) => {
+                let mut bound = BoundObject::default();
+                // BoundObjectReference{kind 1, apiVersion 2, name 3, uid 4}
+                for field in proto::fields("BoundObjectReference", raw) {
+                    match field? {
+                        (1, proto::Value::Bytes(kind)) => bound.kind = text(kind)?,
+                        (3, proto::Value::Bytes(name)) => bound.name = text(name)?,
+                        (4, proto::Value::Bytes(uid)) => bound.uid = text(uid)?,
+                        _ => {}
+                    }
+                }
+                spec.bound_object_ref = Some(bound);
+            }
+            (4, proto::Value::Number(seconds)) => spec.expiration_seconds = i64::try_from(seconds).ok(),
+            _ => {}
+        }
+    }
+    Ok(spec)
+}
+
+fn text(raw: &[u8]) -> Result<String, WireError> {
+    proto::text("TokenRequest", raw).map(str::to_owned)
+}
+
+/// What is stored before the answer itself: a line of JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Head {
+    request: Request,
+    /// The JWT's `exp`.
+    expires: i64,
+}
+
+/// The replies that are kept.
+pub struct Replies {
+    store: Store,
+}
+
+impl Replies {
+    /// Opens the replies and forgets those that have expired.
+    pub async fn open(store: Store) -> Self {
+        let this = Self { store };
+        if let Err(error) = this.tidy().await {
+            tracing::error!(%error, "the stored replies to TokenRequests cannot be tidied up");
+        }
+        this
+    }
+
+    async fn tidy(&self) -> Result<(), StoreError> {
+        let now = SystemTime::now();
+        let mut forget = Vec::new();
+        let mut all = self.scan()?;
+        all.retain(|(key, head, _)| {
+            let expired = has_expired(head.expires, now);
+            if expired {
+                forget.push(key.clone());
+            }
+            !expired
+        });
+        // What expires first goes first.
+        all.sort_by_key(|(_, head, _)| std::cmp::Reverse(head.expires));
+        forget.extend(all.into_iter().skip(MAX_REPLIES).map(|(key, ..)| key));
+        if !forget.is_empty() {
+            self.store.delete(Bucket::Tokens, &forget).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a reply of the API server; returns the token in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`]; the reply goes to kubelet all the same.
+    pub async fn keep(&self, request: &Request, answer: &Answer) -> Result<BearerToken, TokenError> {
+        let token = token_in(is_protobuf(&answer.content_type), &answer.body)?;
+        if let Some(expires) = jwt::claims(token.expose()).and_then(|claims| claims.exp)
+            && answer.body.len() <= MAX_REPLY
+        {
+            let mut value = serde_json::to_vec(&Head { request: request.clone(), expires })?;
+            value.push(b'\n');
+            value.extend(answer.to_bytes());
+            self.store.put_durable(Bucket::Tokens, &request.key(), &value).await?;
+        }
+        Ok(token)
+    }
+
+    /// The reply to the same request, if its token is still good.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
+        let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else { return Ok(None) };
+        let Some((head, answer)) = split(&value) else { return Ok(None) };
+        let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
+        Ok(usable.then_some(answer))
+    }
+
+    /// The good tokens for the API server, one a service account: the one that lasts longest.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
+        let now = SystemTime::now();
+        let mut all = self.scan()?;
+        all.retain(|(_, head, _)| !has_expired(head.expires, now) && head.request.is_for_api_server());
+        all.sort_by_key(|(_, head, _)| (head.request.user(), std::cmp::Reverse(head.expires)));
+        all.dedup_by_key(|(_, head, _)| head.request.user());
+        Ok(all
+            .into_iter()
+            .filter_map(|(_, head, answer)| {
+                let token = token_in(is_protobuf(&answer.content_type), &answer.body).ok()?;
+                Some((head.request, token))
+            })
+            .collect())
+    }
+
+    fn scan(&self) -> Result<Vec<(Vec<u8>, Head, Answer)>, StoreError> {
+        let all = self.store.scan(Bucket::Tokens, b"", None, MAX_REPLIES * 2)?;
+        Ok(all
+            .into_iter()
+            .filter_map(|(key, value)| split(&value).map(|(head, answer)| (key, head, answer)))
+            .collect())
+    }
+}
+
+/// Whether a body of this content type is protobuf.
+pub fn is_protobuf(content_type: &str) -> bool {
+    content_type.starts_with("application/vnd.kubernetes.protobuf")
+}
+
+fn split(value: &[u8]) -> Option<(Head, Answer)> {
+    let end = value.iter().position(|byte| *byte == b'\n')?;
+    let head = serde_json::from_slice(&value[..end]).ok()?;
+    Some((head, Answer::from_bytes(&value[end + 1..])?))
+}
+
+fn has_expired(expires: i64, now: SystemTime) -> bool {
+    u64::try_from(expires).unwrap_or(0) <= unix_seconds(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::wire::TypeMeta;
+    use crate::wire::proto::Writer;
+
+    fn protobuf_request(uid: &str) -> Bytes {
+        let mut bound = Writer::default();
+        for (field, text) in [(1, "Pod"), (2, "v1"), (3, "web-0"), (4, uid)] {
+            bound.bytes(field, text.as_bytes());
+        }
+        let mut spec = Writer::default();
+        spec.bytes(1, b"vault");
+        spec.bytes(3, &bound.finish());
+        spec.varint(4, 3607);
+        let mut request = Writer::default();
+        request.bytes(1, b"");
+        request.bytes(2, &spec.finish());
+        proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &request.finish())
+    }
+
+    fn json_request(uid: &str) -> Bytes {
+        let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {},
+            "spec": {"audiences": ["vault"], "expirationSeconds": 3607,
+                     "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web-0", "uid": uid}},
+            "status": {"token": "", "expirationTimestamp": null}});
+        Bytes::from(request.to_string())
+    }
+
+    #[test]
+    fn protobuf_and_json_ask_for_the_same() {
+        let protobuf = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
+        let json = Request::parse("shop", "web", false, &json_request("u-1")).unwrap();
+        assert_eq!(protobuf, json);
+        assert_eq!(protobuf.key(), json.key());
+        assert_eq!(protobuf.user(), "system:serviceaccount:shop:web");
+        assert!(!protobuf.is_for_api_server());
+    }
+
+    #[test]
+    fn another_pod_is_another_key() {
+        let one = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
+        let two = Request::parse("shop", "web", true, &protobuf_request("u-2")).unwrap();
+        assert_ne!(one.key(), two.key());
+    }
+
+    #[test]
+    fn the_token_is_read_from_both_encodings() {
+        let reply = Bytes::from(json!({"status": {"token": "t-1"}}).to_string());
+        assert_eq!(token_in(false, &reply).unwrap().expose(), "t-1");
+        let mut status = Writer::default();
+        status.bytes(1, b"t-2");
+        let mut document = Writer::default();
+        document.bytes(3, &status.finish());
+        let reply =
+            proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &document.finish());
+        assert_eq!(token_in(true, &reply).unwrap().expose(), "t-2");
+    }
+
+    fn reply(exp: i64) -> Answer {
+        let token = jwt::for_test(&json!({"exp": exp, "sub": "system:serviceaccount:shop:web"}));
+        let body = json!({"kind": "TokenRequest", "status": {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}});
+        Answer::new(http::StatusCode::OK, "application/json", Bytes::from(body.to_string()))
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_replayed_for_the_same_pod_until_the_tokens_own_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let replies = Replies::open(store.clone()).await;
+        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        replies.keep(&request("u-1"), &reply(now + 1000)).await.unwrap();
+        replies.keep(&request("u-2"), &reply(now - 1)).await.unwrap();
+        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
+        assert_eq!(replies.recall(&request("u-2")).unwrap(), None, "expired");
+        assert_eq!(replies.recall(&request("u-3")).unwrap(), None, "another pod");
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 2);
+        let replies = Replies::open(store.clone()).await;
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 1);
+        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
+        assert!(replies.tokens().unwrap().is_empty(), "its audience is not the API server");
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        assert!(Request::parse("a", "b", true, &Bytes::from_static(b"{}")).is_err());
+        assert!(Request::parse("a", "b", false, &Bytes::from_static(b"k8s\0")).is_err());
+    }
+}

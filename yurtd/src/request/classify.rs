@@ -1,0 +1,556 @@
+//! What a request is: pure, from its head alone.
+//!
+//! The parsing of paths follows the API server's own request-info rules, so that the hub never believes a request
+//! to be about something else than the API server does. Everything that is not certainly a plain list or watch of a
+//! whole collection is left to the API server.
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+
+use super::accept::Accept;
+use super::query::{Query, decode};
+use crate::wire::{Encoding, Resource};
+
+/// A request, understood.
+#[derive(Debug, Clone)]
+pub struct Class {
+    /// What it is about.
+    pub target: Target,
+    /// Its decoded query.
+    pub query: Query,
+    /// What it accepts.
+    pub accept: Accept,
+    /// SPDY or WebSocket: a connection of its own.
+    pub upgrade: bool,
+    /// Asks in somebody else's name: only the API server can say whether it may, and as whom.
+    pub impersonates: bool,
+    /// A list or watch that a view could answer.
+    pub collection: Option<Collection>,
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A resource of the API.
+    Resource(ResourceTarget),
+    /// Discovery, health, OpenAPI and so on.
+    NonResource {
+        /// The path.
+        path: String,
+    },
+}
+
+/// The Kubernetes verbs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// GET of one object.
+    Get,
+    /// GET of a collection.
+    List,
+    /// GET of a collection with `watch`.
+    Watch,
+    /// POST.
+    Create,
+    /// PUT.
+    Update,
+    /// PATCH.
+    Patch,
+    /// DELETE of one object.
+    Delete,
+    /// DELETE of a collection.
+    DeleteCollection,
+    /// The deprecated `/proxy/` and `/watch/` paths, and methods that Kubernetes has no verb for.
+    Other,
+}
+
+/// A resource request's parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResourceTarget {
+    /// The verb.
+    pub verb: Verb,
+    /// Group, version and plural.
+    pub resource: Resource,
+    /// Namespace, if there is one in the path.
+    pub namespace: Option<String>,
+    /// Name, if there is one in the path.
+    pub name: Option<String>,
+    /// Subresource (`status`, `log`, `token`), if there is one.
+    pub subresource: Option<String>,
+}
+
+/// A list or watch of a whole collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collection {
+    /// Group, version and plural.
+    pub resource: Resource,
+    /// The namespace; `None` for all of them and for cluster-scoped resources.
+    pub namespace: Option<String>,
+    /// As the client wrote it.
+    pub label_selector: String,
+    /// As the client wrote it.
+    pub field_selector: String,
+    /// Acceptable encodings, best first; never empty.
+    pub encodings: Vec<Encoding>,
+    /// List or watch.
+    pub read: Read,
+}
+
+/// What is read of a collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// A list.
+    List(Freshness),
+    /// A watch.
+    Watch(Watch),
+}
+
+/// How fresh a list must be (`resourceVersion` and `resourceVersionMatch`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// No resourceVersion: the most recent.
+    Consistent,
+    /// `0`: any.
+    Any,
+    /// At least as new as this.
+    NotOlderThan(u64),
+}
+
+/// A watch's options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// `None` for no resourceVersion or `0`: the current state first.
+    pub since: Option<u64>,
+    /// `sendInitialEvents`.
+    pub send_initial_events: bool,
+    /// `allowWatchBookmarks`.
+    pub bookmarks: bool,
+    /// `timeoutSeconds`.
+    pub timeout_seconds: Option<u64>,
+}
+
+impl Class {
+    /// Classifies a request's head.
+    pub fn of(parts: &Parts) -> Self {
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let accept = Accept::from_headers(&parts.headers);
+        let target = target(&parts.method, parts.uri.path(), &query);
+        let impersonates = parts.headers.keys().any(|name| name.as_str().starts_with("impersonate-"));
+        let collection = match &target {
+            Target::Resource(resource) if !impersonates && parts.method == Method::GET => {
+                collection(resource, &query, &accept)
+            }
+            _ => None,
+        };
+        let upgrade = wants_upgrade(&parts.headers);
+        Self { target, query, accept, upgrade, impersonates, collection }
+    }
+
+    /// The resource that the request is about, if it is about one.
+    pub fn resource(&self) -> Option<&ResourceTarget> {
+        match &self.target {
+            Target::Resource(resource) => Some(resource),
+            Target::NonResource { .. } => None,
+        }
+    }
+
+    /// Whether the request only pretends to write (`dryRun`).
+    pub fn is_dry_run(&self) -> bool {
+        self.query.get("dryRun").is_some_and(|value| !value.is_empty())
+    }
+
+    /// Whether the answer may take for ever: watches, logs, exec, attach, port-forward, proxy.
+    pub fn is_long_running(&self) -> bool {
+        let Some(target) = self.resource() else { return false };
+        self.upgrade
+            || matches!(target.verb, Verb::Watch | Verb::Other)
+            || matches!(
+                target.subresource.as_deref(),
+                Some("log" | "exec" | "attach" | "portforward" | "proxy")
+            )
+    }
+}
+
+impl ResourceTarget {
+    /// Whether this is `group/plural[/subresource]`, whatever the version.
+    pub fn is(&self, group: &str, plural: &str, subresource: Option<&str>) -> bool {
+        self.resource.group == group
+            && self.resource.plural == plural
+            && self.subresource.as_deref() == subresource
+    }
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE)
+        && headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+fn target(method: &Method, path: &str, query: &Query) -> Target {
+    resource_target(method, path, query)
+        .map_or_else(|| Target::NonResource { path: path.to_owned() }, Target::Resource)
+}
+
+fn resource_target(method: &Method, path: &str, query: &Query) -> Option<ResourceTarget> {
+    let decoded = decode(path, false);
+    let trimmed = decoded.trim_matches('/');
+    let mut parts: Vec<&str> = trimmed.split('/').collect();
+    if parts.len() < 3 {
+        return None;
+    }
+    let group = match parts.remove(0) {
+        "api" => String::new(),
+        "apis" if parts.len() >= 3 => parts.remove(0).to_owned(),
+        _ => return None,
+    };
+    let version = parts.remove(0).to_owned();
+    let by_path = matches!(parts.first(), Some(&"proxy" | &"watch"));
+    if by_path {
+        parts.remove(0);
+    }
+    let mut namespace = None;
+    if parts.first() == Some(&"namespaces") && parts.len() > 1 {
+        namespace = Some(parts[1].to_owned());
+        if parts.len() > 2 && !matches!(parts[2], "status" | "finalize") {
+            parts.drain(..2);
+        }
+    }
+    let plural = (*parts.first()?).to_owned();
+    let name = parts.get(1).map(|name| (*name).to_owned());
+    let subresource = if by_path { None } else { parts.get(2).map(|name| (*name).to_owned()) };
+    let verb = match (method, &name) {
+        _ if by_path => Verb::Other,
+        (&Method::GET | &Method::HEAD, Some(_)) => Verb::Get,
+        (&Method::GET | &Method::HEAD, None) if query.flag("watch") => Verb::Watch,
+        (&Method::GET | &Method::HEAD, None) => Verb::List,
+        (&Method::POST, _) => Verb::Create,
+        (&Method::PUT, _) => Verb::Update,
+        (&Method::PATCH, _) => Verb::Patch,
+        (&Method::DELETE, Some(_)) => Verb::Delete,
+        (&Method::DELETE, None) => Verb::DeleteCollection,
+        _ => Verb::Other,
+    };
+    // `namespaces/x` is about the Namespace x; the API server sets both, views of namespaces have none.
+    if plural == "namespaces" && group.is_empty() {
+        namespace = None;
+    }
+    Some(ResourceTarget { verb, resource: Resource { group, version, plural }, namespace, name, subresource })
+}
+
+/// Query parameters that a view understands; with any other the API server answers.
+const VIEW_PARAMETERS: [&str; 10] = [
+    "labelSelector",
+    "fieldSelector",
+    "watch",
+    "allowWatchBookmarks",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "sendInitialEvents",
+    "timeoutSeconds",
+    "timeout",
+    "limit",
+];
+
+fn collection(target: &ResourceTarget, query: &Query, accept: &Accept) -> Option<Collection> {
+    let watch = match target.verb {
+        Verb::List => false,
+        Verb::Watch => true,
+        _ => return None,
+    };
+    // Events are written, not read, on a node; a view of them would carry every event of the cluster to it. kubelet
+    // watches each of its CSRs once.
+    let passing = matches!(target.resource.plural.as_str(), "events" | "certificatesigningrequests");
+    if passing || query.keys().any(|key| !VIEW_PARAMETERS.contains(&key)) {
+        return None;
+    }
+    let encodings = encodings_for(&target.resource, accept);
+    if encodings.is_empty() {
+        return None;
+    }
+    let version = match query.get("resourceVersion").unwrap_or_default() {
+        "" => None,
+        text => Some(text.parse::<u64>().ok()?),
+    };
+    let matching = query.get("resourceVersionMatch").unwrap_or_default();
+    let read = if watch {
+        let send_initial_events = query.flag("sendInitialEvents");
+        match (query.get("sendInitialEvents"), matching) {
+            (None, "") | (Some(_), "NotOlderThan") => {}
+            // The API server says what is wrong with it.
+            _ => return None,
+        }
+        Read::Watch(Watch {
+            since: version.filter(|version| *version != 0),
+            send_initial_events,
+            bookmarks: query.flag("allowWatchBookmarks"),
+            timeout_seconds: query.get("timeoutSeconds").and_then(|value| value.parse().ok()),
+        })
+    } else {
+        let limit = query.get("limit").is_some_and(|limit| !limit.is_empty() && limit != "0");
+        Read::List(match (version, matching) {
+            // A view always answers in one page, which the API server may do too, when it need not be exact.
+            (None, "") => Freshness::Consistent,
+            (Some(0), "" | "NotOlderThan") => Freshness::Any,
+            (Some(version), "NotOlderThan") => Freshness::NotOlderThan(version),
+            (Some(version), "") if !limit => Freshness::NotOlderThan(version),
+            _ => return None,
+        })
+    };
+    Some(Collection {
+        resource: target.resource.clone(),
+        namespace: target.namespace.clone(),
+        label_selector: query.get("labelSelector").unwrap_or_default().to_owned(),
+        field_selector: query.get("fieldSelector").unwrap_or_default().to_owned(),
+        encodings,
+        read,
+    })
+}
+
+/// Custom resources have no protobuf encoding: those who would take JSON get JSON.
+fn encodings_for(resource: &Resource, accept: &Accept) -> Vec<Encoding> {
+    let mut encodings = accept.view_encodings();
+    if !is_builtin(&resource.group) && encodings.contains(&Encoding::Json) {
+        encodings.retain(|encoding| *encoding != Encoding::Protobuf);
+    }
+    encodings
+}
+
+/// The groups whose types are compiled into the API server.
+fn is_builtin(group: &str) -> bool {
+    matches!(
+        group,
+        "" | "admissionregistration.k8s.io"
+            | "apiextensions.k8s.io"
+            | "apiregistration.k8s.io"
+            | "apps"
+            | "authentication.k8s.io"
+            | "authorization.k8s.io"
+            | "autoscaling"
+            | "batch"
+            | "certificates.k8s.io"
+            | "coordination.k8s.io"
+            | "discovery.k8s.io"
+            | "events.k8s.io"
+            | "flowcontrol.apiserver.k8s.io"
+            | "internal.apiserver.k8s.io"
+            | "networking.k8s.io"
+            | "node.k8s.io"
+            | "policy"
+            | "rbac.authorization.k8s.io"
+            | "resource.k8s.io"
+            | "scheduling.k8s.io"
+            | "storage.k8s.io"
+            | "storagemigration.k8s.io"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(method: &str, uri: &str) -> Class {
+        class_accepting(method, uri, "application/vnd.kubernetes.protobuf,application/json")
+    }
+
+    fn class_accepting(method: &str, uri: &str, accept: &str) -> Class {
+        let request =
+            http::Request::builder().method(method).uri(uri).header("accept", accept).body(()).unwrap();
+        Class::of(&request.into_parts().0)
+    }
+
+    fn resource(method: &str, uri: &str) -> ResourceTarget {
+        class(method, uri).resource().unwrap().clone()
+    }
+
+    /// (method, path) → verb, group, plural, namespace, name, subresource
+    #[test]
+    fn paths_are_understood_as_the_api_server_understands_them() {
+        type Row = (
+            &'static str,
+            &'static str,
+            (
+                Verb,
+                &'static str,
+                &'static str,
+                Option<&'static str>,
+                Option<&'static str>,
+                Option<&'static str>,
+            ),
+        );
+        let table: &[Row] = &[
+            ("GET", "/api/v1/nodes", (Verb::List, "", "nodes", None, None, None)),
+            ("GET", "/api/v1/nodes?watch=true", (Verb::Watch, "", "nodes", None, None, None)),
+            ("GET", "/api/v1/nodes?watch=0", (Verb::List, "", "nodes", None, None, None)),
+            ("HEAD", "/api/v1/nodes/a", (Verb::Get, "", "nodes", None, Some("a"), None)),
+            ("PATCH", "/api/v1/nodes/a/status", (Verb::Patch, "", "nodes", None, Some("a"), Some("status"))),
+            ("GET", "/api/v1/namespaces", (Verb::List, "", "namespaces", None, None, None)),
+            ("GET", "/api/v1/namespaces/d", (Verb::Get, "", "namespaces", None, Some("d"), None)),
+            (
+                "PUT",
+                "/api/v1/namespaces/d/finalize",
+                (Verb::Update, "", "namespaces", None, Some("d"), Some("finalize")),
+            ),
+            ("GET", "/api/v1/namespaces/d/pods", (Verb::List, "", "pods", Some("d"), None, None)),
+            (
+                "GET",
+                "/api/v1/namespaces/d/pods/p/log",
+                (Verb::Get, "", "pods", Some("d"), Some("p"), Some("log")),
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/d/serviceaccounts/s/token",
+                (Verb::Create, "", "serviceaccounts", Some("d"), Some("s"), Some("token")),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/d/pods",
+                (Verb::DeleteCollection, "", "pods", Some("d"), None, None),
+            ),
+            ("DELETE", "/api/v1/namespaces/d/pods/p", (Verb::Delete, "", "pods", Some("d"), Some("p"), None)),
+            (
+                "GET",
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge",
+                (Verb::Get, "coordination.k8s.io", "leases", Some("kube-node-lease"), Some("edge"), None),
+            ),
+            (
+                "GET",
+                "/apis/storage.k8s.io/v1/csinodes/a",
+                (Verb::Get, "storage.k8s.io", "csinodes", None, Some("a"), None),
+            ),
+            ("GET", "/api/v1/watch/nodes", (Verb::Other, "", "nodes", None, None, None)),
+            ("GET", "/api/v1/proxy/nodes/a/x", (Verb::Other, "", "nodes", None, Some("a"), None)),
+            ("GET", "/api/v1/nodes/", (Verb::List, "", "nodes", None, None, None)),
+            ("GET", "/api/v1/no%64es", (Verb::List, "", "nodes", None, None, None)),
+        ];
+        for (method, uri, (verb, group, plural, namespace, name, subresource)) in table {
+            let found = resource(method, uri);
+            assert_eq!(found.verb, *verb, "{method} {uri}");
+            assert_eq!(found.resource.group, *group, "{method} {uri}");
+            assert_eq!(found.resource.plural, *plural, "{method} {uri}");
+            assert_eq!(found.namespace.as_deref(), *namespace, "{method} {uri}");
+            assert_eq!(found.name.as_deref(), *name, "{method} {uri}");
+            assert_eq!(found.subresource.as_deref(), *subresource, "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn discovery_is_no_resource() {
+        for path in [
+            "/",
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/version",
+            "/openapi/v3/api/v1/x",
+            "/healthz/etcd/x",
+        ] {
+            assert_eq!(class("GET", path).target, Target::NonResource { path: path.into() });
+        }
+    }
+
+    #[test]
+    fn kubelets_pod_watch_is_a_collection() {
+        let uri = "/api/v1/pods?allowWatchBookmarks=true&fieldSelector=spec.nodeName%3Dedge&resourceVersionMatch=NotOlderThan&sendInitialEvents=true&timeout=7m1s&timeoutSeconds=421&watch=true";
+        let collection = class("GET", uri).collection.unwrap();
+        assert_eq!(collection.field_selector, "spec.nodeName=edge");
+        assert_eq!(
+            collection.read,
+            Read::Watch(Watch {
+                since: None,
+                send_initial_events: true,
+                bookmarks: true,
+                timeout_seconds: Some(421)
+            })
+        );
+    }
+
+    fn read(uri: &str) -> Option<Read> {
+        class("GET", uri).collection.map(|collection| collection.read)
+    }
+
+    #[test]
+    fn the_resource_version_says_how_fresh_a_list_must_be() {
+        assert_eq!(read("/api/v1/services"), Some(Read::List(Freshness::Consistent)));
+        assert_eq!(read("/api/v1/services?limit=500&resourceVersion=0"), Some(Read::List(Freshness::Any)));
+        assert_eq!(
+            read("/api/v1/services?resourceVersion=17"),
+            Some(Read::List(Freshness::NotOlderThan(17)))
+        );
+        assert_eq!(
+            read("/api/v1/services?limit=5&resourceVersion=17&resourceVersionMatch=NotOlderThan"),
+            Some(Read::List(Freshness::NotOlderThan(17)))
+        );
+        // Exact, and pages of an exact list, are the API server's.
+        assert_eq!(read("/api/v1/services?limit=5&resourceVersion=17"), None);
+        assert_eq!(read("/api/v1/services?resourceVersion=17&resourceVersionMatch=Exact"), None);
+        assert_eq!(read("/api/v1/services?limit=5&continue=abc"), None);
+        assert_eq!(read("/api/v1/services?resourceVersion=abc"), None);
+    }
+
+    #[test]
+    fn what_a_view_cannot_answer_is_left_to_the_api_server() {
+        assert_eq!(read("/api/v1/events"), None);
+        assert_eq!(read("/apis/events.k8s.io/v1/events?watch=1"), None);
+        assert_eq!(read("/apis/certificates.k8s.io/v1/certificatesigningrequests?watch=1"), None);
+        assert_eq!(read("/api/v1/pods?pretty=true"), None);
+        assert_eq!(read("/api/v1/pods?shardSelector=x"), None);
+        assert_eq!(read("/api/v1/pods?watch=1&sendInitialEvents=true"), None);
+        assert_eq!(read("/api/v1/namespaces/d/pods/p"), None);
+        let table = class_accepting(
+            "GET",
+            "/api/v1/pods?resourceVersion=0",
+            "application/json;as=Table;v=v1;g=meta.k8s.io",
+        );
+        assert_eq!(table.collection, None);
+    }
+
+    #[test]
+    fn custom_resources_are_read_as_json() {
+        let custom = class("GET", "/apis/example.com/v1/widgets?resourceVersion=0").collection.unwrap();
+        assert_eq!(custom.encodings, [Encoding::Json]);
+        let builtin =
+            class("GET", "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0").collection.unwrap();
+        assert_eq!(builtin.encodings, [Encoding::Protobuf, Encoding::Json]);
+    }
+
+    #[test]
+    fn impersonation_never_reads_a_view() {
+        let request = http::Request::builder()
+            .uri("/api/v1/secrets?resourceVersion=0")
+            .header("Impersonate-User", "admin")
+            .body(())
+            .unwrap();
+        let class = Class::of(&request.into_parts().0);
+        assert!(class.impersonates);
+        assert_eq!(class.collection, None);
+    }
+
+    #[test]
+    fn upgrades_need_both_headers() {
+        let class = |connection: &str| {
+            let request = http::Request::builder()
+                .method("POST")
+                .uri("/api/v1/namespaces/d/pods/p/exec?command=sh")
+                .header("Connection", connection)
+                .header("Upgrade", "SPDY/3.1")
+                .body(())
+                .unwrap();
+            Class::of(&request.into_parts().0)
+        };
+        assert!(class("keep-alive, Upgrade").upgrade);
+        assert!(!class("keep-alive").upgrade);
+        assert!(class("keep-alive").is_long_running());
+    }
+
+    #[test]
+    fn dry_run_is_seen() {
+        assert!(class("POST", "/api/v1/namespaces/d/pods?dryRun=All").is_dry_run());
+        assert!(!class("POST", "/api/v1/namespaces/d/pods").is_dry_run());
+    }
+}

@@ -1,0 +1,296 @@
+//! What is on the disk: one LMDB environment in the state folder, for everything that has to outlive the process.
+//!
+//! # Where it stands
+//!
+//! The store knows tables, keys and bytes, not Kubernetes. `view` lays its objects out in it, `replica` and the
+//! offline journal write. Reading is a closure over a transaction, so that none can live across an await.
+//!
+//! # Tables and keys
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | name | version stamp; a sealed probe that tells whether the key file belongs to this store |
+//! | `views` | view id, u32 big-endian | the view's record (`view::record`) |
+//! | `objects` | view id ++ `namespace/name` | header and stored object; sealed for Secrets |
+//! | `log` | view id ++ sequence, u64 big-endian | which object changed at that point, or a tombstone |
+//! | `locals` | view id ++ `namespace/name` | the local version of an object that was changed offline |
+//! | `staging` | view id ++ `namespace/name` | pages of a list whose last page has not come yet |
+//! | `buckets` | bucket, u8 ++ key | sealed value |
+//!
+//! Object keys sort like etcd's (`/` between namespace and name), so a list is one walk over neighbouring pages. The
+//! log holds every object exactly once, at its latest change, plus a bounded number of tombstones: it is at the
+//! same time the index by resourceVersion that resumes watches and the queue that feeds them, and there is no copy
+//! of any object in memory.
+//!
+//! # Durability
+//!
+//! One thread writes ([`writer`]); whatever waits while it commits goes into the next transaction. The environment
+//! is opened with `MDB_NOMETASYNC`: a commit flushes its pages, its meta page is flushed with the next commit or
+//! within a second. A power cut loses at most that second and never tears anything; a killed process loses nothing.
+//! Writes that only we can know (journal, tokens) are flushed entirely before they are acknowledged. `MDB_NOSYNC` was
+//! rejected: it would save the second flush as well, but a power cut could then destroy the whole store.
+//!
+//! # When it fails
+//!
+//! A full disk or map fails the transaction that did not fit and nothing else; readers go on seeing the last
+//! committed state. A store that is damaged, of another version, or sealed with a lost key is renamed
+//! (`store.damaged`) and a new one started: everything but the journal can be had from upstream again. A file cut
+//! short would kill the process at the first touch of a missing page (`SIGBUS`), so its length is checked before it is
+//! read. A start that dies while it looks at the store, three times in a row, counts as damage, too. Damage that shows
+//! only later is noted beside the store ([`Store::broken`]) for the next start; a single record that cannot be read costs
+//! its view, which is listed again.
+
+mod env;
+mod seal;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+pub use env::{Reader, Table, Tx};
+pub use seal::Sealer;
+pub use writer::Durability;
+
+use env::Environment;
+use writer::Writer;
+
+/// How far the store may grow. Address space, not disk, until it is used.
+const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 1 << 30 } else { 256 << 20 };
+
+/// Why the store cannot do what was asked. What was stored before is still there.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or the map is full; the last good state stays.
+    #[error("the store is full: {0}")]
+    Full(String),
+    /// Anything else that the database or the disk says.
+    #[error("the store failed: {0}")]
+    Failed(String),
+    /// A record that nothing of ours wrote, or sealed with another key.
+    #[error("a record of the store is damaged: {0}")]
+    Damaged(String),
+    /// The database itself is broken. See [`Store::broken`].
+    #[error("the store is broken: {0}")]
+    Broken(String),
+    /// The process is about to end.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Small typed key/value spaces. Values are sealed with the store's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Bucket {
+    /// Replies to TokenRequests.
+    Tokens = 1,
+    /// Callers that the API server accepted: hashes of bearer tokens, users, what they may read.
+    Callers = 2,
+    /// Remembered answers of GETs and one-shot LISTs.
+    Answers = 3,
+    /// Discovery, version, OpenAPI.
+    Discovery = 4,
+    /// Status patches to replay.
+    Journal = 5,
+    /// Events to replay.
+    Events = 6,
+    /// Leases as last seen, settings, anything small.
+    Misc = 7,
+}
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// How the store was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// As it was left.
+    Existing,
+    /// There was none.
+    Created,
+    /// There was one that cannot be used; it was set aside.
+    Replaced {
+        /// Where it is now.
+        set_aside: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Figures for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Bytes of the file on the disk.
+    pub file_bytes: u64,
+    /// Bound of the file.
+    pub map_bytes: u64,
+    /// Transactions since the start.
+    pub commits: u64,
+    /// Whether the last write failed for lack of room.
+    pub full: bool,
+}
+
+/// The store of one node. Cheap to clone; the last clone ends the writer.
+#[derive(Debug, Clone)]
+pub struct Store {
+    environment: Arc<Environment>,
+    writer: Arc<Writer>,
+}
+
+impl Store {
+    /// Opens or makes the store in `dir` (0700), the key file beside it.
+    ///
+    /// # Errors
+    ///
+    /// When not even a new store can be made.
+    pub fn open(dir: &Path) -> Result<(Self, Opened), StoreError> {
+        Self::open_with(dir, MAP_SIZE)
+    }
+
+    /// [`Self::open`] with a bound of one's own.
+    pub(crate) fn open_with(dir: &Path, map_size: usize) -> Result<(Self, Opened), StoreError> {
+        let (environment, opened) = env::open(dir, map_size)?;
+        let environment = Arc::new(environment);
+        let writer = Arc::new(Writer::start(Arc::clone(&environment))?);
+        Ok((Self { environment, writer }, opened))
+    }
+
+    /// Reads in one transaction: one state of everything. The closure must be short.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], the closure's or the database's.
+    pub fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.environment.read(job)
+    }
+
+    /// Writes in one transaction, with other writers' jobs or alone: all of the job or nothing. The job may run more
+    /// than once, and runs even if the caller stops waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(durability, job).await
+    }
+
+    /// Seals and opens values.
+    pub fn sealer(&self) -> &Sealer {
+        &self.environment.sealer
+    }
+
+    /// Stores a value; it is on the disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn put_durable(&self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.put_sealed(Durability::Durable, bucket, key, value).await
+    }
+
+    /// Stores a value; a power cut within the next second may lose it, never tear it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn put(&self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.put_sealed(Durability::Soon, bucket, key, value).await
+    }
+
+    async fn put_sealed(
+        &self,
+        durability: Durability,
+        bucket: Bucket,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        let key = bucket_key(bucket, key);
+        let value = self.sealer().seal(&key, value)?;
+        self.write(durability, move |tx| tx.put(Table::Buckets, &key, &value)).await
+    }
+
+    /// Removes values, durably and all at once.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn delete(&self, bucket: Bucket, keys: &[Vec<u8>]) -> Result<(), StoreError> {
+        let keys: Vec<_> = keys.iter().map(|key| bucket_key(bucket, key)).collect();
+        let job =
+            move |tx: &mut Tx<'_>| keys.iter().try_for_each(|key| tx.delete(Table::Buckets, key).map(drop));
+        self.write(Durability::Durable, job).await
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = bucket_key(bucket, key);
+        self.read(|reader| {
+            reader.get(Table::Buckets, &key)?.map(|sealed| self.sealer().open(&key, sealed)).transpose()
+        })
+    }
+
+    /// Keys below `prefix` in order with their values, at most `limit`, starting behind `after`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn scan(
+        &self,
+        bucket: Bucket,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let prefix = bucket_key(bucket, prefix);
+        let after = after.map(|after| bucket_key(bucket, after));
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        self.read(|reader| {
+            reader.scan(Table::Buckets, &prefix, after.as_deref(), |key, sealed| {
+                found.push((key[1..].to_vec(), self.sealer().open(key, sealed)?));
+                Ok(found.len() < limit)
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Cancelled when the database turns out to be broken. It cannot be repaired while it is open: the process should
+    /// end, and its next start sets the store aside.
+    pub fn broken(&self) -> CancellationToken {
+        self.environment.broken.clone()
+    }
+
+    /// Figures for metrics.
+    pub fn stats(&self) -> StoreStats {
+        let (commits, full) = self.writer.counters();
+        StoreStats {
+            file_bytes: self.environment.file_bytes(),
+            map_bytes: self.environment.map_size as u64,
+            commits,
+            full,
+        }
+    }
+}
+
+fn bucket_key(bucket: Bucket, key: &[u8]) -> Vec<u8> {
+    let mut all = Vec::with_capacity(key.len() + 1);
+    all.push(bucket as u8);
+    all.extend_from_slice(key);
+    all
+}
+
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod tests;

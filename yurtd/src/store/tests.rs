@@ -1,0 +1,235 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn open(dir: &Path) -> (Store, Opened) {
+    Store::open_with(dir, 16 << 20).unwrap()
+}
+
+#[tokio::test]
+async fn values_survive_the_process_and_are_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, opened) = open(dir.path());
+    assert_eq!(opened, Opened::Created);
+    store.put_durable(Bucket::Tokens, b"a", b"a token that nobody may read").await.unwrap();
+    drop(store);
+    let file = fs::read(dir.path().join("store/data.mdb")).unwrap();
+    assert!(!file.windows(7).any(|window| window == b"a token"));
+    let (store, opened) = open(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(store.get(Bucket::Tokens, b"a").unwrap().unwrap(), b"a token that nobody may read");
+    assert_eq!(store.get(Bucket::Journal, b"a").unwrap(), None);
+}
+
+#[tokio::test]
+async fn folders_and_files_are_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, _) = open(dir.path());
+    let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(""), mode("store")), (0o700, 0o700));
+    assert_eq!((mode("store/data.mdb"), mode("store/lock.mdb"), mode("store.key")), (0o600, 0o600, 0o600));
+}
+
+#[tokio::test]
+async fn a_scan_stays_in_its_bucket_and_goes_on_behind_a_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    for key in ["a/1", "a/2", "a/3", "b/1"] {
+        store.put(Bucket::Events, key.as_bytes(), key.as_bytes()).await.unwrap();
+        store.put(Bucket::Journal, key.as_bytes(), b"other").await.unwrap();
+    }
+    let keys = |prefix: &str, after: Option<&str>, limit| -> Vec<String> {
+        let found = store.scan(Bucket::Events, prefix.as_bytes(), after.map(str::as_bytes), limit).unwrap();
+        found
+            .into_iter()
+            .map(|(key, value)| {
+                assert_eq!(key, value);
+                String::from_utf8(key).unwrap()
+            })
+            .collect()
+    };
+    assert_eq!(keys("", None, 10), ["a/1", "a/2", "a/3", "b/1"]);
+    assert_eq!(keys("a/", Some("a/1"), 10), ["a/2", "a/3"]);
+    assert_eq!(keys("a/", None, 2), ["a/1", "a/2"]);
+    assert_eq!(keys("", None, 0), [""; 0]);
+    store.delete(Bucket::Events, &[b"a/1".to_vec(), b"a/3".to_vec()]).await.unwrap();
+    assert_eq!(keys("", None, 10), ["a/2", "b/1"]);
+}
+
+#[tokio::test]
+async fn one_bad_job_does_not_fail_the_others_of_its_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let mut all = Vec::new();
+    for number in 0..50_u8 {
+        let store = store.clone();
+        all.push(tokio::spawn(async move {
+            store
+                .write(Durability::Soon, move |tx| {
+                    tx.put(Table::Staging, &[number], &[number])?;
+                    if number == 25 { Err(StoreError::Damaged("on purpose".to_owned())) } else { Ok(()) }
+                })
+                .await
+        }));
+    }
+    for (number, task) in all.into_iter().enumerate() {
+        assert_eq!(task.await.unwrap().is_err(), number == 25);
+    }
+    let mut found = Vec::new();
+    store
+        .read(|reader| {
+            reader.scan(Table::Staging, &[], None, |key, _| {
+                found.push(key[0]);
+                Ok(true)
+            })
+        })
+        .unwrap();
+    assert_eq!(found, (0..50).filter(|number| *number != 25).collect::<Vec<u8>>());
+}
+
+#[tokio::test]
+async fn a_full_map_keeps_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
+    store.put_durable(Bucket::Misc, b"small", b"1").await.unwrap();
+    let error = store.put_durable(Bucket::Misc, b"big", &vec![7; 2 << 20]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Full(_)), "{error}");
+    assert!(store.stats().full);
+    assert_eq!(store.get(Bucket::Misc, b"small").unwrap().unwrap(), b"1");
+    assert_eq!(store.get(Bucket::Misc, b"big").unwrap(), None);
+    store.put_durable(Bucket::Misc, b"small", b"2").await.unwrap();
+    assert!(!store.stats().full);
+    assert_eq!(store.get(Bucket::Misc, b"small").unwrap().unwrap(), b"2");
+}
+
+fn filled(dir: &Path) {
+    let (store, _) = open(dir);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        for number in 0..200_u32 {
+            store.put(Bucket::Answers, &number.to_be_bytes(), &[number as u8; 3000]).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_store_that_is_no_store_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    fs::write(dir.path().join("store/data.mdb"), vec![0x55; 100_000]).unwrap();
+    let (store, opened) = open(dir.path());
+    let Opened::Replaced { set_aside, .. } = opened else { panic!("{opened:?}") };
+    assert!(set_aside.join("data.mdb").exists());
+    assert_eq!(store.get(Bucket::Answers, &0_u32.to_be_bytes()).unwrap(), None);
+}
+
+#[test]
+fn a_store_cut_short_is_set_aside_or_whole_but_never_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let data = dir.path().join("store/data.mdb");
+    let whole = fs::read(&data).unwrap();
+    let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for keep in [used, used - 4096, used / 2, 3 * 4096, 8192, 5000, 100, 0] {
+        fs::write(&data, &whole[..keep]).unwrap();
+        let (store, opened) = open(dir.path());
+        // LMDB makes a new environment out of an empty file.
+        assert!(matches!(opened, Opened::Replaced { .. }) || keep == 0, "{keep}: {opened:?}");
+        assert_eq!(store.get(Bucket::Answers, &0_u32.to_be_bytes()).unwrap(), None);
+        drop(store);
+    }
+}
+
+#[test]
+fn a_store_of_another_version_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    store.environment.write(|tx| tx.put(Table::Meta, b"version", b"yurt store 99")).unwrap();
+    drop(store);
+    let (_, opened) = open(dir.path());
+    assert!(matches!(opened, Opened::Replaced { reason, .. } if reason.contains("99")));
+}
+
+#[test]
+fn a_store_whose_key_is_lost_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    fs::remove_file(dir.path().join("store.key")).unwrap();
+    let (_, opened) = open(dir.path());
+    assert!(matches!(opened, Opened::Replaced { reason, .. } if reason.contains("key")));
+}
+
+#[test]
+fn only_the_latest_damaged_store_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        filled(dir.path());
+        fs::remove_file(dir.path().join("store.key")).unwrap();
+    }
+    let (_, opened) = open(dir.path());
+    assert!(matches!(opened, Opened::Replaced { .. }));
+    let damaged = fs::read_dir(dir.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
+    assert_eq!(damaged.count(), 1);
+}
+
+#[test]
+fn starts_that_die_while_checking_end_in_a_new_store() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    fs::write(dir.path().join("store.opening"), "..").unwrap();
+    assert_eq!(open(dir.path()).1, Opened::Existing);
+    assert!(!dir.path().join("store.opening").exists());
+    fs::write(dir.path().join("store.opening"), "...").unwrap();
+    assert!(matches!(open(dir.path()).1, Opened::Replaced { .. }));
+    assert_eq!(open(dir.path()).1, Opened::Existing);
+}
+
+#[tokio::test]
+async fn a_store_that_breaks_while_it_is_used_is_set_aside_by_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let broken = store.broken();
+    let outcome: Result<(), _> = store.read(|_| Err(heed::Error::Mdb(heed::MdbError::Corrupted).into()));
+    assert!(matches!(outcome, Err(StoreError::Broken(_))));
+    assert!(broken.is_cancelled());
+    drop(store);
+    assert!(matches!(open(dir.path()).1, Opened::Replaced { .. }));
+    assert_eq!(open(dir.path()).1, Opened::Existing);
+}
+
+/// `unshare -m cargo test -p yurtd --lib -- --ignored full_disk`: mounts a small file system.
+#[tokio::test]
+#[ignore = "mounts a file system: for root in a mount namespace of its own"]
+async fn a_full_disk_keeps_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |arguments: &[&str]| {
+        let status = std::process::Command::new(arguments[0]).args(&arguments[1..]).arg(dir.path()).status();
+        assert!(status.unwrap().success(), "{arguments:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=1m", "none"]);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let mut stored = 0_u32;
+    let error = loop {
+        match store.put_durable(Bucket::Events, &stored.to_be_bytes(), &[9; 20_000]).await {
+            Ok(()) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::Full(_)), "{error}");
+    assert!(stored > 5);
+    assert!(store.put_durable(Bucket::Events, b"more", &[9; 20_000]).await.is_err());
+    let all = |store: &Store| store.scan(Bucket::Events, b"", None, usize::MAX).unwrap().len() as u32;
+    assert_eq!(all(&store), stored);
+    drop(store);
+    // The next start finds it, and has room again once something goes.
+    let (store, opened) = Store::open(dir.path()).unwrap();
+    assert_eq!((opened, all(&store)), (Opened::Existing, stored));
+    mount(&["mount", "-o", "remount,size=2m"]);
+    store.put_durable(Bucket::Events, b"more", &[9; 20_000]).await.unwrap();
+    assert_eq!(all(&store), stored + 1);
+    drop(store);
+    mount(&["umount"]);
+}

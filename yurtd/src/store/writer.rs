@@ -1,0 +1,203 @@
+//! The one thread that writes. Jobs that wait while a transaction commits go into the next one together; if one of
+//! them fails, each of them runs again alone, so that nobody pays for another's mistake.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::StoreError;
+use super::env::{Environment, Tx};
+
+/// Jobs that may wait at a time; more wait to be let in.
+const QUEUE: usize = 128;
+/// Watch events come in bursts (one change is seen by several views): wait that long for company.
+const GATHER: Duration = Duration::from_millis(2);
+/// What was committed is flushed entirely within this time.
+const SYNC_WITHIN: Duration = Duration::from_secs(1);
+
+/// When a write is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before it is acknowledged.
+    Durable,
+    /// Within a second; until then a power cut may undo it.
+    Soon,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    commits: AtomicU64,
+    full: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    // Dropped first, in `drop`, to end the thread.
+    jobs: Option<Sender<Box<dyn Job>>>,
+    room: Arc<Semaphore>,
+    counters: Arc<Counters>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+trait Job: Send {
+    fn durability(&self) -> Durability;
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
+    fn finish(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Work<T, F> {
+    job: F,
+    durability: Durability,
+    value: Option<T>,
+    done: oneshot::Sender<Result<T, StoreError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl<T, F> Job for Work<T, F>
+where
+    T: Send,
+    F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send,
+{
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        self.value = Some((self.job)(tx)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let Self { value, done, .. } = *self;
+        let outcome = outcome.and_then(|()| value.ok_or(StoreError::Closed));
+        // Whoever waited may have gone.
+        let _ = done.send(outcome);
+    }
+}
+
+impl Writer {
+    pub(super) fn start(environment: Arc<Environment>) -> Result<Self, StoreError> {
+        let (jobs, queue) = channel();
+        let counters = Arc::<Counters>::default();
+        let thread = {
+            let counters = Arc::clone(&counters);
+            thread::Builder::new()
+                .name("store-writer".to_owned())
+                .stack_size(512 << 10)
+                .spawn(move || Loop { environment, queue, counters, unsynced: None }.run())
+                .map_err(|error| StoreError::Failed(format!("cannot start the writer: {error}")))?
+        };
+        Ok(Self { jobs: Some(jobs), room: Arc::new(Semaphore::new(QUEUE)), counters, thread: Some(thread) })
+    }
+
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let (done, outcome) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.send(Box::new(Work { job, durability, value: None, done, _room: room }))
+            .map_err(|_| StoreError::Closed)?;
+        outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) fn counters(&self) -> (u64, bool) {
+        (self.counters.commits.load(Ordering::Relaxed), self.counters.full.load(Ordering::Relaxed))
+    }
+}
+
+struct Loop {
+    environment: Arc<Environment>,
+    queue: Receiver<Box<dyn Job>>,
+    counters: Arc<Counters>,
+    /// Since when something is committed and not flushed.
+    unsynced: Option<Instant>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        loop {
+            let next = match self.unsynced {
+                Some(since) => self.queue.recv_timeout(SYNC_WITHIN.saturating_sub(since.elapsed())),
+                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(job) => self.group(job),
+                Err(RecvTimeoutError::Timeout) => self.sync(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if self.unsynced.is_some() {
+            self.sync();
+        }
+    }
+
+    fn sync(&mut self) {
+        self.unsynced = None;
+        if let Err(error) = self.environment.sync() {
+            tracing::warn!(%error, "the store could not be flushed");
+        }
+    }
+
+    fn group(&mut self, first: Box<dyn Job>) {
+        let mut urgent = first.durability() == Durability::Durable;
+        let mut jobs = vec![first];
+        let until = Instant::now() + GATHER;
+        while jobs.len() < QUEUE {
+            let patience =
+                if urgent { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+            let Ok(job) = self.queue.recv_timeout(patience) else { break };
+            urgent |= job.durability() == Durability::Durable;
+            jobs.push(job);
+        }
+        if let Err(error) = self.transaction(&mut jobs) {
+            if jobs.len() == 1 {
+                return self.finish(jobs, &Err(error));
+            }
+            tracing::debug!(%error, jobs = jobs.len(), "a group of writes failed; each alone now");
+            for job in jobs {
+                let mut alone = vec![job];
+                let outcome = self.transaction(&mut alone);
+                self.finish(alone, &outcome);
+            }
+        } else {
+            self.finish(jobs, &Ok(()));
+        }
+    }
+
+    fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        if jobs.iter().any(|job| job.durability() == Durability::Durable) {
+            self.environment.sync()?;
+            self.unsynced = None;
+        } else if self.unsynced.is_none() {
+            self.unsynced = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn finish(&self, jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
+        self.counters.full.store(matches!(outcome, Err(StoreError::Full(_))), Ordering::Relaxed);
+        for job in jobs {
+            job.finish(outcome.clone());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Root of `yurtd tunnel-server`: brings API server traffic to edge nodes that nothing can reach.
+//!
+//! ```text
+//! API server ──connect to kubelet──► nft redirect ──► intercept ─┐
+//! plugin ─────Kubernetes API paths────────────────► api ─────────┼─► registry ─► session ══TLS══► agent ─► kubelet
+//! agents ─────mutual TLS, WebSocket───────────────► accept ──────┘ (registers)
+//! ```
+//!
+//! TLS between the API server and kubelet stays end to end on the first way: bytes are moved and never looked at.
+
+mod accept;
+pub mod api;
+mod intercept;
+mod nft;
+mod nodes;
+pub mod registry;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use yurt_api::names;
+use yurt_api::tunnel::Target;
+
+use self::accept::Agents;
+use self::api::{Api, ApiOptions};
+use self::intercept::Intercept;
+pub use self::registry::{DialError, Registry};
+use crate::cli::TunnelServerArgs;
+use crate::tls::ServingCertificate;
+use crate::tunnel::session::Settings;
+
+/// Where Kubernetes puts what a pod needs to talk to the API server.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// How long open streams may go on after SIGTERM; the pod is killed after 15 s.
+const DRAIN: Duration = Duration::from_secs(8);
+const BACKLOG: i32 = 1024;
+
+/// Runs the role until it is told to stop.
+///
+/// # Errors
+///
+/// When the role cannot start or cannot go on.
+pub async fn run(args: TunnelServerArgs) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let signalled = stop.clone();
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        signalled.cancel();
+    });
+    let outcome = serve(args, stop).await;
+    signals.abort();
+    outcome
+}
+
+/// Wires everything and runs it until `stop`.
+async fn serve(args: TunnelServerArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = kube::Config::incluster_env().context("not in a cluster")?;
+    let client = kube::Client::try_from(config).context("cannot set up the client of the API server")?;
+    let registry = Registry::new(args.node_name.clone());
+
+    let certificate = ServingCertificate::in_folder(&args.tls_dir);
+    if !certificate.wait(&stop).await {
+        return Ok(());
+    }
+
+    let api = Api::new(api_options(client.clone(), registry.clone()))?;
+    let agents = Arc::new(Agents {
+        registry: registry.clone(),
+        certificate: certificate.clone(),
+        client_ca: api.client_ca(),
+        settings: Settings::server(),
+    });
+    let (endpoints, _) = watch::channel(None);
+    let intercept = Arc::new(Intercept {
+        registry: registry.clone(),
+        endpoints: endpoints.subscribe(),
+        original: intercept::original_destination,
+    });
+
+    let tasks = TaskTracker::new();
+    let connections = TaskTracker::new();
+    let kill = CancellationToken::new();
+
+    let agents_listener = listen_everywhere(args.agent_port)?;
+    tasks.spawn(accept::run(agents, agents_listener, tasks.clone(), stop.clone(), kill.clone()));
+    for listener in listen_twice(args.intercept_port)? {
+        let serve = intercept.clone().run(listener, connections.clone(), stop.clone(), kill.clone());
+        tasks.spawn(serve);
+    }
+    // The rules come after the port that they lead to.
+    match nft::Table::new(names::NFT_TABLE, args.intercept_port) {
+        Ok(table) => {
+            tasks.spawn(nft::keep(table, endpoints.subscribe(), stop.clone()));
+        }
+        Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
+    }
+    tasks.spawn(nodes::follow(client, endpoints, stop.clone()));
+    tasks.spawn(certificate.clone().follow(stop.clone()));
+    let api_listener = listen_everywhere(args.api_port)?;
+    let serve_api = api.serve(api_listener, certificate, stop.clone());
+    tracing::info!(
+        agents = args.agent_port,
+        api = args.api_port,
+        intercept = args.intercept_port,
+        "tunnel server runs"
+    );
+
+    tasks.spawn(drain(registry, connections, stop, kill));
+    serve_api.await?;
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// After `stop`: agents are asked to go, open streams have [`DRAIN`] to end, then everything ends.
+async fn drain(
+    registry: Arc<Registry>,
+    connections: TaskTracker,
+    stop: CancellationToken,
+    kill: CancellationToken,
+) {
+    stop.cancelled().await;
+    tracing::info!(streams = registry.streams(), "stopping");
+    registry.go_away();
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+        tracing::info!(streams = registry.streams(), "streams are cut");
+    }
+    kill.cancel();
+}
+
+fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
+    let folder = Path::new(SERVICE_ACCOUNT);
+    let listed = registry.clone();
+    let dial = move |node: String| {
+        let registry = registry.clone();
+        async move {
+            let stream = registry.dial(&node, Target::Kubelet).await?;
+            Ok(Box::new(stream) as Box<dyn api::Stream>)
+        }
+        .boxed()
+    };
+    ApiOptions {
+        client,
+        agents: api::Agents::new(dial, move || listed.statuses()),
+        token_file: folder.join("token"),
+        cluster_ca: std::fs::read(folder.join("ca.crt")).ok(),
+    }
+}
+
+/// One listener for IPv6 and IPv4, or for IPv4 where there is no IPv6.
+fn listen_everywhere(port: u16) -> anyhow::Result<TcpListener> {
+    let listener = bind((Ipv6Addr::UNSPECIFIED, port).into(), false)
+        .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, port).into(), false));
+    listener.with_context(|| format!("cannot listen on port {port}"))
+}
+
+/// A listener for IPv4 and, where there is IPv6, one for it: a socket of its own family knows the original
+/// destination of its connections.
+fn listen_twice(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let v4 = bind((Ipv4Addr::UNSPECIFIED, port).into(), false);
+    let mut listeners = vec![v4.with_context(|| format!("cannot listen on port {port}"))?];
+    match bind((Ipv6Addr::UNSPECIFIED, port).into(), true) {
+        Ok(v6) => listeners.push(v6),
+        Err(error) => tracing::info!(%error, "no IPv6 on the intercept port"),
+    }
+    Ok(listeners)
+}
+
+fn bind(address: SocketAddr, only_v6: bool) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}

@@ -1,0 +1,428 @@
+//! The endpoint in one process: a caller over real TLS, an API server, a kubelet with a self-signed
+//! certificate at the end of a "tunnel" that is a TCP connection.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::testing::{Authority, FakeApiServer, FakeKubelet, client_certificate, serving_certificate};
+use super::*;
+
+const LOG: &str = "/api/v1/namespaces/shop/pods/till-0/log";
+const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true&stdout=true";
+/// Long enough for a busy machine, short enough to fail.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Hands out one certificate.
+#[derive(Debug)]
+struct One(Arc<rustls::sign::CertifiedKey>);
+
+impl ResolvesServerCert for One {
+    fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+struct World {
+    api_server: FakeApiServer,
+    kubelet: FakeKubelet,
+    tunnel_ca: Authority,
+    cluster_ca: Authority,
+    address: SocketAddr,
+    stop: CancellationToken,
+    served: AbortOnDropHandle<()>,
+    _token: tempfile::NamedTempFile,
+}
+
+impl World {
+    async fn new() -> Self {
+        let api_server = FakeApiServer::start().await;
+        let kubelet = FakeKubelet::start().await;
+        let (tunnel_ca, cluster_ca) = (Authority::new("tunnel"), Authority::new("cluster"));
+        *api_server.state.client_ca.lock().unwrap() = cluster_ca.pem();
+        api_server.state.tokens.lock().unwrap().insert("joes-token".into(), "joe".into());
+        for rule in [
+            "jane get pods/log",
+            "jane create pods/exec",
+            "jane get pods/exec",
+            "joe get pods/log",
+            "joe list agents/",
+            "joe get agents/",
+        ] {
+            api_server.state.rules.lock().unwrap().push(rule.into());
+        }
+        for (name, node) in [("till-0", "edge-1"), ("away-0", "edge-2"), ("new-0", "")] {
+            let pod = json!({
+                "kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"nodeName": node, "containers": [{"name": "app"}]}
+            });
+            api_server.state.pods.lock().unwrap().insert(name.into(), pod);
+        }
+
+        let target = kubelet.address;
+        let agents = Agents::new(
+            move |node| {
+                async move {
+                    if node != "edge-1" {
+                        return Err(DialError::NotConnected(node));
+                    }
+                    let stream = TcpStream::connect(target).await.unwrap();
+                    Ok(Box::new(stream) as Box<dyn Stream>)
+                }
+                .boxed()
+            },
+            || {
+                vec![AgentStatus {
+                    node: "edge-1".into(),
+                    server: "cp-1".into(),
+                    version: "0.1.0".into(),
+                    remote_address: "192.0.2.7:40000".into(),
+                    connected_since: "2026-11-23T08:00:00Z".into(),
+                    rtt_micros: Some(41_000),
+                    streams: 0,
+                    bytes_sent: 1,
+                    bytes_received: 2,
+                }]
+            },
+        );
+        let mut token = tempfile::NamedTempFile::new().unwrap();
+        writeln!(token, "servers-own-token").unwrap();
+        let api = Api::new(ApiOptions {
+            client: api_server.client.clone(),
+            agents,
+            token_file: token.path().into(),
+            cluster_ca: Some(cluster_ca.pem().into_bytes()),
+        })
+        .unwrap();
+
+        let (chain, key) = serving_certificate(&tunnel_ca, "server", &["localhost".into()]);
+        let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+        let certificate = Arc::new(One(Arc::new(rustls::sign::CertifiedKey::new(chain, key))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let served = AbortOnDropHandle::new(tokio::spawn(async move {
+            api.serve(listener, certificate, stopped).await.unwrap();
+        }));
+        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, served, _token: token }
+    }
+
+    /// A connection with a client certificate of `authority`, or without any.
+    async fn connect(&self, certificate: Option<(&Authority, &str)>) -> SendRequest<Empty<Bytes>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.tunnel_ca.der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match certificate {
+            Some((authority, user)) => {
+                let (chain, key) = client_certificate(authority, user, &["shop"]);
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let socket = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    /// As jane, whose client certificate the cluster issued. The endpoint reads the client CA when it
+    /// starts; until then it answers 503 to certificates.
+    async fn jane(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let mut sender = self.connect(Some((&self.cluster_ca, "jane"))).await;
+            let response = sender.send_request(request.clone()).await.unwrap();
+            if response.status() != StatusCode::SERVICE_UNAVAILABLE
+                || request.uri().path().contains("away")
+                || tokio::time::Instant::now() > deadline
+            {
+                // The connection lives as long as its response.
+                tokio::spawn(async move { sender.ready().await });
+                return response;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn kubelet_requests(&self) -> Vec<(String, String)> {
+        self.kubelet.state.requests.lock().unwrap().clone()
+    }
+}
+
+fn get(uri: &str) -> Request<Empty<Bytes>> {
+    Request::get(uri).header("host", "localhost").body(Empty::new()).unwrap()
+}
+
+fn with_token(mut request: Request<Empty<Bytes>>, token: &str) -> Request<Empty<Bytes>> {
+    request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+fn websocket(uri: &str, protocols: &str) -> Request<Empty<Bytes>> {
+    Request::get(uri)
+        .header("host", "localhost")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("sec-websocket-protocol", protocols)
+        .body(Empty::new())
+        .unwrap()
+}
+
+async fn status(response: Response<Incoming>) -> Value {
+    let code = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let status: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(status["code"], code);
+    status
+}
+
+#[tokio::test]
+async fn a_followed_log_arrives_line_by_line_and_ends_at_kubelet_when_the_caller_goes() {
+    let world = World::new().await;
+    let (lines, log) = mpsc::channel(1);
+    *world.kubelet.state.log.lock().unwrap() = Some(log);
+    lines.send("first\n").await.unwrap();
+    let mut sender = world.connect(None).await;
+    let request = with_token(get(&format!("{LOG}?follow=true&tailLines=5")), "joes-token");
+    let mut response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/plain");
+    let frame = response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "first\n");
+    // The first line was read before the second existed.
+    lines.send("second\n").await.unwrap();
+    let frame = response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "second\n");
+
+    let ended = world.kubelet.state.log_ended.clone();
+    drop((response, sender));
+    // The log is quiet: nothing that kubelet writes could tell it that the caller has gone.
+    tokio::time::timeout(SOON, ended.notified()).await.expect("kubelet still follows the log");
+    assert_eq!(
+        world.kubelet_requests(),
+        [(
+            "GET /containerLogs/shop/till-0/app?follow=true&tailLines=5".to_owned(),
+            "Bearer servers-own-token".to_owned()
+        )]
+    );
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_while_kubelet_has_said_nothing_ends_the_request_too() {
+    let world = World::new().await;
+    let (lines, log) = mpsc::channel(1);
+    *world.kubelet.state.log.lock().unwrap() = Some(log);
+    let mut sender = world.connect(None).await;
+    let request = with_token(get(&format!("{LOG}?follow=true")), "joes-token");
+    let mut pending = Box::pin(sender.send_request(request));
+    // Send it and see it at kubelet before going away.
+    tokio::time::timeout(SOON, async {
+        while world.kubelet_requests().is_empty() {
+            assert!(futures::poll!(&mut pending).is_pending() || !world.kubelet_requests().is_empty());
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(pending);
+    drop(sender);
+    let ended = world.kubelet.state.log_ended.clone();
+    tokio::time::timeout(SOON, ended.notified()).await.expect("kubelet still follows the log");
+    drop(lines);
+}
+
+#[tokio::test]
+async fn an_exec_becomes_a_stream_of_bytes_with_a_half_close() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    let response = world.jane(websocket(EXEC, "v5.channel.k8s.io")).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "v5.channel.k8s.io");
+    assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let sent: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let (mut read, mut write) = tokio::io::split(&mut stream);
+    let mut received = Vec::new();
+    let (written, read) = tokio::time::timeout(SOON, async {
+        tokio::join!(
+            async {
+                write.write_all(&sent).await?;
+                // The end of our direction is not the end of the other.
+                write.shutdown().await
+            },
+            read.read_to_end(&mut received)
+        )
+    })
+    .await
+    .unwrap();
+    written.unwrap();
+    read.unwrap();
+    assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
+    assert_eq!(
+        world.kubelet_requests(),
+        [(
+            "GET /exec/shop/till-0/app?input=1&output=1&command=cat".to_owned(),
+            "Bearer servers-own-token".to_owned()
+        )]
+    );
+}
+
+#[tokio::test]
+async fn v4_alone_is_offered_to_a_kubelet_that_refuses_v5() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v4.channel.k8s.io"];
+    let response = world.jane(websocket(EXEC, "v5.channel.k8s.io, v4.channel.k8s.io")).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "v4.channel.k8s.io");
+    assert_eq!(world.kubelet_requests().len(), 2);
+
+    let status = status(world.jane(websocket(EXEC, "v5.channel.k8s.io")).await).await;
+    assert_eq!(status["code"], 500);
+    assert!(status["message"].as_str().unwrap().contains("unknown subprotocol"), "{status}");
+}
+
+#[tokio::test]
+async fn without_the_right_nothing_reaches_kubelet() {
+    let world = World::new().await;
+    let mut sender = world.connect(None).await;
+    let request = with_token(websocket(EXEC, "v5.channel.k8s.io"), "joes-token");
+    let status = status(sender.send_request(request).await.unwrap()).await;
+    assert_eq!(status["code"], 403);
+    assert_eq!(
+        status["message"],
+        r#"pods "till-0" is forbidden: User "joe" cannot create resource "pods/exec" in API group "" in the namespace "shop""#
+    );
+    assert!(world.kubelet_requests().is_empty());
+}
+
+#[tokio::test]
+async fn get_alone_is_not_enough_for_a_websocket() {
+    let world = World::new().await;
+    world.api_server.state.rules.lock().unwrap().push("joe get pods/exec".into());
+    let mut sender = world.connect(None).await;
+    let request = with_token(websocket(EXEC, "v5.channel.k8s.io"), "joes-token");
+    assert_eq!(status(sender.send_request(request).await.unwrap()).await["code"], 403);
+    assert!(world.kubelet_requests().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_in_particular_is_unauthorized() {
+    let world = World::new().await;
+    let stranger = Authority::new("another cluster");
+    let unknown = with_token(get(LOG), "unknown");
+    let (jane, _) = (world.jane(get("/apis/tunnel.openyurt.io/v1alpha1/agents")).await, ());
+    assert_eq!(jane.status(), 403, "the client CA is in use");
+    for (certificate, request) in [(None, get(LOG)), (None, unknown), (Some((&stranger, "jane")), get(LOG))] {
+        let mut sender = world.connect(certificate).await;
+        let status = status(sender.send_request(request).await.unwrap()).await;
+        assert_eq!((&status["code"], &status["reason"]), (&json!(401), &json!("Unauthorized")));
+    }
+    assert!(world.kubelet_requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_token_is_reviewed_once_in_a_while() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        let mut sender = world.connect(None).await;
+        let request = with_token(get("/apis/tunnel.openyurt.io/v1alpha1/agents"), "joes-token");
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let list: AgentStatusList =
+            serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!((list.kind.as_str(), list.items[0].node.as_str()), ("AgentStatusList", "edge-1"));
+    }
+    assert_eq!(*world.api_server.state.reviews.lock().unwrap(), 1);
+    let mut sender = world.connect(None).await;
+    let one = with_token(get("/apis/tunnel.openyurt.io/v1alpha1/agents/edge-2"), "joes-token");
+    let status = status(sender.send_request(one).await.unwrap()).await;
+    assert_eq!(status["message"], "agents.tunnel.openyurt.io \"edge-2\" not found");
+}
+
+#[tokio::test]
+async fn impersonation_is_refused_and_not_ignored() {
+    let world = World::new().await;
+    let mut sender = world.connect(None).await;
+    let mut request = with_token(get(LOG), "joes-token");
+    request.headers_mut().insert("impersonate-user", "admin".parse().unwrap());
+    assert_eq!(status(sender.send_request(request).await.unwrap()).await["code"], 403);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_missing_unscheduled_or_out_of_reach_is_told_apart() {
+    let world = World::new().await;
+    let log = |pod: &str| get(&format!("/api/v1/namespaces/shop/pods/{pod}/log"));
+    let missing = status(world.jane(log("gone-0")).await).await;
+    assert_eq!((&missing["code"], &missing["message"]), (&json!(404), &json!("pods \"gone-0\" not found")));
+    assert_eq!(world.jane(log("new-0")).await.status(), 204);
+    // Certificates count by now, so that this 503 is about the node.
+    let away = status(world.jane(log("away-0")).await).await;
+    assert_eq!(away["code"], 503);
+    assert!(away["message"].as_str().unwrap().contains("\"edge-2\" is not connected"), "{away}");
+    let wrong = status(world.jane(get(&format!("{LOG}?container=other"))).await).await;
+    assert_eq!(wrong["message"], "container other is not valid for pod till-0");
+}
+
+#[tokio::test]
+async fn kubelets_own_errors_come_back_as_a_status() {
+    let world = World::new().await;
+    *world.kubelet.state.refusal.lock().unwrap() =
+        Some((400, "container \"app\" in pod \"till-0\" is waiting to start: ContainerCreating"));
+    let refused = status(world.jane(get(LOG)).await).await;
+    assert_eq!((&refused["code"], &refused["reason"]), (&json!(400), &json!("BadRequest")));
+    assert!(refused["message"].as_str().unwrap().contains("waiting to start"));
+    // kubelet's "forbidden" is about the tunnel server, and must not look like the caller's.
+    *world.kubelet.state.refusal.lock().unwrap() = Some((403, "Forbidden (user=tunnel-server)"));
+    assert_eq!(status(world.jane(get(LOG)).await).await["code"], 500);
+}
+
+#[tokio::test]
+async fn a_stop_ends_streams_that_do_not_end_by_themselves() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    let response = world.jane(websocket(EXEC, "v5.channel.k8s.io")).await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    world.stop.cancel();
+    // It goes on for the time being.
+    stream.write_all(b"still here").await.unwrap();
+    let mut echo = [0; 10];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"still here");
+    tokio::time::timeout(SOON, world.served).await.expect("the endpoint does not end").unwrap();
+    // The end may come as an end of file or as a broken connection.
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("the stream is open");
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn health_needs_no_name() {
+    let world = World::new().await;
+    let mut sender = world.connect(None).await;
+    assert_eq!(sender.send_request(get("/healthz")).await.unwrap().status(), 200);
+}

@@ -1,0 +1,240 @@
+//! What one watcher gets: the state first if it wants it, then the log from where it stands, read from the store in
+//! small batches whenever the view has moved. A slow watcher costs nothing but its position.
+//!
+//! Pure over a [`Reader`]; the stream around it is in `stream`.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
+use crate::store::{Reader, StoreError, Table};
+use crate::wire::frame::{encode_bookmark, encode_event};
+use crate::wire::{Encoding, EventType, TypeMeta};
+
+/// Bytes of frames a batch holds, but for its last frame.
+const BATCH_BYTES: usize = 128 << 10;
+/// Log entries a batch looks at.
+const BATCH_ENTRIES: usize = 1024;
+
+/// Reads a view's record.
+pub(crate) fn load(reader: &Reader<'_>, id: ViewId) -> Result<ViewRecord, StoreError> {
+    let record = reader.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
+    record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))
+}
+
+/// Newest version of an object in its stored form: the hub's own if there is one.
+pub(crate) fn body<'a>(
+    reader: &Reader<'a>,
+    record: &ViewRecord,
+    full_key: &[u8],
+    object: &ObjectRecord<'a>,
+) -> Result<Cow<'a, [u8]>, StoreError> {
+    if record.locals > 0
+        && let Some(value) = reader.get(Table::Locals, full_key)?
+    {
+        let (sealed, body) =
+            value.split_first().ok_or_else(|| StoreError::Damaged("a local version is empty".to_owned()))?;
+        return if *sealed == 0 { Ok(body.into()) } else { Ok(reader.sealer().open(full_key, body)?.into()) };
+    }
+    object.open(reader.sealer(), full_key)
+}
+
+/// Where a watcher stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Everything in the log up to here was sent or skipped.
+    sequence: u64,
+    /// The view's sequence when the watch began.
+    started: u64,
+    /// resourceVersion that the watcher came with; 0 after the state was sent.
+    since: u64,
+    state: Option<StatePart>,
+}
+
+/// Where it stands in the state that comes before the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct StatePart {
+    after: Option<Vec<u8>>,
+    /// resourceVersion of the state.
+    version: u64,
+    /// Whether a bookmark says where the state ends.
+    announce_end: bool,
+}
+
+/// One step of a watcher.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) frames: Vec<Bytes>,
+    /// Nothing is left to read for now.
+    pub(crate) drained: bool,
+    /// Deletions may have been missed: the watch must end with 410.
+    pub(crate) expired: bool,
+    /// The collection's resourceVersion behind the frames, if drained.
+    pub(crate) version: u64,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, frame: Bytes) {
+        self.bytes += frame.len();
+        self.frames.push(frame);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+    }
+}
+
+impl Position {
+    /// After resourceVersion `since`; nothing if deletions since then may be forgotten.
+    pub(crate) fn after(record: &ViewRecord, since: u64) -> Option<Self> {
+        (since >= record.horizon).then_some(Self {
+            sequence: 0,
+            started: record.sequence,
+            since,
+            state: None,
+        })
+    }
+
+    /// The whole state first. `known` is the collection's resourceVersion.
+    pub(crate) fn from_state(record: &ViewRecord, known: u64, announce_end: bool) -> Self {
+        let version = record.resource_version.max(known);
+        let state = Some(StatePart { after: None, version, announce_end });
+        Self { sequence: record.sequence, started: record.sequence, since: 0, state }
+    }
+
+    /// resourceVersion below which this watcher must not be sent bookmarks: it is there already.
+    pub(crate) fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// Reads on. `known` is the collection's resourceVersion, read before the transaction began.
+    pub(crate) fn read(&mut self, reader: &Reader<'_>, id: ViewId, known: u64) -> Result<Batch, StoreError> {
+        let record = load(reader, id)?;
+        let mut batch = Batch::default();
+        let Some(kind) = record.kind.clone() else { return Ok(batch) };
+        let expired = if self.sequence < self.started {
+            self.since < record.horizon
+        } else {
+            self.sequence < record.horizon_sequence
+        };
+        if expired {
+            batch.expired = true;
+            return Ok(batch);
+        }
+        let view = Source { reader, id, record: &record, kind: &kind, encoding: record.spec.encoding() };
+        if self.state.is_some() {
+            self.read_state(&view, &mut batch)?;
+        }
+        if self.state.is_none() && !batch.is_full() {
+            self.read_log(&view, &mut batch)?;
+        }
+        if batch.drained {
+            batch.version = record.resource_version.max(known);
+        }
+        Ok(batch)
+    }
+
+    fn read_state(&mut self, view: &Source<'_, '_>, batch: &mut Batch) -> Result<(), StoreError> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        let after = state.after.take();
+        let mut last = None;
+        view.reader.scan(Table::Objects, &view.id.prefix(), after.as_deref(), |key, value| {
+            let object = ObjectRecord::decode(value)?;
+            let body = body(view.reader, view.record, key, &object)?;
+            batch.push(encode_event(view.encoding, EventType::Added, view.kind, &body));
+            if batch.is_full() {
+                last = Some(key.to_vec());
+            }
+            Ok(!batch.is_full())
+        })?;
+        if last.is_some() {
+            state.after = last;
+            return Ok(());
+        }
+        if state.announce_end {
+            batch.push(encode_bookmark(view.encoding, view.kind, state.version, true));
+        }
+        self.state = None;
+        Ok(())
+    }
+
+    fn read_log(&mut self, view: &Source<'_, '_>, batch: &mut Batch) -> Result<(), StoreError> {
+        let began = self.sequence;
+        let mut looked_at = 0;
+        let mut more = false;
+        let after = view.id.log(began);
+        view.reader.scan(Table::Log, &view.id.prefix(), Some(&after), |key, value| {
+            if batch.is_full() || looked_at == BATCH_ENTRIES {
+                more = true;
+                return Ok(false);
+            }
+            looked_at += 1;
+            let sequence = key.last_chunk().map_or(began, |bytes| u64::from_be_bytes(*bytes));
+            if let Some(frame) = self.frame(view, began, sequence, key, LogEntry::decode(value)?)? {
+                batch.push(frame);
+            }
+            self.sequence = sequence;
+            Ok(true)
+        })?;
+        if !more {
+            batch.drained = true;
+            self.sequence = self.sequence.max(view.record.sequence);
+        }
+        Ok(())
+    }
+
+    fn frame(
+        &self,
+        view: &Source<'_, '_>,
+        began: u64,
+        sequence: u64,
+        log_key: &[u8],
+        entry: LogEntry<'_>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        // While it catches up a watcher is known by its resourceVersion, afterwards by its position.
+        let unseen = |entered_sequence: u64, entered_version: u64| {
+            if began < self.started { entered_version > self.since } else { entered_sequence > began }
+        };
+        match entry {
+            LogEntry::Live { version, local, key } => {
+                if !local && version <= self.since {
+                    return Ok(None);
+                }
+                let full = view.id.object(key);
+                let Some(value) = view.reader.get(Table::Objects, &full)? else { return Ok(None) };
+                let object = ObjectRecord::decode(value)?;
+                if object.sequence != sequence {
+                    return Err(StoreError::Damaged("a view's log and objects disagree".to_owned()));
+                }
+                let event_type = if unseen(object.entered_sequence, object.entered_version) {
+                    EventType::Added
+                } else {
+                    EventType::Modified
+                };
+                let body = body(view.reader, view.record, &full, &object)?;
+                Ok(Some(encode_event(view.encoding, event_type, view.kind, &body)))
+            }
+            LogEntry::Tombstone { version, entered_sequence, sealed, body, .. } => {
+                // An object that came and went behind a watcher's back is not worth two events. One that comes back
+                // with a resourceVersion may know more than that says: the last object it saw can be older than
+                // others (the initial state, a local version). A deletion too many does no harm.
+                let never_seen = began >= self.started && entered_sequence > began;
+                if version <= self.since || never_seen {
+                    return Ok(None);
+                }
+                let body = LogEntry::open_body(sealed, view.reader.sealer(), log_key, body)?;
+                Ok(Some(encode_event(view.encoding, EventType::Deleted, view.kind, &body)))
+            }
+        }
+    }
+}
+
+struct Source<'r, 'a> {
+    reader: &'r Reader<'a>,
+    id: ViewId,
+    record: &'r ViewRecord,
+    kind: &'r TypeMeta,
+    encoding: Encoding,
+}

@@ -1,0 +1,290 @@
+//! Any order of changes, lists, local changes, slow watchers, reconnections and restarts, against a model: what a
+//! watcher has built from its events is in the end what the view lists, and what the API server has.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+
+use super::feed::Position;
+use super::table::{Change, ViewTable};
+use super::*;
+use crate::store::Durability;
+use crate::wire::frame::decode_event;
+use crate::wire::{Event, EventType, FrameDecoder, Item, ListPage, ObjectMeta, TypeMeta, split_list};
+
+const ID: ViewId = ViewId(7);
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Put(usize),
+    Delete(usize),
+    /// The view hears of so many changes.
+    Deliver(usize),
+    /// The view lists anew, as after 410.
+    List,
+    Local(usize),
+    DropLocal(usize),
+    Read(usize),
+    Reconnect(usize),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..NAMES.len()).prop_map(Step::Put),
+        3 => (0..NAMES.len()).prop_map(Step::Delete),
+        5 => (1..6_usize).prop_map(Step::Deliver),
+        1 => Just(Step::List),
+        1 => (0..NAMES.len()).prop_map(Step::Local),
+        1 => (0..NAMES.len()).prop_map(Step::DropLocal),
+        4 => (0..2_usize).prop_map(Step::Read),
+        2 => (0..2_usize).prop_map(Step::Reconnect),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// Bodies by name.
+type Objects = BTreeMap<String, Bytes>;
+
+struct Server {
+    version: u64,
+    objects: BTreeMap<String, Item>,
+    /// What the view has not heard of yet.
+    pending: Vec<Change>,
+}
+
+fn item(name: &str, uid: u64, version: u64, data: &str) -> Item {
+    let text = format!(
+        r#"{{"metadata":{{"name":"{name}","uid":"{uid}","resourceVersion":"{version}"}},"data":"{data}"}}"#
+    );
+    let meta = ObjectMeta {
+        name: name.to_owned(),
+        namespace: String::new(),
+        uid: uid.to_string(),
+        resource_version: version,
+    };
+    Item { meta, body: text.into() }
+}
+
+struct Client {
+    known: Objects,
+    version: u64,
+    position: Position,
+}
+
+struct World {
+    runtime: Runtime,
+    store: Option<Store>,
+    server: Server,
+    clients: Vec<Client>,
+}
+
+fn spec() -> ViewSpec {
+    ViewSpec::new(Resource::new("", "v1", "nodes"), None, "", "", Encoding::Json)
+}
+
+impl World {
+    fn new(dir: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (store, _) = Store::open_with(dir, 16 << 20).unwrap();
+        let server = Server { version: 100, objects: BTreeMap::new(), pending: Vec::new() };
+        let mut world = Self { runtime, store: Some(store), server, clients: Vec::new() };
+        let record = ViewRecord::new("node", &spec(), 0).encode().unwrap();
+        world.write(move |tx| tx.put(Table::Views, &ID.prefix(), &record));
+        world.list();
+        for _ in 0..2 {
+            let client = world.connect();
+            world.clients.push(client);
+        }
+        world
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        job: impl FnMut(&mut crate::store::Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> T {
+        self.runtime.block_on(self.store().write(Durability::Soon, job)).unwrap()
+    }
+
+    fn change<T: Send + 'static>(
+        &self,
+        mut change: impl FnMut(&mut ViewTable<'_, '_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> T {
+        self.write(move |tx| {
+            let mut table = ViewTable::load(tx, ID)?;
+            let outcome = change(&mut table)?;
+            table.save()?;
+            Ok(outcome)
+        })
+    }
+
+    fn record(&self) -> ViewRecord {
+        self.store().read(|reader| feed::load(reader, ID)).unwrap()
+    }
+
+    fn view(&self) -> View {
+        View::new(ID, Identity::new("node"), spec(), self.store().clone(), Some(&self.record()))
+    }
+
+    /// The view as a client lists it.
+    fn listed(&self) -> (u64, Objects) {
+        let page = split_list(Encoding::Json, &self.view().list().unwrap().body).unwrap();
+        (page.resource_version, page.items.into_iter().map(|item| (item.meta.name, item.body)).collect())
+    }
+
+    fn connect(&self) -> Client {
+        let (version, known) = self.listed();
+        let position = Position::after(&self.record(), version).expect("what was just listed is not expired");
+        Client { known, version, position }
+    }
+
+    fn list(&mut self) {
+        self.server.pending.clear();
+        let page = ListPage {
+            kind: TypeMeta::new("v1", "Node"),
+            resource_version: self.server.version,
+            continue_token: None,
+            items: self.server.objects.values().cloned().collect(),
+        };
+        self.change(move |table| table.apply_list(&page));
+    }
+
+    fn deliver(&mut self, count: usize) {
+        let count = count.min(self.server.pending.len());
+        let changes: Vec<_> = self.server.pending.drain(..count).collect();
+        self.change(move |table| table.apply_events(&changes, 0));
+    }
+
+    fn read(&mut self, client: usize) {
+        loop {
+            let store = self.store.as_ref().unwrap();
+            let client = &mut self.clients[client];
+            let batch = store.read(|reader| client.position.read(reader, ID, 0)).unwrap();
+            assert!(!batch.expired, "a watcher lost its place");
+            for frame in &batch.frames {
+                client.take(frame);
+            }
+            if batch.drained {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, step: &Step, dir: &Path) {
+        match step {
+            Step::Put(name) => {
+                let name = NAMES[*name];
+                self.server.version += 1;
+                let version = self.server.version;
+                let before = self.server.objects.get(name);
+                let uid = before.map_or_else(|| version.to_string(), |item| item.meta.uid.clone());
+                let event_type = if before.is_some() { EventType::Modified } else { EventType::Added };
+                let item = item(name, uid.parse().unwrap(), version, "upstream");
+                self.server.objects.insert(name.to_owned(), item.clone());
+                self.server.pending.push(Change { event_type, item });
+            }
+            Step::Delete(name) => {
+                let name = NAMES[*name];
+                if let Some(last) = self.server.objects.remove(name) {
+                    self.server.version += 1;
+                    let uid = last.meta.uid.parse().unwrap();
+                    let item = item(name, uid, self.server.version, "gone");
+                    self.server.pending.push(Change { event_type: EventType::Deleted, item });
+                }
+            }
+            Step::Deliver(count) => self.deliver(*count),
+            Step::List => self.list(),
+            Step::Local(name) => {
+                let name = NAMES[*name];
+                let stored = self.store().read(|reader| {
+                    let value = reader.get(Table::Objects, &ID.object(name))?;
+                    Ok(value.map(|value| ObjectRecord::decode(value).unwrap().body.to_vec()))
+                });
+                if let Some(stored) = stored.unwrap() {
+                    let local = String::from_utf8(stored).unwrap().replace("upstream", "local");
+                    assert!(self.change(move |table| table.apply_local(name, local.as_bytes())));
+                }
+            }
+            Step::DropLocal(name) => {
+                let name = NAMES[*name];
+                self.change(move |table| table.drop_local(name));
+            }
+            Step::Read(client) => self.read(*client),
+            Step::Reconnect(client) => {
+                let version = self.clients[*client].version;
+                match Position::after(&self.record(), version) {
+                    Some(position) => self.clients[*client].position = position,
+                    None => self.clients[*client] = self.connect(),
+                }
+            }
+            Step::Restart => {
+                self.store = None;
+                self.store = Some(Store::open_with(dir, 16 << 20).unwrap().0);
+                for client in 0..self.clients.len() {
+                    self.step(&Step::Reconnect(client), dir);
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    fn take(&mut self, frame: &Bytes) {
+        let mut decoder = FrameDecoder::new(Encoding::Json);
+        decoder.push(frame);
+        let event = decode_event(Encoding::Json, &decoder.next_frame().unwrap().unwrap()).unwrap();
+        let Event::Object { event_type, item, .. } = event else { panic!("{event:?}") };
+        // What client-go does.
+        self.version = item.meta.resource_version;
+        match event_type {
+            EventType::Added | EventType::Modified => self.known.insert(item.meta.name, item.body),
+            EventType::Deleted => self.known.remove(&item.meta.name),
+        };
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn watchers_end_where_the_server_is(steps in proptest::collection::vec(step(), 1..60)) {
+        let dir = tempfile::tempdir_in(if Path::new("/dev/shm").exists() { "/dev/shm" } else { "/tmp" }).unwrap();
+        let mut world = World::new(dir.path());
+        for step in &steps {
+            world.step(step, dir.path());
+        }
+        world.deliver(usize::MAX);
+        let (version, listed) = world.listed();
+        for client in 0..world.clients.len() {
+            world.read(client);
+            prop_assert_eq!(&world.clients[client].known, &listed);
+        }
+        for name in NAMES {
+            world.change(move |table| table.drop_local(name));
+        }
+        let server: Objects =
+            world.server.objects.values().map(|item| (item.meta.name.clone(), item.body.clone())).collect();
+        prop_assert_eq!(&world.listed().1, &server);
+        for client in 0..world.clients.len() {
+            world.read(client);
+            prop_assert_eq!(&world.clients[client].known, &server);
+        }
+        prop_assert!(version <= world.server.version);
+        // Each object and each tombstone has one log entry, and nothing else is there.
+        let record = world.record();
+        let count = |table| {
+            let mut count = 0;
+            world.store().read(|reader| reader.scan(table, &ID.prefix(), None, |_, _| { count += 1; Ok(true) })).unwrap();
+            count
+        };
+        prop_assert_eq!(count(Table::Log), server.len() as u64 + record.tombstones);
+        prop_assert_eq!((count(Table::Locals), record.locals), (0, 0));
+    }
+}

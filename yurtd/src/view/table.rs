@@ -1,0 +1,346 @@
+//! Changes of one view, inside one transaction: events as they come, whole lists as a difference, local versions.
+//!
+//! Pure over a [`Tx`]: what is written follows from what is stored and what came.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
+use crate::store::{StoreError, Table, Tx};
+use crate::wire::{self, EventType, Item, ListPage, ObjectMeta};
+
+/// Tombstones a view keeps for watchers that come back.
+const MAX_TOMBSTONES: u64 = 512;
+/// And their bytes.
+const MAX_TOMBSTONE_BYTES: u64 = 1 << 20;
+
+/// One change from upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) event_type: EventType,
+    pub(crate) item: Item,
+}
+
+/// A view's record and its part of the tables, within a transaction.
+pub(crate) struct ViewTable<'t, 'e> {
+    tx: &'t mut Tx<'e>,
+    id: ViewId,
+    pub(crate) record: ViewRecord,
+}
+
+impl<'t, 'e> ViewTable<'t, 'e> {
+    /// Reads the record.
+    pub(crate) fn load(tx: &'t mut Tx<'e>, id: ViewId) -> Result<Self, StoreError> {
+        let record = tx.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
+        let record = record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))?;
+        Ok(Self { tx, id, record })
+    }
+
+    /// Writes the record back.
+    pub(crate) fn save(self) -> Result<ViewRecord, StoreError> {
+        self.tx.put(Table::Views, &self.id.prefix(), &self.record.encode()?)?;
+        Ok(self.record)
+    }
+
+    /// Applies watch events in their order; `version` is that of a bookmark behind them, if there was one.
+    pub(crate) fn apply_events(&mut self, changes: &[Change], version: u64) -> Result<(), StoreError> {
+        for change in changes {
+            let item = &change.item;
+            match change.event_type {
+                EventType::Added | EventType::Modified => self.upsert(&item.meta, &item.body)?,
+                EventType::Deleted => {
+                    self.remove(&item.meta.key(), item.meta.resource_version, Some(&item.body))?;
+                }
+            }
+            self.advance(item.meta.resource_version);
+        }
+        self.advance(version);
+        self.trim()
+    }
+
+    /// Keeps a page of a list whose last page has not come yet.
+    pub(crate) fn stage(&mut self, items: &[Item], first: bool) -> Result<(), StoreError> {
+        if first {
+            self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
+        }
+        for item in items {
+            let key = self.id.object(&item.meta.key());
+            let (sealed, body) = self.seal(&key, &item.body)?;
+            let record = ObjectRecord {
+                sequence: 0,
+                entered_sequence: 0,
+                entered_version: 0,
+                version: item.meta.resource_version,
+                sealed,
+                uid: &item.meta.uid,
+                body: &body,
+            };
+            self.tx.put(Table::Staging, &key, &record.encode())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
+    /// what has becomes events in the order of resourceVersions, for the watchers.
+    pub(crate) fn apply_list(&mut self, last: &ListPage) -> Result<(), StoreError> {
+        let version = last.resource_version;
+        // A collection that is younger than what we have: etcd was restored from a backup. Nothing that
+        // watchers know can be continued.
+        if !self.record.complete || version < self.record.resource_version {
+            self.clear()?;
+            self.record.horizon = version;
+            self.record.horizon_sequence = self.record.sequence;
+            self.record.resource_version = 0;
+        }
+        self.record.kind = Some(last.kind.clone());
+
+        let mut listed = self.staged()?;
+        for item in &last.items {
+            let source = Listed { meta: item.meta.clone(), body: Some(item.body.clone()) };
+            listed.insert(item.meta.key(), source);
+        }
+        let mut gone = Vec::new();
+        let mut same = Vec::new();
+        self.tx.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+            let record = ObjectRecord::decode(value)?;
+            let key = std::str::from_utf8(&key[4..]).unwrap_or_default();
+            match listed.get(key) {
+                None => gone.push(key.to_owned()),
+                Some(new) if new.meta.resource_version == record.version && new.meta.uid == record.uid => {
+                    same.push(key.to_owned());
+                }
+                Some(_) => {}
+            }
+            Ok(true)
+        })?;
+        for key in same {
+            listed.remove(&key);
+        }
+        let mut changed: Vec<_> = listed.into_iter().collect();
+        changed.sort_by(|(one_key, one), (other_key, other)| {
+            (one.meta.resource_version, one_key).cmp(&(other.meta.resource_version, other_key))
+        });
+        for (key, Listed { meta, body }) in changed {
+            let body = match body {
+                Some(body) => body,
+                None => self.staged_body(&key)?,
+            };
+            self.upsert(&meta, &body)?;
+            self.advance(meta.resource_version.min(version));
+        }
+        for key in gone {
+            self.remove(&key, version, None)?;
+        }
+        self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
+        self.record.complete = true;
+        self.record.resource_version = version;
+        self.trim()
+    }
+
+    /// Puts a local version over an object; `false` if the view does not have it.
+    pub(crate) fn apply_local(&mut self, key: &str, stored: &[u8]) -> Result<bool, StoreError> {
+        let full = self.id.object(key);
+        if !self.touch(key)? {
+            return Ok(false);
+        }
+        if self.tx.get(Table::Locals, &full)?.is_none() {
+            self.record.locals += 1;
+        }
+        let (sealed, body) = self.seal(&full, stored)?;
+        let mut value = vec![u8::from(sealed)];
+        value.extend_from_slice(&body);
+        self.tx.put(Table::Locals, &full, &value)?;
+        Ok(true)
+    }
+
+    /// Takes the local version off again; `false` if there is none.
+    pub(crate) fn drop_local(&mut self, key: &str) -> Result<bool, StoreError> {
+        Ok(self.forget_local(key)? && self.touch(key)?)
+    }
+
+    /// Removes everything of the view, its record too.
+    pub(crate) fn destroy(tx: &mut Tx<'_>, id: ViewId) -> Result<(), StoreError> {
+        for table in [Table::Objects, Table::Log, Table::Locals, Table::Staging] {
+            tx.delete_prefix(table, &id.prefix())?;
+        }
+        tx.delete(Table::Views, &id.prefix()).map(drop)
+    }
+
+    /// Replaces a view that cannot be read any more by an empty one. Pages of a list that are staged stay.
+    pub(crate) fn reset(tx: &mut Tx<'_>, id: ViewId, record: &ViewRecord) -> Result<(), StoreError> {
+        for table in [Table::Objects, Table::Log, Table::Locals] {
+            tx.delete_prefix(table, &id.prefix())?;
+        }
+        tx.put(Table::Views, &id.prefix(), &record.encode()?)
+    }
+
+    fn clear(&mut self) -> Result<(), StoreError> {
+        for table in [Table::Objects, Table::Log, Table::Locals] {
+            self.tx.delete_prefix(table, &self.id.prefix())?;
+        }
+        (self.record.tombstones, self.record.tombstone_bytes, self.record.locals) = (0, 0, 0);
+        // Watchers' positions stay behind this one.
+        self.record.next_sequence();
+        Ok(())
+    }
+
+    fn advance(&mut self, version: u64) {
+        self.record.resource_version = self.record.resource_version.max(version);
+    }
+
+    fn seal<'b>(&self, key: &[u8], body: &'b [u8]) -> Result<(bool, std::borrow::Cow<'b, [u8]>), StoreError> {
+        if self.record.spec.resource().is_secret() {
+            Ok((true, self.tx.sealer().seal(key, body)?.into()))
+        } else {
+            Ok((false, body.into()))
+        }
+    }
+
+    /// Stores a new version. One that is there already, or older, changes nothing: a resumed watch repeats events.
+    fn upsert(&mut self, meta: &ObjectMeta, body: &[u8]) -> Result<(), StoreError> {
+        let (key, version) = (meta.key(), meta.resource_version);
+        let full = self.id.object(&key);
+        let known = match self.tx.get(Table::Objects, &full)? {
+            Some(value) => {
+                let record = ObjectRecord::decode(value)?;
+                let same = record.uid == meta.uid;
+                if same && record.version >= version {
+                    return Ok(());
+                }
+                same.then_some((record.sequence, record.entered_sequence, record.entered_version))
+            }
+            None => None,
+        };
+        if let Some((sequence, ..)) = known {
+            self.tx.delete(Table::Log, &self.id.log(sequence))?;
+            self.forget_local(&key)?;
+        } else {
+            // Deleted and made again while nobody looked: watchers hear of both.
+            self.remove(&key, version, None)?;
+        }
+        let sequence = self.record.next_sequence();
+        let (entered_sequence, entered_version) =
+            known.map_or((sequence, version), |(_, sequence, version)| (sequence, version));
+        let (sealed, body) = self.seal(&full, body)?;
+        let record = ObjectRecord {
+            sequence,
+            entered_sequence,
+            entered_version,
+            version,
+            sealed,
+            uid: &meta.uid,
+            body: &body,
+        };
+        self.tx.put(Table::Objects, &full, &record.encode())?;
+        let entry = LogEntry::Live { version, local: false, key: &key };
+        self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())
+    }
+
+    /// Turns an object into a tombstone that sorts at `version`. Upstream's last state of it is `body`; a deletion that
+    /// was only inferred carries the collection's version as it was before, the newest that is certainly true.
+    fn remove(&mut self, key: &str, version: u64, body: Option<&Bytes>) -> Result<(), StoreError> {
+        let full = self.id.object(key);
+        let Some(value) = self.tx.get(Table::Objects, &full)? else { return Ok(()) };
+        let record = ObjectRecord::decode(value)?;
+        let (sequence, entered_sequence) = (record.sequence, record.entered_sequence);
+        let body = match body {
+            Some(body) => body.clone(),
+            None => {
+                let last = record.open(self.tx.sealer(), &full)?;
+                let certain = self.record.resource_version.max(record.version);
+                wire::object::with_resource_version(self.record.spec.encoding(), &last, certain)
+                    .map_err(|error| StoreError::Damaged(error.to_string()))?
+            }
+        };
+        self.tx.delete(Table::Log, &self.id.log(sequence))?;
+        self.tx.delete(Table::Objects, &full)?;
+        self.forget_local(key)?;
+        let sequence = self.record.next_sequence();
+        let log_key = self.id.log(sequence);
+        let (sealed, body) = self.seal(&log_key, &body)?;
+        let entry = LogEntry::Tombstone { version, entered_sequence, sealed, key, body: &body }.encode();
+        self.record.tombstones += 1;
+        self.record.tombstone_bytes += entry.len() as u64;
+        self.tx.put(Table::Log, &log_key, &entry)
+    }
+
+    fn forget_local(&mut self, key: &str) -> Result<bool, StoreError> {
+        let there = self.tx.delete(Table::Locals, &self.id.object(key))?;
+        if there {
+            self.record.locals = self.record.locals.saturating_sub(1);
+        }
+        Ok(there)
+    }
+
+    /// Moves an object's log entry to the end, marked as the hub's own doing; `false` if there is no such object.
+    fn touch(&mut self, key: &str) -> Result<bool, StoreError> {
+        let full = self.id.object(key);
+        let Some(value) = self.tx.get(Table::Objects, &full)? else { return Ok(false) };
+        let value = value.to_vec();
+        let record = ObjectRecord::decode(&value)?;
+        self.tx.delete(Table::Log, &self.id.log(record.sequence))?;
+        let sequence = self.record.next_sequence();
+        self.tx.put(Table::Objects, &full, &ObjectRecord { sequence, ..record }.encode())?;
+        let entry = LogEntry::Live { version: record.version, local: true, key };
+        self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())?;
+        Ok(true)
+    }
+
+    fn staged(&self) -> Result<HashMap<String, Listed>, StoreError> {
+        let mut staged = HashMap::new();
+        self.tx.scan(Table::Staging, &self.id.prefix(), None, |key, value| {
+            let record = ObjectRecord::decode(value)?;
+            let key = String::from_utf8_lossy(&key[4..]).into_owned();
+            let (namespace, name) = key.split_once('/').unwrap_or(("", &key));
+            let meta = ObjectMeta {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                uid: record.uid.to_owned(),
+                resource_version: record.version,
+            };
+            staged.insert(key, Listed { meta, body: None });
+            Ok(true)
+        })?;
+        Ok(staged)
+    }
+
+    fn staged_body(&self, key: &str) -> Result<Bytes, StoreError> {
+        let full = self.id.object(key);
+        let value = self.tx.get(Table::Staging, &full)?;
+        let value = value.ok_or_else(|| StoreError::Damaged("a staged object is gone".to_owned()))?;
+        Ok(ObjectRecord::decode(value)?.open(self.tx.sealer(), &full)?.into_owned().into())
+    }
+
+    /// Drops the oldest tombstones beyond the bounds, a quarter at a time, and moves the horizon behind them.
+    fn trim(&mut self) -> Result<(), StoreError> {
+        if self.record.tombstones <= MAX_TOMBSTONES && self.record.tombstone_bytes <= MAX_TOMBSTONE_BYTES {
+            return Ok(());
+        }
+        let (mut count, mut bytes) = (self.record.tombstones, self.record.tombstone_bytes);
+        let mut old = Vec::new();
+        self.tx.scan(Table::Log, &self.id.prefix(), None, |key, value| {
+            if let LogEntry::Tombstone { version, .. } = LogEntry::decode(value)? {
+                old.push((key.to_vec(), version));
+                count -= 1;
+                bytes = bytes.saturating_sub(value.len() as u64);
+            }
+            Ok(count > 0 && (count > MAX_TOMBSTONES * 3 / 4 || bytes > MAX_TOMBSTONE_BYTES * 3 / 4))
+        })?;
+        for (key, version) in old {
+            self.tx.delete(Table::Log, &key)?;
+            self.record.horizon = self.record.horizon.max(version);
+            if let Some((_, sequence)) = key.split_last_chunk() {
+                self.record.horizon_sequence = u64::from_be_bytes(*sequence);
+            }
+        }
+        (self.record.tombstones, self.record.tombstone_bytes) = (count, bytes);
+        Ok(())
+    }
+}
+
+struct Listed {
+    meta: ObjectMeta,
+    /// Nothing: it is staged.
+    body: Option<Bytes>,
+}

@@ -1,0 +1,259 @@
+//! JSON objects as text: what the hub reads of them, and `kind`/`apiVersion` off and on.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::object::{Item, ObjectMeta, TypeMeta};
+use super::{Encoding, WireError, parse_resource_version};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Object<'a> {
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    api_version: Cow<'a, str>,
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    namespace: Cow<'a, str>,
+    #[serde(borrow, default)]
+    uid: Cow<'a, str>,
+    #[serde(borrow, default)]
+    resource_version: Cow<'a, str>,
+}
+
+fn parse(text: &str) -> Result<Object<'_>, WireError> {
+    serde_json::from_str(text).map_err(|error| WireError::malformed("object", error))
+}
+
+/// Takes an object apart, into its stored form.
+///
+/// # Errors
+///
+/// [`WireError`] when it is no object with a name.
+pub fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), WireError> {
+    let object = parse(text)?;
+    let resource_version = match &*object.metadata.resource_version {
+        "" => 0,
+        version => parse_resource_version(version)?,
+    };
+    let meta = ObjectMeta {
+        namespace: object.metadata.namespace.into_owned(),
+        name: object.metadata.name.into_owned(),
+        uid: object.metadata.uid.into_owned(),
+        resource_version,
+    };
+    if meta.name.is_empty() {
+        return Err(WireError::malformed("object", "it has no name"));
+    }
+    let kind = TypeMeta::new(&object.api_version, &object.kind);
+    Ok((kind, Item { meta, body: stored(encoding, text) }))
+}
+
+/// Takes the body of a GET apart.
+///
+/// # Errors
+///
+/// [`WireError`] when it is no object with a name.
+pub fn decode_object(encoding: Encoding, body: &[u8]) -> Result<(TypeMeta, Item), WireError> {
+    let text = std::str::from_utf8(body).map_err(|error| WireError::malformed("object", error))?;
+    decode_item(encoding, text)
+}
+
+/// resourceVersion of a bookmark's object.
+///
+/// # Errors
+///
+/// [`WireError`] when it has none.
+pub fn bookmark_version(text: &str) -> Result<u64, WireError> {
+    parse_resource_version(&parse(text)?.metadata.resource_version)
+}
+
+/// The stored form of an object: on one line, without the `kind` and `apiVersion` that Go puts first.
+fn stored(encoding: Encoding, text: &str) -> Bytes {
+    let text = compact(text.trim());
+    // Items of a PartialObjectMetadataList carry both.
+    let rest = if encoding.is_partial() { None } else { strip_type(&text) };
+    match rest {
+        Some(rest) => {
+            let mut out = Vec::with_capacity(rest.len() + 1);
+            out.push(b'{');
+            out.extend_from_slice(rest.as_bytes());
+            out.into()
+        }
+        None => match text {
+            Cow::Borrowed(text) => Bytes::copy_from_slice(text.as_bytes()),
+            Cow::Owned(text) => text.into(),
+        },
+    }
+}
+
+/// What follows `{"kind":"K","apiVersion":"V",`.
+fn strip_type(text: &str) -> Option<&str> {
+    let (kind, rest) = text.strip_prefix("{\"kind\":\"")?.split_once('"')?;
+    let (version, rest) = rest.strip_prefix(",\"apiVersion\":\"")?.split_once('"')?;
+    if kind.contains('\\') || version.contains('\\') { None } else { rest.strip_prefix(',') }
+}
+
+/// Without white space between tokens. Watch events are cut at line ends, and no API server of Go writes any.
+fn compact(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\n', '\r']) {
+        return Cow::Borrowed(text);
+    }
+    let (mut in_string, mut escaped) = (false, false);
+    let keep = |character: &char| {
+        if in_string {
+            match character {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => in_string = false,
+                _ => {}
+            }
+            return true;
+        }
+        in_string = *character == '"';
+        !matches!(character, ' ' | '\t' | '\n' | '\r')
+    };
+    Cow::Owned(text.chars().filter(keep).collect())
+}
+
+/// A stored object with its `kind` and `apiVersion` in front, unless it carries them itself.
+pub fn typed(kind: &TypeMeta, stored: &[u8], newline: bool) -> Bytes {
+    let mut out = Vec::with_capacity(stored.len() + kind.kind.len() + kind.api_version.len() + 32);
+    write_typed(&mut out, kind, stored);
+    if newline {
+        out.push(b'\n');
+    }
+    out.into()
+}
+
+/// Appends [`typed`].
+pub fn write_typed(out: &mut Vec<u8>, kind: &TypeMeta, stored: &[u8]) {
+    let carries_type = stored.starts_with(b"{\"kind\":") || stored.starts_with(b"{\"apiVersion\":");
+    if carries_type || kind.kind.is_empty() {
+        out.extend_from_slice(stored);
+        return;
+    }
+    out.push(b'{');
+    write_type_fields(out, kind);
+    match stored.strip_prefix(b"{") {
+        Some(b"}") | None => out.push(b'}'),
+        Some(rest) => {
+            out.push(b',');
+            out.extend_from_slice(rest);
+        }
+    }
+}
+
+/// `"kind":"K","apiVersion":"V"`.
+pub fn write_type_fields(out: &mut Vec<u8>, kind: &TypeMeta) {
+    out.extend_from_slice(b"\"kind\":");
+    write_string(out, &kind.kind);
+    out.extend_from_slice(b",\"apiVersion\":");
+    write_string(out, &kind.api_version);
+}
+
+/// A JSON string.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    // Writing a string to memory cannot fail.
+    out.extend_from_slice(&serde_json::to_vec(text).unwrap_or_default());
+}
+
+/// The object with another resourceVersion.
+///
+/// # Errors
+///
+/// [`WireError`] when it has none.
+pub fn with_resource_version(stored: &[u8], version: u64) -> Result<Bytes, WireError> {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        metadata: &'a RawValue,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Inner<'a> {
+        #[serde(borrow)]
+        resource_version: &'a RawValue,
+    }
+    let malformed = |error| WireError::malformed("object", error);
+    let outer: Outer<'_> = serde_json::from_slice(stored).map_err(malformed)?;
+    let inner: Inner<'_> = serde_json::from_str(outer.metadata.get()).map_err(malformed)?;
+    let old = inner.resource_version.get();
+    // `old` borrows from `stored`.
+    let start = old.as_ptr() as usize - stored.as_ptr() as usize;
+    let mut out = Vec::with_capacity(stored.len() + 20);
+    out.extend_from_slice(&stored[..start]);
+    out.extend_from_slice(format!("\"{version}\"").as_bytes());
+    out.extend_from_slice(&stored[start + old.len()..]);
+    Ok(out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web","namespace":"default","uid":"u","resourceVersion":"7"},"spec":{"x":" \"\n"}}"#;
+    const FOO: &str =
+        r#"{"apiVersion":"example.com/v1","kind":"Foo","metadata":{"name":"a","resourceVersion":"7"}}"#;
+
+    fn kind() -> TypeMeta {
+        TypeMeta::new("v1", "Pod")
+    }
+
+    #[test]
+    fn kind_and_version_come_off_and_go_on_again() {
+        let (found, item) = decode_item(Encoding::Json, POD).unwrap();
+        assert_eq!(found, kind());
+        assert!(item.body.starts_with(br#"{"metadata":"#));
+        assert_eq!(typed(&kind(), &item.body, false), POD.as_bytes());
+        assert_eq!(item.meta.key(), "default/web");
+    }
+
+    #[test]
+    fn an_object_without_them_is_stored_as_it_is() {
+        let bare = POD.replace(r#""kind":"Pod","apiVersion":"v1","#, "");
+        assert_eq!(decode_item(Encoding::Json, &bare).unwrap().1.body, bare.as_bytes());
+    }
+
+    #[test]
+    fn a_custom_resource_keeps_them() {
+        let (_, item) = decode_item(Encoding::Json, FOO).unwrap();
+        assert_eq!(item.body, FOO.as_bytes());
+        assert_eq!(typed(&TypeMeta::new("example.com/v1", "Foo"), &item.body, false), FOO.as_bytes());
+    }
+
+    #[test]
+    fn a_pretty_object_becomes_one_line_and_strings_stay() {
+        let pretty = POD.replace(',', " ,\n\t").replace("{", "{ \n");
+        let (_, item) = decode_item(Encoding::Json, &pretty).unwrap();
+        assert_eq!(typed(&kind(), &item.body, false), POD.as_bytes());
+    }
+
+    #[test]
+    fn another_resource_version_changes_nothing_else() {
+        let changed = with_resource_version(POD.as_bytes(), 1234).unwrap();
+        assert_eq!(changed, POD.replace("\"7\"", "\"1234\"").as_bytes());
+        assert!(with_resource_version(b"{\"metadata\":{}}", 1).is_err());
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error() {
+        for bad in
+            ["", "[]", "{}", r#"{"metadata":{}}"#, r#"{"metadata":{"name":"a","resourceVersion":"x"}}"#]
+        {
+            assert!(decode_item(Encoding::Json, bad).is_err(), "{bad}");
+        }
+    }
+}
