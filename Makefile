@@ -7,7 +7,7 @@ ARCH    ?= amd64
 IMAGE   ?= ghcr.io/kubectl-yurt/yurtd:v$(VERSION)
 PROFILE ?= release
 
-.PHONY: help build fmt lint image print-image completions dist clean
+.PHONY: help build fmt lint deny test test-unit test-kernel tools image plugin print-image completions dist clean
 
 # The program leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
 # names up through NSS; the program has its own resolver.
@@ -34,15 +34,53 @@ build: ## Build both programs (debug)
 fmt: ## Format
 	cargo fmt --all
 
-lint: ## Clippy, warnings are errors
+lint: tools ## Format check, and clippy: warnings are errors
+	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny: tools ## Licences, sources and banned crates
+	cargo deny --locked check bans licenses sources
+
+test: lint deny test-unit test-kernel test-e2e ## Everything that CI runs; root for the last two
+	@echo 'make test: all passed'
+
+test-unit: ## Unit and in-process tests
+	cargo test --locked --workspace --exclude yurt-tests
+	cargo test --locked --package yurt-tests --lib --bins
+
+# What changes a kernel's rules, addresses and mounts runs in namespaces of its own. The one test left out wants a systemd
+# user instance; the story tries the same code against the system's.
+test-kernel: ## The tests that need namespaces of their own (root)
+	@if [ "$$(id --user)" != 0 ]; then \
+	  if [ "$$CI" = true ]; then echo 'error: CI must run the kernel tests as root' >&2; exit 1; fi; \
+	  echo 'skipped: the kernel tests need root'; exit 0; fi; \
+	$(TESTBED) deps && \
+	unshare --net --mount sh -c 'ip link set lo up && \
+	  cargo test --locked --package yurtd --lib -- --ignored --skip a_real_systemd --test-threads=1'
+
+# One version of everything that is not part of the Rust toolchain.
+CARGO_DENY := 0.20.2
+tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@cargo deny --version 2>/dev/null | grep -qF ' $(CARGO_DENY)' || \
+	  cargo install --locked --debug --no-default-features --version $(CARGO_DENY) cargo-deny
 
 image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --package yurtd --bin yurtd
+	cargo rustc --locked --profile $(PROFILE) --target $(TRIPLE) --package yurtd --bin yurtd -- -C target-feature=+crt-static
 	@! readelf --program-headers $(IMAGE_BINARY) | grep -q INTERP || { echo 'error: $(IMAGE_BINARY) is not static' >&2; exit 1; }
 	image/pack.sh $(IMAGE_BINARY) $(ARCH) $(IMAGE) $(IMAGE_TAR)
 	@echo '$(IMAGE) is in $(IMAGE_TAR)'
+
+# The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; the two programs
+# share the build of what they have in common.
+plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dist|dev)
+	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
+	cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --package kubectl-yurt
+	@mkdir -p target/plugin
+	@install -m 755 target/$(TRIPLE)/$(PROFILE_DIR)/kubectl-yurt completions/kubectl_complete-yurt target/plugin/
+	@echo 'the plugin is in target/plugin: put this folder on the PATH'
 
 completions: ## Write completions/ anew from the plugin's command line
 	cargo build --locked --package kubectl-yurt

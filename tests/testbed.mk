@@ -1,10 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: cluster clean-cluster demo test-e2e plugin
-
-plugin: ## Build the plugin as it is released
-	cargo build --locked --release -p kubectl-yurt
+.PHONY: cluster clean-cluster demo test-e2e
 
 cluster: ## Start a two-node cluster, leave it running, say how to reach it
 	$(TESTBED) up

@@ -55,18 +55,26 @@ pub async fn run(args: EdgeArgs) -> anyhow::Result<()> {
     let edge = Edge::start(config, &args.state_dir, sockets, stop.clone()).await?;
     notify(&[NotifyState::Ready]);
     let watchdog = edge.tasks.spawn(watchdog(stop.clone()));
-    terminated().await?;
+    let broken = edge.broken.clone();
+    let outcome = tokio::select! {
+        outcome = terminated() => outcome,
+        // What answers from a damaged store must not go on: systemd starts the process again, which sets the store
+        // aside and fills a new one.
+        () = broken.cancelled() => Err(anyhow::anyhow!("the store is damaged; the next start sets it aside")),
+    };
     tracing::info!("stopping");
     notify(&[NotifyState::Stopping]);
     edge.stop().await;
     watchdog.abort();
-    Ok(())
+    outcome
 }
 
 /// The running role.
 pub struct Edge {
     /// What the health port says.
     pub health: Arc<Health>,
+    /// Cancelled when the store turns out to be damaged.
+    pub broken: CancellationToken,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -94,6 +102,7 @@ impl Edge {
         if let Opened::Replaced { set_aside, reason } = opened {
             tracing::error!(reason, set_aside = %set_aside.display(), "the store could not be used and was set aside");
         }
+        let broken = store.broken();
         let upstream_config = UpstreamConfig {
             servers: config.api_servers.clone(),
             ca_file: config.ca_file.clone(),
@@ -151,7 +160,7 @@ impl Edge {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.spawn(health::serve(health.clone(), listener));
         }
-        Ok(Self { health, tasks, stop })
+        Ok(Self { health, broken, tasks, stop })
     }
 
     /// Stops accepting, lets connections and watches end, but not for ever.

@@ -24,7 +24,7 @@ impl Product {
     /// `YURT_IMAGE_ARCHIVE` (a file) stand for something that was built elsewhere.
     pub fn find() -> Result<Self> {
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-        let plugin = from_environment("YURT_PLUGIN").unwrap_or_else(|| paths::target().join("release"));
+        let plugin = from_environment("YURT_PLUGIN").unwrap_or_else(|| paths::target().join("plugin"));
         let archive = from_environment("YURT_IMAGE_ARCHIVE")
             .unwrap_or_else(|| paths::target().join(format!("image/yurtd-{architecture}.tar")));
         for file in [&plugin.join("kubectl-yurt"), &archive] {

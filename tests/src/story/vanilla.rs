@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use super::convert::CONVERT;
+use super::refusals::refused;
 use super::{Story, seconds, workload};
 use crate::cluster::EDGE;
 use crate::net::Fault;
@@ -60,6 +62,11 @@ pub(super) fn evicted(story: &mut Story) -> Result<()> {
         story.ask_on_edge(&format!("http://{address}/"))?;
         story.teller.holds("although it runs perfectly well: it still answers on the node");
     }
+
+    // Asked here because a node that is down costs a minute to make.
+    story.teller.step("convert while the node is down");
+    let finished = story.kubectl(CONVERT)?;
+    refused(story, &finished, 2, &[EDGE, "not ready", "nothing was changed"])?;
 
     story.teller.step("restore the link");
     story.cluster.shop.restore()?;

@@ -65,7 +65,8 @@ struct Inner {
 }
 
 impl Views {
-    /// Finds the stored views. Reflectors start when somebody with a credential asks; they end with `stop`.
+    /// Finds the stored views. Reflectors start when somebody with a credential asks; they end with `stop`. A view whose
+    /// record cannot be read is removed: it costs itself and nothing else.
     ///
     /// # Errors
     ///
@@ -78,12 +79,21 @@ impl Views {
     ) -> Result<Self, StoreError> {
         let mut views = HashMap::new();
         let mut next_id = 1;
+        let mut damaged = Vec::new();
         store.read(|reader| {
             reader.scan(Table::Views, &[], None, |key, value| {
                 let id = key.try_into().map(u32::from_be_bytes);
                 let id = id.map_err(|_| StoreError::Damaged("a view's number".to_owned()))?;
                 next_id = next_id.max(id.saturating_add(1));
-                let record = ViewRecord::decode(value)?;
+                let record = match ViewRecord::decode(value) {
+                    Ok(record) => record,
+                    Err(StoreError::Damaged(reason)) => {
+                        tracing::error!(view = id, reason, "a stored view is damaged and is removed");
+                        damaged.push(ViewId(id));
+                        return Ok(true);
+                    }
+                    Err(error) => return Err(error),
+                };
                 let identity = Identity::new(&record.identity);
                 let key = (identity.clone(), record.spec.clone());
                 let view = View::new(ViewId(id), identity, record.spec.clone(), store.clone(), Some(&record));
@@ -103,6 +113,9 @@ impl Views {
         let views = Self { inner: Arc::new(inner) };
         let housekeeping = views.clone();
         tokio::spawn(async move {
+            if let Err(error) = housekeeping.destroy(damaged).await {
+                tracing::warn!(%error, "damaged views could not be removed");
+            }
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = housekeeping.housekeep() => {}
@@ -465,13 +478,20 @@ impl Views {
             old.iter().for_each(|(key, _)| drop(views.remove(key)));
             old.into_iter().map(|(_, id)| id).collect()
         };
-        if old.is_empty() {
+        if !old.is_empty() {
+            tracing::info!(views = old.len(), "views that nobody uses any more are removed");
+        }
+        self.destroy(old).await
+    }
+
+    /// Removes what is stored of views.
+    async fn destroy(&self, views: Vec<ViewId>) -> Result<(), StoreError> {
+        if views.is_empty() {
             return Ok(());
         }
-        tracing::info!(views = old.len(), "views that nobody uses any more are removed");
         self.inner
             .store
-            .write(Durability::Soon, move |tx| old.iter().try_for_each(|id| ViewTable::destroy(tx, *id)))
+            .write(Durability::Soon, move |tx| views.iter().try_for_each(|id| ViewTable::destroy(tx, *id)))
             .await
     }
 }

@@ -725,3 +725,43 @@ async fn a_damaged_record_costs_one_list_and_no_process() {
     let new = api.put("pods", "n", "a", "x", "2");
     assert_eq!(watch.object().await, (Modified, "a".into(), new.version));
 }
+
+#[tokio::test]
+async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_other() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put("pods", "n", "a", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let damaged = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap().id;
+    let kept = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().id;
+    hub.store
+        .write(crate::store::Durability::Durable, move |tx| tx.put(Table::Views, &damaged.prefix(), b"bent"))
+        .await
+        .unwrap();
+    let remains = hub.remains(dir.path());
+    let hub = Hub::start(&api, remains.path()).await;
+    assert_eq!(hub.views.count(), (1, 1));
+    let removed = async {
+        loop {
+            let (mut left, mut objects) = (Vec::new(), 0);
+            hub.store
+                .read(|reader| {
+                    reader.scan(Table::Views, &[], None, |key, _| {
+                        left.push(key.to_vec());
+                        Ok(true)
+                    })?;
+                    reader.scan(Table::Objects, &damaged.prefix(), None, |_, _| {
+                        objects += 1;
+                        Ok(true)
+                    })
+                })
+                .unwrap();
+            if left == [kept.prefix()] && objects == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), removed).await.expect("what is stored of it goes");
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}

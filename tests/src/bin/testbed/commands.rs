@@ -137,9 +137,9 @@ fn kubectl() -> Result<Kubectl> {
     })
 }
 
-/// The folder with `kubectl-yurt`: it is built beside this program.
+/// The folder that `make plugin` fills, if it was.
 fn plugin() -> Option<PathBuf> {
-    let folder = std::env::current_exe().ok()?.parent()?.to_owned();
+    let folder = paths::target().join("plugin");
     folder.join("kubectl-yurt").exists().then_some(folder)
 }
 
