@@ -76,7 +76,7 @@ pub const TUNNEL_SERVER_NAME: &str = "yurt-tunnel-server.kube-system.svc";
 
 /// The hub for processes on the node: TLS on loopback.
 pub const HUB_PORT: u16 = 10261;
-/// The hub's health and metrics: plain HTTP on loopback.
+/// The hub's health: plain HTTP on loopback.
 pub const HUB_HEALTH_PORT: u16 = 10267;
 /// The hub for pods: TLS on [`HUB_POD_ADDRESS`].
 pub const HUB_POD_PORT: u16 = 10268;

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod certificate;
+pub mod routes;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -140,6 +141,7 @@ impl Edge {
         tasks.spawn(manager.run(certificate::load(state_dir, node)));
         tasks.spawn(rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone()));
         tasks.spawn(prewarm(offline, link.clone(), stop.clone()));
+        tasks.spawn(routes::watch(link.clone(), stop.clone()));
         if !config.tunnel_servers.is_empty() {
             let agent = AgentConfig { link: Some(link.subscribe()), ..AgentConfig::from(&config) };
             tasks.spawn(agent::run(agent, stop.clone()));

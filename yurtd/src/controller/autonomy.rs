@@ -1,7 +1,7 @@
 //! Which nodes are autonomous, and how that is shown. Pure; `nodes` applies it.
 //!
 //! A node is autonomous while it is an edge node and its annotations say so. The names of these nodes are
-//! the keys of a ConfigMap, the parameter of the two admission policies that keep their pods where they
+//! listed in an AutonomousNodes object, the parameter of the two admission policies that keep their pods where they
 //! are: the policies go on working while this controller does not.
 
 use std::collections::BTreeMap;

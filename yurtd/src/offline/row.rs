@@ -1,4 +1,4 @@
-//! Which row of the table of offline answers (`edge-hub.md` §4) a request falls into. Pure.
+//! Which kind of offline answer a request gets: the rows of the table in `offline.rs`. Pure.
 //!
 //! Lists and watches of whole collections are not here: views answer them, online and offline.
 

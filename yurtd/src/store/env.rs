@@ -1,5 +1,5 @@
-//! The environment: opening and checking it, its tables, transactions over them. The only file with `unsafe`: a
-//! memory map is, and one flag.
+//! The environment: opening and checking it, its tables, transactions over them. `unsafe`: a memory map
+//! is, and one flag. (The other file with it takes systemd's sockets: `serve/sockets.rs`.)
 #![allow(unsafe_code)]
 
 use std::fs;

@@ -1,7 +1,7 @@
 //! The endpoint for the plugin: Kubernetes API paths on the tunnel server.
 //!
 //! Where the API server's own connections cannot be led into the tunnel (a managed control plane),
-//! `kubectl yurt logs|exec|attach|port-forward` ask here instead. Any Kubernetes client works; it is only
+//! `kubectl yurt logs|exec|port-forward` ask here instead. Any Kubernetes client works; it is only
 //! pointed at another server.
 //!
 //! ```text
