@@ -14,8 +14,12 @@ PROFILE ?= release
 TRIPLE_amd64 := x86_64-unknown-linux-gnu
 TRIPLE_arm64 := aarch64-unknown-linux-gnu
 TRIPLE       := $(TRIPLE_$(ARCH))
+HOST_TRIPLE  := $(shell rustc -vV | sed -n 's/^host: //p')
 PROFILE_DIR  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-IMAGE_BINARY := target/$(TRIPLE)/$(PROFILE_DIR)/yurtd
+# Native builds go without --target, so that they share their dependencies with the tests.
+CROSS        := $(if $(filter-out $(HOST_TRIPLE),$(TRIPLE)),--target $(TRIPLE))
+OUTPUT       := target/$(if $(CROSS),$(TRIPLE)/)$(PROFILE_DIR)
+IMAGE_BINARY := $(OUTPUT)/yurtd
 IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
 # What is published is built with the profile for it; another one is quicker to try.
 DIST_PROFILE      ?= dist
@@ -41,7 +45,10 @@ lint: tools ## Format check, and clippy: warnings are errors
 deny: tools ## Licences, sources and banned crates
 	cargo deny --locked check bans licenses sources
 
-test: lint deny test-unit test-kernel test-e2e ## Everything that CI runs; root for the last two
+# The story is played with the build for development here, which shares its dependencies with the tests and has overflow
+# checks and debug assertions on; `make demo` and `make test-e2e` play it with the release build.
+test: lint deny test-unit test-kernel ## Everything that CI runs; root for the kernel tests and the story
+	$(MAKE) test-e2e PROFILE=dev
 	@echo 'make test: all passed'
 
 test-unit: ## Unit and in-process tests
@@ -68,7 +75,7 @@ tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
 
 image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
-	cargo rustc --locked --profile $(PROFILE) --target $(TRIPLE) --package yurtd --bin yurtd -- -C target-feature=+crt-static
+	cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin yurtd -- -C target-feature=+crt-static
 	@! readelf --program-headers $(IMAGE_BINARY) | grep -q INTERP || { echo 'error: $(IMAGE_BINARY) is not static' >&2; exit 1; }
 	image/pack.sh $(IMAGE_BINARY) $(ARCH) $(IMAGE) $(IMAGE_TAR)
 	@echo '$(IMAGE) is in $(IMAGE_TAR)'
@@ -77,9 +84,9 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 # share the build of what they have in common.
 plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dist|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
-	cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --package kubectl-yurt
+	cargo build --locked --profile $(PROFILE) $(CROSS) --package kubectl-yurt
 	@mkdir -p target/plugin
-	@install -m 755 target/$(TRIPLE)/$(PROFILE_DIR)/kubectl-yurt completions/kubectl_complete-yurt target/plugin/
+	@install -m 755 $(OUTPUT)/kubectl-yurt completions/kubectl_complete-yurt target/plugin/
 	@echo 'the plugin is in target/plugin: put this folder on the PATH'
 
 completions: ## Write completions/ anew from the plugin's command line

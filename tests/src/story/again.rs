@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::convert::{CONVERT, edge_is_converted, edge_is_vanilla, is_converted, nothing_of_ours};
 use super::refusals::refused;
-use super::revert::REVERT;
+use super::revert::{KUBELET_COLLECTS, REVERT};
 use super::{Story, reads_well, seconds};
 use crate::cluster::{self, EDGE};
 use crate::machine::Machine;
@@ -146,7 +146,7 @@ pub(super) fn revert_with_a_node_down(story: &mut Story) -> Result<()> {
     story.teller.figure("the revert that finishes", &seconds(finished.took));
     for machine in [&edge, &second] {
         edge_is_vanilla(story, machine)?;
-        until_true(&format!("nothing of ours on {}", machine.name()), Duration::from_secs(45), || {
+        until_true(&format!("nothing of ours on {}", machine.name()), KUBELET_COLLECTS, || {
             nothing_of_ours(machine)
         })?;
         story.teller.holds(&format!("nothing of ours on {}", machine.name()));

@@ -11,6 +11,10 @@ use crate::wait::until_true;
 
 pub(super) const REVERT: &[&str] = &["yurt", "revert", "--yes"];
 
+/// kubelet removes containers and logs of pods that are gone in rounds, one a minute, and what a first round
+/// leaves in the next.
+pub(super) const KUBELET_COLLECTS: Duration = Duration::from_secs(150);
+
 /// S8.
 pub(super) fn revert(story: &mut Story) -> Result<()> {
     let containers = story.containers()?;
@@ -29,8 +33,8 @@ pub(super) fn revert(story: &mut Story) -> Result<()> {
 
     story.teller.step("compare both machines and all objects with before convert");
     let before = before()?;
-    // Pods and what they own go a moment after the object that had them made.
-    let took = until_true("nothing to be left", Duration::from_secs(45), || {
+    // Pods and what they own go a moment after the object that had them made, their logs later.
+    let took = until_true("nothing to be left", KUBELET_COLLECTS, || {
         let left = difference(&before, &snapshot(story)?);
         Ok((!left.is_empty()).then(|| format!("{} differences\n  {}", left.len(), left.join("\n  "))))
     })?;
