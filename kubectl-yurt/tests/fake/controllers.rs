@@ -64,13 +64,21 @@ fn workloads(state: &mut State) {
 }
 
 fn fitting(state: &State, set: &Value) -> Vec<String> {
-    let selector = set["spec"]["template"]["spec"]["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let spec = &set["spec"]["template"]["spec"];
+    let selector = spec["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let required = terms["nodeSelectorTerms"][0]["matchExpressions"].as_array().cloned().unwrap_or_default();
     state
         .objects
         .iter()
         .filter(|(key, node)| {
+            let labels = &node["metadata"]["labels"];
             key.1 == "nodes"
-                && selector.iter().all(|(label, value)| node["metadata"]["labels"][label] == *value)
+                && selector.iter().all(|(label, value)| labels[label] == *value)
+                && required.iter().all(|one| {
+                    assert_eq!(one["operator"], "Exists");
+                    labels.get(one["key"].as_str().unwrap()).is_some()
+                })
         })
         .map(|(key, _)| key.3.clone())
         .collect()
