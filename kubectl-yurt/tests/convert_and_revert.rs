@@ -231,6 +231,26 @@ async fn a_dry_run_shows_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_convert_keeps_the_image_unless_it_is_told_another() {
+    let fake = cluster().await;
+    assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
+    let converted = fake.snapshot();
+    let output = yurt(&fake, "convert --cloud-nodes master -y --timeout 20s").await;
+    assert!(text(&output).starts_with("already converted"), "{}", text(&output));
+    assert_eq!(fake.snapshot(), converted);
+    let output = yurt(&fake, "convert --cloud-nodes master --dry-run --image r/yurtd:v2").await;
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("image r/yurtd:v1 -> r/yurtd:v2 (dry run)"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let output = yurt(&fake, "convert --cloud-nodes master --image r/yurtd:v2").await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("This will change image r/yurtd:v1 -> r/yurtd:v2; "), "{}", text(&output));
+    assert_eq!(fake.snapshot(), converted);
+}
+
+#[tokio::test]
 async fn another_namespace_is_made_and_goes_again() {
     let fake = cluster().await;
     let before = fake.snapshot();

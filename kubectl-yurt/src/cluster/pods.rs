@@ -1,6 +1,6 @@
 //! What is wrong with a pod of ours, in words that name the image and the node. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodTemplateSpec};
 use kube::ResourceExt as _;
 
 /// How bad it is.
@@ -45,6 +45,11 @@ pub fn node_of(pod: &Pod) -> Option<&str> {
 /// The image of the pod's first container.
 pub fn image_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.containers.first()?.image.as_deref()
+}
+
+/// The image of a workload's first container.
+pub fn template_image(template: &PodTemplateSpec) -> Option<&str> {
+    template.spec.as_ref()?.containers.first()?.image.as_deref()
 }
 
 /// True if every container of the pod runs and is ready.

@@ -3,12 +3,16 @@
 
 pub mod components;
 pub mod execute;
+pub mod image;
 pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{ConfigMap, Namespace, Node, Pod},
+};
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
@@ -23,6 +27,7 @@ use crate::{
         manifests::{self, Object, Settings},
         node, objects,
         objects::Effect,
+        pods,
     },
     error::Error,
     progress::{self, count_of},
@@ -40,6 +45,8 @@ pub struct Plan {
     pub objects: Vec<Object>,
     /// What is filled into them.
     pub settings: Settings,
+    /// The image in use before the run.
+    pub image_before: Option<String>,
     /// The value of our label on each node before the run.
     pub labels: BTreeMap<String, Option<String>>,
     /// Pods on each node that is converted.
@@ -76,6 +83,13 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
             .console
             .warn(format!("not reachable now, will follow by themselves: {}", plan::join(&plan.work.away)));
     }
+    // Who was asked has read it.
+    if args.yes && !plan.work.later.is_empty() {
+        session.console.warn(format!(
+            "not ready, the tunnel server starts there later: {}",
+            plan::join(&plan.work.later)
+        ));
+    }
     crate::cluster::lock::hold(session, execute::run(session, args, plan, &effects)).await
 }
 
@@ -100,19 +114,23 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         None => BTreeSet::new(),
     };
     let choice = plan::choose(&nodes, args, &selected)?;
-    let work = plan::work(&nodes, &choice)?;
+    let work = plan::work(&nodes, &choice, !args.skip_tunnel)?;
 
     let namespaces: Api<Namespace> = Api::all(session.client.clone());
     let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
     let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
     let earlier = maps.get_opt(names::CONFIG_MAP).await?.and_then(|map| tunnel::parse_config(&map).ok());
+    let sets: Api<DaemonSet> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+    let keeper = sets.get_opt(names::KEEPER).await?;
+    let image_before =
+        keeper.as_ref().and_then(|set| pods::template_image(&set.spec.template)).map(str::to_owned);
     let settings = Settings {
         namespace: session.yurt_namespace.clone(),
         // One that we made in an earlier run is still ours to describe.
         create_namespace: namespace.as_ref().is_none_or(|namespace| {
             namespace.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF)
         }),
-        image: args.image.clone().unwrap_or_else(default_image),
+        image: image::choose(args.image.as_deref(), image_before.as_deref()),
         config: plan::cluster_config(&nodes, &choice, args, earlier)?,
         mutating: version.has_mutating_policies(),
     };
@@ -121,12 +139,7 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
     let pods =
         if work.convert.is_empty() { BTreeMap::new() } else { pods_on(session, &work.convert).await? };
-    Ok(Plan { work, objects, settings, labels, pods })
-}
-
-/// The image of this plugin's own version.
-pub fn default_image() -> String {
-    format!("{}:v{}", names::IMAGE_REPOSITORY, env!("CARGO_PKG_VERSION"))
+    Ok(Plan { work, objects, settings, image_before, labels, pods })
 }
 
 /// How many unfinished pods each of these nodes has.
@@ -170,8 +183,17 @@ async fn superseded(session: &Session, plan: &Plan) -> Result<Vec<objects::Exist
         .collect())
 }
 
+impl Plan {
+    /// `image A -> B`, if the image in use is another than the one to use.
+    fn image_change(&self) -> Option<String> {
+        let before = self.image_before.as_ref().filter(|before| **before != self.settings.image)?;
+        Some(format!("image {before} -> {}", self.settings.image))
+    }
+}
+
 fn question(plan: &Plan, pending: usize) -> String {
     let mut parts = Vec::new();
+    parts.extend(plan.image_change().map(|change| format!("change {change}")));
     if pending > 0 {
         parts.push(format!("apply {}", count_of(pending, "object")));
     }
@@ -195,7 +217,12 @@ fn question(plan: &Plan, pending: usize) -> String {
     if !plan.work.label.is_empty() {
         parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
     }
-    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+    let later = if plan.work.later.is_empty() {
+        String::new()
+    } else {
+        format!(" Not ready, the tunnel server starts there later: {}.", plan::join(&plan.work.later))
+    };
+    format!("This will {}.{later} Pods keep running. Go on?", parts.join("; "))
 }
 
 /// `--dry-run=client`: the objects on stdout, fit for `kubectl diff -f -`; the plan on stderr.
@@ -204,6 +231,9 @@ fn show(session: &Session, plan: &Plan) -> Result<(), Error> {
         let text = serde_saphyr::to_string(&object.body)
             .map_err(|error| Error::Failed(format!("cannot print an object: {error}")))?;
         session.console.raw(format_args!("---\n{text}"))?;
+    }
+    if let Some(change) = plan.image_change() {
+        session.console.note(format!("{change} (dry run)"));
     }
     for (node, step) in steps(plan) {
         session.console.note(format!("node/{node} {step} (dry run)"));
@@ -228,6 +258,9 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<(), Error> {
             nodes.patch_metadata(name, &params, &Patch::Merge(patch)).await?;
         }
     }
+    if let Some(change) = plan.image_change() {
+        session.console.line(format!("{change} (server dry run)"))?;
+    }
     for (node, step) in steps(plan) {
         session.console.line(format!("node/{node} {step} (server dry run)"))?;
     }
@@ -240,5 +273,8 @@ fn steps(plan: &Plan) -> Vec<(&str, &'static str)> {
     steps.extend(plan.work.label.iter().map(|name| (name.as_str(), "labeled as cloud node")));
     steps.extend(plan.work.convert.iter().map(|name| (name.as_str(), "converted to edge node")));
     steps.extend(plan.work.converted.iter().map(|name| (name.as_str(), "already converted")));
+    steps.extend(
+        plan.work.later.iter().map(|name| (name.as_str(), "not ready: gets the tunnel server later")),
+    );
     steps
 }
