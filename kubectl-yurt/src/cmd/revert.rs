@@ -15,7 +15,7 @@ use crate::{
     args::RevertArgs,
     cluster::{
         access, lock, node, objects,
-        pods::{self, Trouble},
+        pods::Trouble,
         release::{self, Release, patch_node},
         rollout::{Event, Report, Rollout},
         teardown,
@@ -205,7 +205,7 @@ async fn follow(
         let only_away =
             active.iter().all(|name| work.away.contains(name)) && rollout.queued().next().is_none();
         for name in active {
-            let mut report = reversion(observer.view(), &name);
+            let mut report = reversion(observer.view(), &name, Instant::now());
             if only_away && matches!(report, Report::Working(_)) && !is_ready(observer.view(), &name) {
                 report = Report::Failed("not reachable".into());
             }
@@ -235,20 +235,19 @@ fn is_ready(view: &View, name: &str) -> bool {
 }
 
 /// What a node reports on its way back to *vanilla*. Pure.
-fn reversion(view: &View, name: &str) -> Report {
+fn reversion(view: &View, name: &str, now: Instant) -> Report {
     let Some(node) = view.nodes.get(name) else {
         return Report::Done("the node has been deleted".into());
     };
     let keeper = view.keeper(name);
-    let trouble = keeper.and_then(pods::trouble);
-    let fatal = matches!(trouble, Some(Trouble::Fatal(_)));
+    let trouble = keeper.and_then(|keeper| view.trouble(keeper, now));
     let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
     let Some(status) = node::conversion(node) else {
-        // No keeper has ever reported from this node, and none can start on it: nothing is installed.
-        return if fatal {
-            Report::Done("nothing was installed".into())
-        } else {
-            Report::Working(format!("waiting for its keeper{away}"))
+        return match trouble {
+            // No keeper has ever reported from this node, and none can start on it: nothing is installed.
+            Some(Trouble::Fatal(_) | Trouble::Pull(_)) => Report::Done("nothing was installed".into()),
+            Some(Trouble::Passing(text)) => Report::Working(text + away),
+            None => Report::Working(format!("waiting for its keeper{away}")),
         };
     };
     match (status.state, trouble) {
@@ -258,7 +257,8 @@ fn reversion(view: &View, name: &str) -> Report {
         (ConversionState::Failed, _) if node::is_reverting(node) && !status.message.is_empty() => {
             Report::Working(format!("{}{away}", status.message))
         }
-        _ => Report::Working(format!("waiting for its keeper to begin{away}")),
+        (_, Some(trouble)) => Report::Working(format!("{}{away}", trouble.text())),
+        (_, None) => Report::Working(format!("waiting for its keeper to begin{away}")),
     }
 }
 
@@ -328,27 +328,35 @@ mod tests {
         }
     }
 
+    fn reversion_now(view: &View, name: &str) -> Report {
+        reversion(view, name, Instant::now())
+    }
+
     #[test]
     fn only_a_report_of_vanilla_ends_the_waiting() {
-        assert_eq!(reversion(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
+        assert_eq!(reversion_now(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
         for state in ["Converted", "Converting", "Failed", "Reverting"] {
             assert!(
-                matches!(reversion(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
+                matches!(reversion_now(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
                 "{state}"
             );
         }
-        assert!(matches!(reversion(&view(None, None), "edge"), Report::Working(_)));
+        assert!(matches!(reversion_now(&view(None, None), "edge"), Report::Working(_)));
     }
 
     #[test]
     fn a_keeper_that_cannot_start_means_nothing_was_installed_or_nothing_can_be_removed() {
         let broken = || Some(keeper(Some("ErrImageNeverPull")));
-        assert!(matches!(reversion(&view(None, broken()), "edge"), Report::Done(_)));
-        assert!(matches!(reversion(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+        assert!(matches!(reversion_now(&view(None, broken()), "edge"), Report::Done(_)));
+        assert!(matches!(reversion_now(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+        let unpulled = || Some(keeper(Some("ErrImagePull")));
+        assert!(matches!(reversion_now(&view(None, unpulled()), "edge"), Report::Done(_)));
+        let waits = reversion_now(&view(Some("Converted"), unpulled()), "edge");
+        assert!(matches!(waits, Report::Working(text) if text.starts_with("image r/y:1")));
     }
 
     #[test]
     fn a_deleted_node_is_done() {
-        assert!(matches!(reversion(&View::default(), "edge"), Report::Done(_)));
+        assert!(matches!(reversion_now(&View::default(), "edge"), Report::Done(_)));
     }
 }
