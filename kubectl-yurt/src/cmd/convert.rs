@@ -2,6 +2,7 @@
 //! running it again continues where it stopped.
 
 pub mod components;
+pub mod connected;
 pub mod execute;
 pub mod image;
 pub mod plan;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub settings: Settings,
     /// The image in use before the run.
     pub image_before: Option<String>,
+    /// The release that nodes report when they have got this one, if that is known.
+    pub release: Option<String>,
     /// The value of our label on each node before the run.
     pub labels: BTreeMap<String, Option<String>>,
     /// Pods on each node that is converted.
@@ -70,7 +73,9 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
     let effects = preview(session, &plan.objects).await?;
     let pending = effects.iter().filter(|effect| **effect != Effect::None).count();
     let superseded = superseded(session, &plan).await?;
-    if pending == 0 && superseded.is_empty() && plan.work.convert.is_empty() && plan.work.label.is_empty() {
+    let work = &plan.work;
+    let idle = work.convert.is_empty() && work.upgrade.is_empty() && work.label.is_empty();
+    if pending == 0 && superseded.is_empty() && idle {
         return session.console.line(format!(
             "already converted: {} ({}); nothing was changed",
             progress::nodes(plan.work.converted.len()),
@@ -114,7 +119,7 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         None => BTreeSet::new(),
     };
     let choice = plan::choose(&nodes, args, &selected)?;
-    let work = plan::work(&nodes, &choice, !args.skip_tunnel)?;
+    let mut work = plan::work(&nodes, &choice, !args.skip_tunnel)?;
 
     let namespaces: Api<Namespace> = Api::all(session.client.clone());
     let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
@@ -134,12 +139,14 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         config: plan::cluster_config(&nodes, &choice, args, earlier)?,
         mutating: version.has_mutating_policies(),
     };
+    let release = image::expected_release(&settings.image, image_before.as_deref());
+    work.upgrade = plan::upgrades(&nodes, &work, release.as_deref());
     let objects = manifests::render(&settings).map_err(|error| Error::Failed(error.to_string()))?;
     let labels =
         nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
     let pods =
         if work.convert.is_empty() { BTreeMap::new() } else { pods_on(session, &work.convert).await? };
-    Ok(Plan { work, objects, settings, image_before, labels, pods })
+    Ok(Plan { work, objects, settings, image_before, release, labels, pods })
 }
 
 /// How many unfinished pods each of these nodes has.
@@ -214,6 +221,10 @@ fn question(plan: &Plan, pending: usize) -> String {
             nodes.join(", ")
         ));
     }
+    if !plan.work.upgrade.is_empty() {
+        let release = plan.release.as_deref().map(components::version).unwrap_or_default();
+        parts.push(format!("upgrade to {release}: {}", plan::join(&plan.work.upgrade)));
+    }
     if !plan.work.label.is_empty() {
         parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
     }
@@ -272,7 +283,9 @@ fn steps(plan: &Plan) -> Vec<(&str, &'static str)> {
     let mut steps: Vec<(&str, &'static str)> = Vec::new();
     steps.extend(plan.work.label.iter().map(|name| (name.as_str(), "labeled as cloud node")));
     steps.extend(plan.work.convert.iter().map(|name| (name.as_str(), "converted to edge node")));
-    steps.extend(plan.work.converted.iter().map(|name| (name.as_str(), "already converted")));
+    steps.extend(plan.work.upgrade.iter().map(|name| (name.as_str(), "upgraded")));
+    let same = plan.work.converted.difference(&plan.work.upgrade);
+    steps.extend(same.map(|name| (name.as_str(), "already converted")));
     steps.extend(
         plan.work.later.iter().map(|name| (name.as_str(), "not ready: gets the tunnel server later")),
     );

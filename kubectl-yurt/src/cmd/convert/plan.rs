@@ -150,6 +150,8 @@ pub struct Work {
     pub convert: BTreeSet<String>,
     /// Nodes that are edge nodes already.
     pub converted: BTreeSet<String>,
+    /// Those of them that are there and get another release; see [`upgrades`].
+    pub upgrade: BTreeSet<String>,
     /// Converted nodes that are not reachable now: their keepers catch up by themselves.
     pub away: BTreeSet<String>,
     /// Cloud nodes whose label is missing or different.
@@ -241,6 +243,17 @@ pub fn work(nodes: &[Node], choice: &Choice, tunnel: bool) -> Result<Work, Error
         )));
     }
     Ok(work)
+}
+
+/// The edge nodes that report another release than the one that they are about to get. A node that is away is not
+/// among them: nobody waits for it.
+pub fn upgrades(nodes: &[Node], work: &Work, release: Option<&str>) -> BTreeSet<String> {
+    let Some(release) = release else { return BTreeSet::new() };
+    let differs = |node: &Node| {
+        node::conversion(node).is_some_and(|status| status.version.trim_start_matches('v') != release)
+    };
+    let names = nodes.iter().filter(|node| differs(node)).map(|node| node.name_any());
+    names.filter(|name| work.converted.contains(name) && !work.away.contains(name)).collect()
 }
 
 /// Where agents and plugins reach the tunnel server: what was asked for, what an earlier run decided, or the

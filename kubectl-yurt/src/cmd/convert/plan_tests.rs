@@ -109,6 +109,18 @@ fn a_converted_node_that_is_away_is_no_reason_to_refuse() {
 }
 
 #[test]
+fn a_node_of_another_release_is_upgraded_if_it_is_there() {
+    let mut nodes = cluster();
+    nodes[1] = node("a", &[EDGE], true, Some("Converted"));
+    nodes[2] = node("b", &[EDGE], false, Some("Converted"));
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let work = work(&nodes, &choice, true).unwrap();
+    assert_eq!(upgrades(&nodes, &work, Some("0.2.0")), set(&["a"]));
+    assert!(upgrades(&nodes, &work, Some("0.1.0")).is_empty(), "it is there already");
+    assert!(upgrades(&nodes, &work, None).is_empty(), "nobody knows what is in the image");
+}
+
+#[test]
 fn a_half_converted_node_is_continued() {
     for state in ["Converting", "Failed", "Reverting", "Reverted"] {
         let mut nodes = cluster();
