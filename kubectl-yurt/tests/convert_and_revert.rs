@@ -241,6 +241,33 @@ async fn a_node_that_is_away_is_left_reverting_and_finished_later() {
 }
 
 #[tokio::test]
+async fn pods_that_know_the_hub_are_named_before_and_after_a_revert() {
+    let fake = cluster().await;
+    assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
+    {
+        let mut state = fake.state();
+        let pod = json!({
+            "metadata": { "name": "web", "namespace": "shop", "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "web", "uid": "", "controller": true } ] },
+            "spec": { "nodeName": "edge-1", "containers": [], "volumes": [
+                { "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } } ] },
+            "status": { "phase": "Running", "containerStatuses": [
+                { "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                  "state": { "running": { "startedAt": "2026-01-02T00:00:00Z" } } } ] }
+        });
+        state.put(core("pods", Some("shop"), "web"), pod);
+    }
+    let output = yurt(&fake, "revert").await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("if they use the API server: shop/web. Go on?"), "{}", text(&output));
+    let output = yurt(&fake, "revert -y --timeout 20s").await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Warning: 1 pod started while"), "{said}");
+    assert!(said.contains("\n  kubectl -n shop delete pod web\n"), "{said}");
+}
+
+#[tokio::test]
 async fn what_may_not_be_done_is_refused_before_anything_is_changed() {
     let fake = cluster().await;
     let before = fake.snapshot();

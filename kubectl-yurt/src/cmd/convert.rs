@@ -144,24 +144,30 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
     let objects = manifests::render(&settings).map_err(|error| Error::Failed(error.to_string()))?;
     let labels =
         nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
-    let pods =
-        if work.convert.is_empty() { BTreeMap::new() } else { pods_on(session, &work.convert).await? };
+    let pods = if work.convert.is_empty() {
+        BTreeMap::new()
+    } else {
+        count_pods(&unfinished_pods(session).await?, &work.convert)
+    };
     Ok(Plan { work, objects, settings, image_before, release, labels, pods })
 }
 
-/// How many unfinished pods each of these nodes has.
-pub async fn pods_on(session: &Session, nodes: &BTreeSet<String>) -> Result<BTreeMap<String, usize>, Error> {
+/// Every pod of the cluster that is not finished.
+pub async fn unfinished_pods(session: &Session) -> Result<Vec<Pod>, Error> {
     let api: Api<Pod> = Api::all(session.client.clone());
     let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-    let pods = api.list(&ListParams::default().fields(unfinished)).await?;
+    Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
+}
+
+/// How many of the pods each of these nodes has.
+pub fn count_pods(pods: &[Pod], nodes: &BTreeSet<String>) -> BTreeMap<String, usize> {
     let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
-    for pod in pods.items {
-        let on = pod.spec.and_then(|spec| spec.node_name);
-        if let Some(number) = on.and_then(|name| count.get_mut(&name)) {
+    for pod in pods {
+        if let Some(number) = pods::node_of(pod).and_then(|name| count.get_mut(name)) {
             *number += 1;
         }
     }
-    Ok(count)
+    count
 }
 
 /// What applying each object would do.

@@ -1,6 +1,8 @@
 //! `revert`: every edge node back to vanilla, then everything of ours out of the cluster. A node that cannot be
 //! reached is left *reverting*, with what its keeper needs to finish when it is back.
 
+pub mod restart;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -10,6 +12,8 @@ use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 use yurt_api::{names, status::ConversionState};
+
+use restart::Window;
 
 use crate::{
     args::RevertArgs,
@@ -21,7 +25,7 @@ use crate::{
         teardown,
         view::{Observer, View},
     },
-    cmd::convert::{components::step_text, plan::join, pods_on},
+    cmd::convert::{components::step_text, count_pods, plan::join, unfinished_pods},
     error::Error,
     progress::{self, Progress, count_of},
     resolve::session::Session,
@@ -93,9 +97,19 @@ pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
             session.yurt_namespace
         )));
     }
-    let pods = pods_on(session, &work.revert).await?;
-    session.console.confirm(&question(&work, &pods, existing.len()), args.yes)?;
-    lock::hold(session, execute(session, args, work)).await
+    let mut windows = restart::windows(&nodes);
+    let pods = unfinished_pods(session).await?;
+    let stale = restart::stale(&pods, &windows);
+    let pods = count_pods(&pods, &work.revert);
+    session.console.confirm(&question(&work, &pods, existing.len(), &stale), args.yes)?;
+    let result = lock::hold(session, execute(session, args, work, &mut windows)).await;
+    // Looked at again: pods have come and gone, and some nodes may not be vanilla yet.
+    if let Ok(pods) = unfinished_pods(session).await
+        && let Some(text) = restart::warning(&restart::stale(&pods, &windows))
+    {
+        session.console.warn(text);
+    }
+    result
 }
 
 /// True if something is installed on a node.
@@ -111,7 +125,7 @@ async fn keeper_is_missing(session: &Session) -> Result<bool, Error> {
     Ok(sets.get_metadata_opt(names::KEEPER).await?.is_none())
 }
 
-fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize) -> String {
+fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: &[restart::Stale]) -> String {
     let mut parts = Vec::new();
     if !work.revert.is_empty() {
         let nodes: Vec<String> = work
@@ -128,15 +142,25 @@ fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize) -> Stri
         parts.push(format!("end the autonomy of: {}", join(&work.autonomous)));
     }
     parts.push(format!("delete {} of kubectl-yurt", count_of(objects, "object")));
-    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+    let afterwards = if stale.is_empty() {
+        String::new()
+    } else {
+        format!(" Afterwards restart yourself, if they use the API server: {}.", restart::listed(stale))
+    };
+    format!("This will {}. Pods keep running.{afterwards} Go on?", parts.join("; "))
 }
 
-async fn execute(session: &Session, args: &RevertArgs, work: Work) -> Result<(), Error> {
+async fn execute(
+    session: &Session,
+    args: &RevertArgs,
+    work: Work,
+    windows: &mut BTreeMap<String, Window>,
+) -> Result<(), Error> {
     let mut progress = Progress::start(session.console, "reverted", work.revert.len());
     let mut observer = Observer::new(session);
     let mut rollout =
         Rollout::new(work.revert.iter().cloned(), usize::from(args.max_parallel), args.timeout, false);
-    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress).await?;
+    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
 
     let mut left: BTreeMap<String, String> =
         rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).collect();
@@ -187,6 +211,7 @@ async fn follow(
     observer: &mut Observer,
     rollout: &mut Rollout,
     progress: &mut Progress,
+    windows: &mut BTreeMap<String, Window>,
 ) -> Result<Release, Error> {
     let mut release = Release::default();
     observer.complete().await;
@@ -213,6 +238,9 @@ async fn follow(
                 Some(Event::Step(text)) => progress.step(&name, &text),
                 Some(Event::Done(text)) => {
                     progress.step(&name, &text);
+                    if let Some(node) = observer.view().nodes.get(&name) {
+                        restart::close(windows, node);
+                    }
                     release.begin(session, &name).await?;
                 }
                 Some(Event::Failed(text)) => progress.failed(&name, &text),

@@ -112,12 +112,14 @@ fn pod(state: &mut State, of: &Key, name: &str, owner: (&str, &str), node: Optio
     state.put(core("pods", of.2.as_deref(), name), object);
 }
 
-/// Pods whose owner has gone, or whose node does not fit any more.
+/// Pods of ours whose owner has gone, or whose node does not fit any more.
 fn orphans(state: &mut State) {
     let pods: Vec<(Key, Value)> = state
         .objects
         .iter()
-        .filter(|(key, _)| key.1 == "pods")
+        .filter(|(key, pod)| {
+            key.1 == "pods" && pod["metadata"]["labels"][names::LABEL_PART_OF] == names::PART_OF
+        })
         .map(|(key, pod)| (key.clone(), pod.clone()))
         .collect();
     for (key, pod) in pods {
