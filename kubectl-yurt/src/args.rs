@@ -156,7 +156,7 @@ pub struct ConvertArgs {
     #[arg(long)]
     pub image: Option<String>,
     /// Show what would be done, as this program knows it or as the server answers
-    #[arg(long, value_name = "STRATEGY", default_value = "none")]
+    #[arg(long, value_name = "STRATEGY", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client")]
     pub dry_run: DryRun,
     /// How long to wait for the components, and then for each node
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
@@ -459,6 +459,25 @@ mod tests {
         let Command::Convert(convert) = cli.command else { panic!("not convert") };
         assert_eq!(convert.cloud_nodes, ["a", "b"]);
         assert_eq!(convert.timeout, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn a_bare_dry_run_is_the_client_s_as_with_kubectl() {
+        let dry_run = |flag: &str| {
+            let cli = parse(&format!("kubectl-yurt convert --cloud-nodes a {flag}")).unwrap();
+            let Command::Convert(convert) = cli.command else { panic!("not convert") };
+            convert.dry_run
+        };
+        assert_eq!(dry_run(""), DryRun::None);
+        assert_eq!(dry_run("--dry-run"), DryRun::Client);
+        assert_eq!(dry_run("--dry-run -y"), DryRun::Client);
+        for (value, expected) in
+            [("none", DryRun::None), ("client", DryRun::Client), ("server", DryRun::Server)]
+        {
+            assert_eq!(dry_run(&format!("--dry-run={value}")), expected);
+        }
+        // kubectl, too, takes what stands behind a bare --dry-run for something else.
+        assert!(parse("kubectl-yurt convert --cloud-nodes a --dry-run server").is_err());
     }
 
     #[test]

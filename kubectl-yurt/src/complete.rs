@@ -9,11 +9,7 @@ use std::{
 use clap::Parser;
 use clap_complete::engine::CompletionCandidate;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube::{
-    Api, Client,
-    api::ListParams,
-    config::{Config, Kubeconfig},
-};
+use kube::{Api, Client, api::ListParams, config::Kubeconfig};
 
 use crate::{args::ConnectionArgs, resolve::kubeconfig};
 
@@ -88,7 +84,7 @@ where
         return Vec::new();
     };
     let work = async {
-        let config: Config = kubeconfig::load(&typed(std::env::args_os())).await.ok()?;
+        let config = kubeconfig::load(&typed(std::env::args_os())).ok()?.config;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).ok()?;
         question(client, namespace).await.ok()

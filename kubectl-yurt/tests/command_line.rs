@@ -83,6 +83,22 @@ fn a_server_that_refuses_is_named() {
 }
 
 #[test]
+fn the_environment_s_proxy_is_not_for_this_machine() {
+    // Something that listens and never answers: a proxy that is asked holds the request up.
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let output = Command::new(env!("CARGO_BIN_EXE_kubectl-yurt"))
+        .args(["status", "--request-timeout", "10s", "--server", &format!("https://127.0.0.1:{port}")])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("HTTPS_PROXY", format!("http://{}", proxy.local_addr().unwrap()))
+        .env("NO_PROXY", "10.0.0.0/8,,example.com")
+        .output()
+        .unwrap();
+    assert!(stderr(&output).contains(&format!("server 127.0.0.1:{port} was refused")), "{}", stderr(&output));
+}
+
+#[test]
 fn without_any_configuration_it_says_what_to_set() {
     let output = yurt(&["status"]);
     assert_eq!(output.status.code(), Some(1));

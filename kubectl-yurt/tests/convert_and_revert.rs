@@ -112,6 +112,52 @@ async fn a_missing_image_is_named_and_everything_is_undone() {
 }
 
 #[tokio::test]
+async fn a_pull_that_hiccups_is_waited_for_and_the_timeout_says_what_it_waited_for() {
+    let fake = cluster().await;
+    fake.behave(|world| world.unpulled = ["edge-1".to_owned()].into());
+    let before = fake.snapshot();
+    let output = yurt(&fake, "convert --cloud-nodes master --image r/yurtd:v1 -y --timeout 3s").await;
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("node edge-1: timed out after 3s: image r/yurtd:v1 is not on node edge-1")
+            && said.contains("i/o timeout")
+            && said.contains("everything that this run made was undone"),
+        "{said}"
+    );
+    assert_eq!(fake.snapshot(), before);
+
+    let (server, waits) = (fake.clone(), async |fake: &Fake| {
+        fake.until(|fake| fake.names("pods").contains(&format!("{}-edge-1", names::KEEPER))).await;
+        fake.behave(|world| world.unpulled.clear());
+    });
+    let (output, ()) = tokio::join!(yurt(&fake, CONVERT), waits(&server));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("2 nodes converted in"), "{}", text(&output));
+}
+
+#[tokio::test]
+async fn an_upgrade_is_followed_until_each_node_has_it_or_has_swapped_it_back() {
+    let fake = cluster().await;
+    assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
+    fake.behave(|world| world.swapping = ["edge-2".to_owned()].into());
+    let upgrade = "convert --cloud-nodes master --image r/yurtd:v0.2.0 -y --timeout 20s";
+    let output = yurt(&fake, upgrade).await;
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.contains("node/edge-1 upgraded\n") && !said.contains("already converted"), "{said}");
+    assert!(said.contains("edge-2: still v0.1.0: version 0.2.0 did not work and was swapped back"), "{said}");
+    assert!(said.contains("1 of 2 nodes not upgraded"), "{said}");
+
+    // Nothing is left to apply, and it is still not what it should be.
+    let output = yurt(&fake, upgrade).await;
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    fake.behave(|world| world.swapping.clear());
+    let output = yurt(&fake, upgrade).await;
+    assert!(text(&output).starts_with("already converted"), "{}", text(&output));
+}
+
+#[tokio::test]
 async fn a_first_node_that_fails_stops_the_run_and_is_taken_back() {
     let fake = cluster().await;
     fake.behave(|world| world.failing = ["edge-1".to_owned()].into());
@@ -195,6 +241,33 @@ async fn a_node_that_is_away_is_left_reverting_and_finished_later() {
 }
 
 #[tokio::test]
+async fn pods_that_know_the_hub_are_named_before_and_after_a_revert() {
+    let fake = cluster().await;
+    assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
+    {
+        let mut state = fake.state();
+        let pod = json!({
+            "metadata": { "name": "web", "namespace": "shop", "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "web", "uid": "", "controller": true } ] },
+            "spec": { "nodeName": "edge-1", "containers": [], "volumes": [
+                { "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } } ] },
+            "status": { "phase": "Running", "containerStatuses": [
+                { "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                  "state": { "running": { "startedAt": "2026-01-02T00:00:00Z" } } } ] }
+        });
+        state.put(core("pods", Some("shop"), "web"), pod);
+    }
+    let output = yurt(&fake, "revert").await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("if they use the API server: shop/web. Go on?"), "{}", text(&output));
+    let output = yurt(&fake, "revert -y --timeout 20s").await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Warning: 1 pod started while"), "{said}");
+    assert!(said.contains("\n  kubectl -n shop delete pod web\n"), "{said}");
+}
+
+#[tokio::test]
 async fn what_may_not_be_done_is_refused_before_anything_is_changed() {
     let fake = cluster().await;
     let before = fake.snapshot();
@@ -228,6 +301,26 @@ async fn a_dry_run_shows_and_changes_nothing() {
         text(&output)
     );
     assert_eq!(fake.snapshot(), before);
+}
+
+#[tokio::test]
+async fn a_second_convert_keeps_the_image_unless_it_is_told_another() {
+    let fake = cluster().await;
+    assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
+    let converted = fake.snapshot();
+    let output = yurt(&fake, "convert --cloud-nodes master -y --timeout 20s").await;
+    assert!(text(&output).starts_with("already converted"), "{}", text(&output));
+    assert_eq!(fake.snapshot(), converted);
+    let output = yurt(&fake, "convert --cloud-nodes master --dry-run --image r/yurtd:v2").await;
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("image r/yurtd:v1 -> r/yurtd:v2 (dry run)"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let output = yurt(&fake, "convert --cloud-nodes master --image r/yurtd:v2").await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("This will change image r/yurtd:v1 -> r/yurtd:v2; "), "{}", text(&output));
+    assert_eq!(fake.snapshot(), converted);
 }
 
 #[tokio::test]

@@ -57,10 +57,12 @@ impl Need {
 
 /// What following the nodes and our pods takes.
 fn watching(namespace: &str) -> Vec<Need> {
-    let mut needs = Vec::new();
+    // The pods of the nodes in question are counted, wherever they are.
+    let mut needs = vec![Need::new("list", "", "pods")];
     for verb in ["list", "watch"] {
         needs.push(Need::new(verb, "", "nodes"));
         needs.push(Need::new(verb, "", "pods").within(namespace));
+        needs.push(Need::new(verb, "", "events").within(namespace));
         needs.push(Need::new(verb, "apps", "deployments").within(namespace));
         needs.push(Need::new(verb, "apps", "daemonsets").within(namespace));
     }
@@ -187,6 +189,16 @@ mod tests {
                 "patch configmaps in namespace ns"
             ]
         );
+    }
+
+    #[test]
+    fn what_is_followed_is_asked_for() {
+        for needs in [convert_needs(&[], "ns"), revert_needs("ns")] {
+            assert!(needs.contains(&Need::new("list", "", "pods")), "counted in every namespace");
+            for verb in ["list", "watch"] {
+                assert!(needs.contains(&Need::new(verb, "", "events").within("ns")));
+            }
+        }
     }
 
     #[test]

@@ -380,6 +380,25 @@ mod tests {
     }
 
     #[test]
+    fn the_tunnel_server_runs_where_the_plugin_sees_a_control_plane_node_in_the_cloud() {
+        let objects = render(&settings()).unwrap();
+        let server = &find(&objects, "DaemonSet", names::TUNNEL_SERVER).unwrap().body.data;
+        let pod = &server["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"], json!({ names::LABEL_EDGE_WORKER: "false" }));
+        let terms = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let expected = json!([{ "key": names::LABEL_CONTROL_PLANE, "operator": "Exists" }]);
+        assert_eq!(terms["nodeSelectorTerms"], json!([{ "matchExpressions": expected }]));
+    }
+
+    #[test]
+    fn one_node_that_is_away_does_not_stop_an_upgrade() {
+        let objects = render(&settings()).unwrap();
+        let keeper = &find(&objects, "DaemonSet", names::KEEPER).unwrap().body.data;
+        let strategy = &keeper["spec"]["updateStrategy"];
+        assert_eq!(strategy["rollingUpdate"]["maxUnavailable"], "25%");
+    }
+
+    #[test]
     fn applying_again_leaves_the_autonomous_nodes_alone() {
         let objects = render(&settings()).unwrap();
         let parameter = find(&objects, names::AUTONOMOUS_NODES_KIND, names::AUTONOMOUS_NODES).unwrap();

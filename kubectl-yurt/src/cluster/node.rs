@@ -109,6 +109,21 @@ pub fn internal_ip(node: &Node) -> Option<&str> {
         .map(|address| address.address.as_str())
 }
 
+/// Label of the nodes of MicroK8s, whose kubelet's version says nothing.
+const LABEL_MICROK8S: &str = "microk8s.io/cluster";
+
+/// The node's layout, if it is one that is known not to be kubeadm's: kubelet is then no systemd unit of its own, has
+/// its files elsewhere, or the node's image undoes what is changed.
+pub fn foreign_layout(node: &Node) -> Option<&'static str> {
+    const SUFFIXES: [(&str, &str); 5] =
+        [("+k3s", "k3s"), ("+rke2", "RKE2"), ("+k0s", "k0s"), ("-eks-", "EKS"), ("-gke", "GKE")];
+    if node.labels().contains_key(LABEL_MICROK8S) {
+        return Some("MicroK8s");
+    }
+    let version = &node.status.as_ref()?.node_info.as_ref()?.kubelet_version;
+    SUFFIXES.iter().find(|(suffix, _)| version.contains(suffix)).map(|(_, layout)| *layout)
+}
+
 /// How autonomous the node is asked to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Autonomy {
@@ -189,6 +204,30 @@ mod tests {
         let faulty =
             asked(json!({ names::ANNOTATION_AUTONOMY: "true", names::ANNOTATION_AUTONOMY_DURATION: "soon" }));
         assert!(faulty.unwrap().fault.is_some());
+    }
+
+    #[test]
+    fn a_layout_shows_in_kubelet_s_version_or_in_a_label() {
+        let layout = |version: &str| {
+            let mut node = node(json!({}));
+            let info = json!({ "architecture": "", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
+                "kubeProxyVersion": "", "kubeletVersion": version, "machineID": "", "operatingSystem": "",
+                "osImage": "", "systemUUID": "" });
+            node.status = serde_json::from_value(json!({ "nodeInfo": info })).unwrap();
+            foreign_layout(&node)
+        };
+        for (version, expected) in [
+            ("v1.36.3", None),
+            ("v1.36.3-rc.1", None),
+            ("v1.34.1+k3s1", Some("k3s")),
+            ("v1.34.1+rke2r2", Some("RKE2")),
+            ("v1.34.1+k0s", Some("k0s")),
+            ("v1.34.1-eks-113cf36", Some("EKS")),
+            ("v1.34.1-gke.1829001", Some("GKE")),
+        ] {
+            assert_eq!(layout(version), expected, "{version}");
+        }
+        assert_eq!(foreign_layout(&node(json!({ "labels": { LABEL_MICROK8S: "true" } }))), Some("MicroK8s"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is wrong with a pod of ours, in words that name the image and the node. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodTemplateSpec};
 use kube::ResourceExt as _;
 
 /// How bad it is.
@@ -8,6 +8,9 @@ use kube::ResourceExt as _;
 pub enum Trouble {
     /// It will not become better by waiting.
     Fatal(String),
+    /// An image cannot be pulled, perhaps only at the moment: links at the edge hiccup. Whether it lasts is seen
+    /// where it is followed ([`View::trouble`](super::view::View::trouble)).
+    Pull(String),
     /// It may pass; worth showing while waiting.
     Passing(String),
 }
@@ -16,7 +19,7 @@ impl Trouble {
     /// What to print.
     pub fn text(&self) -> &str {
         match self {
-            Self::Fatal(text) | Self::Passing(text) => text,
+            Self::Fatal(text) | Self::Pull(text) | Self::Passing(text) => text,
         }
     }
 }
@@ -47,6 +50,11 @@ pub fn image_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.containers.first()?.image.as_deref()
 }
 
+/// The image of a workload's first container.
+pub fn template_image(template: &PodTemplateSpec) -> Option<&str> {
+    template.spec.as_ref()?.containers.first()?.image.as_deref()
+}
+
 /// True if every container of the pod runs and is ready.
 pub fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
@@ -74,7 +82,11 @@ pub fn trouble(pod: &Pod) -> Option<Trouble> {
         .and_then(|condition| condition.message.as_ref())
         .map(|message| Trouble::Passing(format!("pod {} is not scheduled: {message}", pod.name_any())));
     let mut all: Vec<Trouble> = containers.chain(unscheduled).collect();
-    all.sort_by_key(|trouble| matches!(trouble, Trouble::Passing(_)));
+    all.sort_by_key(|trouble| match trouble {
+        Trouble::Fatal(_) => 0,
+        Trouble::Pull(_) => 1,
+        Trouble::Passing(_) => 2,
+    });
     all.into_iter().next()
 }
 
@@ -89,11 +101,18 @@ fn container_trouble(pod: &Pod, container: &ContainerStatus) -> Option<Trouble> 
             "image {image} is not on node {node} and may not be pulled (imagePullPolicy Never)"
         ))),
         "InvalidImageName" => Some(Trouble::Fatal(format!("image {image} is not a valid reference{detail}"))),
-        "ImagePullBackOff" => {
-            Some(Trouble::Fatal(format!("image {image} is not on node {node} and cannot be pulled{detail}")))
-        }
-        "ErrImagePull" => {
-            Some(Trouble::Passing(format!("image {image} cannot be pulled on node {node}{detail}")))
+        "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => {
+            let message = waiting.message.as_deref().unwrap_or_default();
+            // While it backs off kubelet wraps the reason of the last failure; older ones leave it out.
+            let backoff = format!("Back-off pulling image \"{image}\"");
+            let why = message.strip_prefix(&backoff).unwrap_or(message);
+            let why = why.trim_start_matches(": ").trim_start_matches("ErrImagePull: ");
+            let detail = if why.is_empty() { String::new() } else { format!(": {why}") };
+            Some(if is_final(why) {
+                Trouble::Fatal(format!("image {image} is not on node {node} and cannot be pulled{detail}"))
+            } else {
+                Trouble::Pull(format!("image {image} is not on node {node} and cannot be pulled yet{detail}"))
+            })
         }
         "CrashLoopBackOff" => {
             let text = format!(
@@ -119,6 +138,68 @@ fn container_trouble(pod: &Pod, container: &ContainerStatus) -> Option<Trouble> 
         }
         _ => None,
     }
+}
+
+/// True if a failed pull says that the next one will fail as well: the registry answered, and has no such image or
+/// does not give it to this node. In the words of containerd, CRI-O and the registries.
+fn is_final(message: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        ": not found",
+        "manifest unknown",
+        "name unknown",
+        "repository does not exist",
+        "unauthorized",
+        "authorization failed",
+        "authentication required",
+        "denied",
+        "invalid reference",
+    ];
+    // What a firewall on the way says is no answer of the registry.
+    let message = message.to_ascii_lowercase().replace("connect: permission denied", "");
+    WORDS.iter().any(|word| message.contains(word))
+}
+
+/// True if the pod has not come to the point of running anything.
+pub fn is_pending(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+        && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending")
+}
+
+/// The newest Event that says what a pod waits for: a warning, or that its image is on the way.
+pub fn newest_event<'a>(events: impl Iterator<Item = &'a Event>, pod: &Pod) -> Option<&'a Event> {
+    let about = |event: &&Event| {
+        let object = &event.involved_object;
+        let same = object.uid.as_ref().zip(pod.metadata.uid.as_ref()).is_none_or(|(a, b)| a == b);
+        same && object.kind.as_deref() == Some("Pod")
+            && object.name == pod.metadata.name
+            && object.namespace == pod.metadata.namespace
+    };
+    let telling = |event: &&Event| {
+        event.type_.as_deref() == Some("Warning") || event.reason.as_deref() == Some("Pulling")
+    };
+    events.filter(about).filter(telling).max_by_key(|event| {
+        let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
+        [
+            series.map(|time| time.0),
+            event.event_time.as_ref().map(|time| time.0),
+            event.last_timestamp.as_ref().map(|time| time.0),
+            event.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        ]
+        .into_iter()
+        .flatten()
+        .max()
+    })
+}
+
+/// What an Event about a pod says, in one line.
+pub fn event_text(pod: &Pod, event: &Event) -> String {
+    let place = node_of(pod).map(|node| format!(" on node {node}")).unwrap_or_default();
+    let reason = event.reason.as_deref().unwrap_or("Warning");
+    if reason == "Pulling" {
+        return format!("image {} is being pulled{place}", image_of(pod).unwrap_or("of the pod"));
+    }
+    let message = event.message.as_deref().unwrap_or_default().trim();
+    format!("pod {}{place}: {reason}: {message}", pod.name_any())
 }
 
 fn spec_image<'a>(pod: &'a Pod, container: &str) -> Option<&'a str> {
@@ -155,19 +236,89 @@ mod tests {
         .unwrap()
     }
 
+    /// Messages as containerd 2 and CRI-O 1.34 write them.
     #[test]
-    fn a_missing_image_is_fatal_and_names_image_and_node() {
-        let trouble = trouble(&pod("ImagePullBackOff", Some("no such host"), 0)).unwrap();
-        let Trouble::Fatal(text) = trouble else { panic!("not fatal") };
-        assert!(text.contains("r/yurtd:v1") && text.contains("edge-node") && text.contains("no such host"));
-        assert!(matches!(super::trouble(&pod("ErrImageNeverPull", None, 0)), Some(Trouble::Fatal(_))));
+    fn a_pull_that_fails_may_pass_unless_the_registry_says_that_it_cannot() {
+        let unpack =
+            r#"failed to pull and unpack image "r/yurtd:v1": failed to resolve reference "r/yurtd:v1": "#;
+        for (reason, message, is_final) in [
+            ("ErrImagePull", "", false),
+            ("ImagePullBackOff", r#"Back-off pulling image "r/yurtd:v1""#, false),
+            (
+                "ErrImagePull",
+                r#"{}failed to do request: Head "https://r/v2/": dial tcp: lookup r: no such host"#,
+                false,
+            ),
+            ("ErrImagePull", "{}failed to do request: dial tcp 10.0.0.1:443: i/o timeout", false),
+            ("ErrImagePull", "{}dial tcp 10.0.0.1:443: connect: permission denied", false),
+            ("ErrImagePull", "{}unexpected status from HEAD request: 429 Too Many Requests", false),
+            ("RegistryUnavailable", "registry is unavailable", false),
+            ("ErrImagePull", "{}r/yurtd:v1: not found", true),
+            (
+                "ImagePullBackOff",
+                r#"Back-off pulling image "r/yurtd:v1": ErrImagePull: {}r/yurtd:v1: not found"#,
+                true,
+            ),
+            ("ErrImagePull", "reading manifest v1 in r/yurtd: manifest unknown", true),
+            (
+                "ErrImagePull",
+                "{}pull access denied, repository does not exist or may require authorization",
+                true,
+            ),
+            (
+                "ErrImagePull",
+                "unable to retrieve auth token: invalid username/password: unauthorized: no",
+                true,
+            ),
+        ] {
+            let message = message.replace("{}", unpack);
+            let trouble = trouble(&pod(reason, Some(&message), 0)).unwrap();
+            assert_eq!(matches!(trouble, Trouble::Fatal(_)), is_final, "{message}");
+            assert_eq!(matches!(trouble, Trouble::Pull(_)), !is_final, "{message}");
+            let text = trouble.text();
+            assert!(
+                text.starts_with("image r/yurtd:v1 is not on node edge-node and cannot be pulled"),
+                "{text}"
+            );
+            assert!(!text.contains("Back-off") && !text.contains("ErrImagePull"), "{text}");
+        }
+        for reason in ["ErrImageNeverPull", "InvalidImageName"] {
+            assert!(matches!(trouble(&pod(reason, None, 0)), Some(Trouble::Fatal(_))), "{reason}");
+        }
     }
 
     #[test]
-    fn a_first_failed_pull_and_a_first_crash_may_pass() {
-        assert!(matches!(trouble(&pod("ErrImagePull", None, 0)), Some(Trouble::Passing(_))));
+    fn a_first_crash_may_pass() {
         assert!(matches!(trouble(&pod("CrashLoopBackOff", None, 1)), Some(Trouble::Passing(_))));
         assert!(matches!(trouble(&pod("CrashLoopBackOff", None, 3)), Some(Trouble::Fatal(_))));
+    }
+
+    #[test]
+    fn the_newest_telling_event_of_this_pod_counts() {
+        let pod = pod("ContainerCreating", None, 0);
+        let event = |name: &str, object: &str, kind: &str, reason: &str, second: u32| -> Event {
+            serde_json::from_value(json!({
+                "metadata": { "name": name }, "type": kind, "reason": reason, "message": format!("{reason} it is "),
+                "involvedObject": { "kind": "Pod", "name": object, "namespace": "kube-system" },
+                "lastTimestamp": format!("2026-01-01T00:00:{second:02}Z")
+            }))
+            .unwrap()
+        };
+        let mut events = vec![
+            event("a", "yurtd-x", "Warning", "FailedMount", 2),
+            event("b", "yurtd-x", "Warning", "FailedScheduling", 1),
+            event("c", "yurtd-x", "Normal", "Scheduled", 3),
+            event("d", "yurtd-y", "Warning", "Failed", 4),
+        ];
+        let newest =
+            |events: &[Event]| newest_event(events.iter(), &pod).map(|event| event_text(&pod, event));
+        assert_eq!(
+            newest(&events),
+            Some("pod yurtd-x on node edge-node: FailedMount: FailedMount it is".into())
+        );
+        events.push(event("e", "yurtd-x", "Normal", "Pulling", 5));
+        assert_eq!(newest(&events), Some("image r/yurtd:v1 is being pulled on node edge-node".into()));
+        assert_eq!(newest(&events[2..4]), None);
     }
 
     #[test]

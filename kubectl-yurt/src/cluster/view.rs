@@ -1,7 +1,10 @@
 //! A live view of the nodes and of our pods and workloads, kept by watches. The commands that wait for something
 //! look at the view after each change; nothing polls.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use futures::{
     StreamExt as _,
@@ -9,7 +12,7 @@ use futures::{
 };
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{Node, Pod},
+    core::v1::{Event, Node, Pod},
 };
 use kube::{
     Api, Resource, ResourceExt as _,
@@ -18,7 +21,16 @@ use kube::{
 use serde::de::DeserializeOwned;
 use yurt_api::names;
 
-use crate::{cluster::pods, error::phrase, resolve::session::Session};
+use crate::{
+    cluster::pods::{self, Trouble},
+    duration::human,
+    error::phrase,
+    resolve::session::Session,
+};
+
+/// How long pulls of an image may fail before that counts as something that will not pass. kubelet has tried about
+/// five times by then (it backs off from 10 s, doubling).
+const PULL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Objects of one kind by name, replaced as a whole when a watch starts over.
 #[derive(Debug, Clone)]
@@ -84,6 +96,10 @@ pub struct View {
     pub deployments: Store<Deployment>,
     /// Our DaemonSets.
     pub daemon_sets: Store<DaemonSet>,
+    /// Events about pods, where they may be read.
+    pub events: Store<Event>,
+    /// Since when pulls of a pod's image have been failing.
+    pub pulls: BTreeMap<String, Instant>,
     /// Why the API server cannot be reached at the moment.
     pub lost_contact: Option<String>,
 }
@@ -101,8 +117,45 @@ impl View {
         self.pods.values().filter(on_node).min_by_key(|pod| pod.metadata.deletion_timestamp.is_some())
     }
 
+    /// What keeps a pod from running, and for how long pulls of its image have failed; of a pod that waits for
+    /// something else, what the newest Event says.
+    pub fn trouble(&self, pod: &Pod, now: Instant) -> Option<Trouble> {
+        match pods::trouble(pod) {
+            Some(Trouble::Pull(text)) => {
+                let since = self.pulls.get(&pod.name_any()).copied().unwrap_or(now);
+                let lasted = now.saturating_duration_since(since);
+                Some(if lasted >= PULL_PATIENCE {
+                    Trouble::Fatal(format!("{text} (for {})", human(lasted)))
+                } else {
+                    Trouble::Pull(text)
+                })
+            }
+            None if pods::is_pending(pod) => self.event(pod).map(Trouble::Passing),
+            other => other,
+        }
+    }
+
+    /// What the newest Event about a pod says.
+    pub fn event(&self, pod: &Pod) -> Option<String> {
+        pods::newest_event(self.events.values(), pod).map(|event| pods::event_text(pod, event))
+    }
+
+    /// Takes note of the pulls that fail. Between two attempts a pod may look as if nothing had happened, so one that
+    /// has failed is forgotten only when the pod runs or has gone.
+    fn note_pulls(&mut self, now: Instant) {
+        let pods = &self.pods;
+        self.pulls.retain(|name, _| pods.get(name).is_some_and(|pod| !pods::is_ready(pod)));
+        for pod in pods.values() {
+            if matches!(pods::trouble(pod), Some(Trouble::Pull(_))) {
+                self.pulls.entry(pod.name_any()).or_insert(now);
+            }
+        }
+    }
+
     fn change(&mut self, change: Change) {
         self.lost_contact = match change {
+            // Events are for a better message: whether they come says nothing about anything else.
+            Change::Event(event) => return self.events.change(event),
             Change::Node(event) => {
                 self.nodes.change(event);
                 None
@@ -129,6 +182,7 @@ enum Change {
     Pod(watcher::Event<Pod>),
     Deployment(watcher::Event<Deployment>),
     DaemonSet(watcher::Event<DaemonSet>),
+    Event(watcher::Event<Event>),
     Lost(String),
 }
 
@@ -150,6 +204,9 @@ impl Observer {
         changes.push(follow(Api::namespaced(client(), namespace), &ours, &server, Change::Pod));
         changes.push(follow(Api::namespaced(client(), namespace), &ours, &server, Change::Deployment));
         changes.push(follow(Api::namespaced(client(), namespace), &ours, &server, Change::DaemonSet));
+        let of_pods = watcher::Config::default().fields("involvedObject.kind=Pod");
+        let events = watcher(Api::namespaced(client(), namespace), of_pods).default_backoff();
+        changes.push(events.filter_map(async |event| event.ok().map(Change::Event)).boxed());
         Self { changes, view: View::default() }
     }
 
@@ -161,7 +218,10 @@ impl Observer {
     /// Waits for the next change.
     pub async fn changed(&mut self) {
         match self.changes.next().await {
-            Some(change) => self.view.change(change),
+            Some(change) => {
+                self.view.change(change);
+                self.view.note_pulls(Instant::now());
+            }
             // The watches restart for ever; if they ended, whoever waits must meet its deadline.
             None => std::future::pending().await,
         }
@@ -232,6 +292,53 @@ mod tests {
         assert!(store.get("a").is_none());
         store.change(watcher::Event::Delete(node("b")));
         assert_eq!(store.values().count(), 0);
+    }
+
+    fn waiting(reason: &str, phase: &str) -> Pod {
+        let ready = if phase == "Running" { "True" } else { "False" };
+        serde_json::from_value(json!({
+            "metadata": { "name": "p", "namespace": "n" },
+            "spec": { "nodeName": "edge", "containers": [{ "name": "c", "image": "r/y:1" }] },
+            "status": { "phase": phase, "conditions": [{ "type": "Ready", "status": ready }], "containerStatuses": [{ "name": "c", "image": "", "imageID": "",
+                "ready": false, "restartCount": 0, "state": { "waiting": { "reason": reason } } }] }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pull_becomes_fatal_when_it_has_failed_for_two_minutes() {
+        let start = Instant::now();
+        let mut view = View::default();
+        let mut show = |pod: Pod, at: Instant| {
+            view.pods = [pod.clone()].into_iter().collect();
+            view.note_pulls(at);
+            view.trouble(&pod, at)
+        };
+        assert!(matches!(show(waiting("ErrImagePull", "Pending"), start), Some(Trouble::Pull(_))));
+        let almost = start + PULL_PATIENCE - Duration::from_secs(1);
+        assert_eq!(show(waiting("ContainerCreating", "Pending"), almost), None, "the next attempt");
+        assert!(matches!(show(waiting("ImagePullBackOff", "Pending"), almost), Some(Trouble::Pull(_))));
+        let trouble = show(waiting("ErrImagePull", "Pending"), start + PULL_PATIENCE);
+        let Some(Trouble::Fatal(text)) = trouble else { panic!("{trouble:?}") };
+        assert!(text.ends_with("(for 2m0s)"), "{text}");
+        // A pod that has run since starts anew.
+        assert_eq!(show(waiting("", "Running"), start + PULL_PATIENCE), None);
+        let again = show(waiting("ErrImagePull", "Pending"), start + PULL_PATIENCE * 2);
+        assert!(matches!(again, Some(Trouble::Pull(_))), "{again:?}");
+    }
+
+    #[test]
+    fn a_pod_that_waits_says_what_its_newest_event_says() {
+        let event: Event = serde_json::from_value(json!({
+            "metadata": { "name": "e" }, "type": "Warning", "reason": "FailedMount", "message": "no /etc/kubernetes",
+            "involvedObject": { "kind": "Pod", "name": "p", "namespace": "n" }
+        }))
+        .unwrap();
+        let view = View { events: [event].into_iter().collect(), ..View::default() };
+        let text = "pod p on node edge: FailedMount: no /etc/kubernetes";
+        let pod = waiting("ContainerCreating", "Pending");
+        assert_eq!(view.trouble(&pod, Instant::now()), Some(Trouble::Passing(text.into())));
+        assert_eq!(view.trouble(&waiting("", "Running"), Instant::now()), None, "long ago");
     }
 
     #[test]

@@ -2,13 +2,18 @@
 //! running it again continues where it stopped.
 
 pub mod components;
+pub mod connected;
 pub mod execute;
+pub mod image;
 pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{ConfigMap, Namespace, Node, Pod},
+};
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
@@ -23,6 +28,7 @@ use crate::{
         manifests::{self, Object, Settings},
         node, objects,
         objects::Effect,
+        pods,
     },
     error::Error,
     progress::{self, count_of},
@@ -40,6 +46,10 @@ pub struct Plan {
     pub objects: Vec<Object>,
     /// What is filled into them.
     pub settings: Settings,
+    /// The image in use before the run.
+    pub image_before: Option<String>,
+    /// The release that nodes report when they have got this one, if that is known.
+    pub release: Option<String>,
     /// The value of our label on each node before the run.
     pub labels: BTreeMap<String, Option<String>>,
     /// Pods on each node that is converted.
@@ -63,7 +73,9 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
     let effects = preview(session, &plan.objects).await?;
     let pending = effects.iter().filter(|effect| **effect != Effect::None).count();
     let superseded = superseded(session, &plan).await?;
-    if pending == 0 && superseded.is_empty() && plan.work.convert.is_empty() && plan.work.label.is_empty() {
+    let work = &plan.work;
+    let idle = work.convert.is_empty() && work.upgrade.is_empty() && work.label.is_empty();
+    if pending == 0 && superseded.is_empty() && idle {
         return session.console.line(format!(
             "already converted: {} ({}); nothing was changed",
             progress::nodes(plan.work.converted.len()),
@@ -75,6 +87,13 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
         session
             .console
             .warn(format!("not reachable now, will follow by themselves: {}", plan::join(&plan.work.away)));
+    }
+    // Who was asked has read it.
+    if args.yes && !plan.work.later.is_empty() {
+        session.console.warn(format!(
+            "not ready, the tunnel server starts there later: {}",
+            plan::join(&plan.work.later)
+        ));
     }
     crate::cluster::lock::hold(session, execute::run(session, args, plan, &effects)).await
 }
@@ -100,48 +119,55 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         None => BTreeSet::new(),
     };
     let choice = plan::choose(&nodes, args, &selected)?;
-    let work = plan::work(&nodes, &choice)?;
+    let mut work = plan::work(&nodes, &choice, !args.skip_tunnel)?;
 
     let namespaces: Api<Namespace> = Api::all(session.client.clone());
     let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
     let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
     let earlier = maps.get_opt(names::CONFIG_MAP).await?.and_then(|map| tunnel::parse_config(&map).ok());
+    let sets: Api<DaemonSet> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+    let keeper = sets.get_opt(names::KEEPER).await?;
+    let image_before =
+        keeper.as_ref().and_then(|set| pods::template_image(&set.spec.template)).map(str::to_owned);
     let settings = Settings {
         namespace: session.yurt_namespace.clone(),
         // One that we made in an earlier run is still ours to describe.
         create_namespace: namespace.as_ref().is_none_or(|namespace| {
             namespace.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF)
         }),
-        image: args.image.clone().unwrap_or_else(default_image),
+        image: image::choose(args.image.as_deref(), image_before.as_deref()),
         config: plan::cluster_config(&nodes, &choice, args, earlier)?,
         mutating: version.has_mutating_policies(),
     };
+    let release = image::expected_release(&settings.image, image_before.as_deref());
+    work.upgrade = plan::upgrades(&nodes, &work, release.as_deref());
     let objects = manifests::render(&settings).map_err(|error| Error::Failed(error.to_string()))?;
     let labels =
         nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
-    let pods =
-        if work.convert.is_empty() { BTreeMap::new() } else { pods_on(session, &work.convert).await? };
-    Ok(Plan { work, objects, settings, labels, pods })
+    let pods = if work.convert.is_empty() {
+        BTreeMap::new()
+    } else {
+        count_pods(&unfinished_pods(session).await?, &work.convert)
+    };
+    Ok(Plan { work, objects, settings, image_before, release, labels, pods })
 }
 
-/// The image of this plugin's own version.
-pub fn default_image() -> String {
-    format!("{}:v{}", names::IMAGE_REPOSITORY, env!("CARGO_PKG_VERSION"))
-}
-
-/// How many unfinished pods each of these nodes has.
-pub async fn pods_on(session: &Session, nodes: &BTreeSet<String>) -> Result<BTreeMap<String, usize>, Error> {
+/// Every pod of the cluster that is not finished.
+pub async fn unfinished_pods(session: &Session) -> Result<Vec<Pod>, Error> {
     let api: Api<Pod> = Api::all(session.client.clone());
     let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-    let pods = api.list(&ListParams::default().fields(unfinished)).await?;
+    Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
+}
+
+/// How many of the pods each of these nodes has.
+pub fn count_pods(pods: &[Pod], nodes: &BTreeSet<String>) -> BTreeMap<String, usize> {
     let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
-    for pod in pods.items {
-        let on = pod.spec.and_then(|spec| spec.node_name);
-        if let Some(number) = on.and_then(|name| count.get_mut(&name)) {
+    for pod in pods {
+        if let Some(number) = pods::node_of(pod).and_then(|name| count.get_mut(name)) {
             *number += 1;
         }
     }
-    Ok(count)
+    count
 }
 
 /// What applying each object would do.
@@ -170,8 +196,17 @@ async fn superseded(session: &Session, plan: &Plan) -> Result<Vec<objects::Exist
         .collect())
 }
 
+impl Plan {
+    /// `image A -> B`, if the image in use is another than the one to use.
+    fn image_change(&self) -> Option<String> {
+        let before = self.image_before.as_ref().filter(|before| **before != self.settings.image)?;
+        Some(format!("image {before} -> {}", self.settings.image))
+    }
+}
+
 fn question(plan: &Plan, pending: usize) -> String {
     let mut parts = Vec::new();
+    parts.extend(plan.image_change().map(|change| format!("change {change}")));
     if pending > 0 {
         parts.push(format!("apply {}", count_of(pending, "object")));
     }
@@ -192,10 +227,19 @@ fn question(plan: &Plan, pending: usize) -> String {
             nodes.join(", ")
         ));
     }
+    if !plan.work.upgrade.is_empty() {
+        let release = plan.release.as_deref().map(components::version).unwrap_or_default();
+        parts.push(format!("upgrade to {release}: {}", plan::join(&plan.work.upgrade)));
+    }
     if !plan.work.label.is_empty() {
         parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
     }
-    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+    let later = if plan.work.later.is_empty() {
+        String::new()
+    } else {
+        format!(" Not ready, the tunnel server starts there later: {}.", plan::join(&plan.work.later))
+    };
+    format!("This will {}.{later} Pods keep running. Go on?", parts.join("; "))
 }
 
 /// `--dry-run=client`: the objects on stdout, fit for `kubectl diff -f -`; the plan on stderr.
@@ -204,6 +248,9 @@ fn show(session: &Session, plan: &Plan) -> Result<(), Error> {
         let text = serde_saphyr::to_string(&object.body)
             .map_err(|error| Error::Failed(format!("cannot print an object: {error}")))?;
         session.console.raw(format_args!("---\n{text}"))?;
+    }
+    if let Some(change) = plan.image_change() {
+        session.console.note(format!("{change} (dry run)"));
     }
     for (node, step) in steps(plan) {
         session.console.note(format!("node/{node} {step} (dry run)"));
@@ -228,6 +275,9 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<(), Error> {
             nodes.patch_metadata(name, &params, &Patch::Merge(patch)).await?;
         }
     }
+    if let Some(change) = plan.image_change() {
+        session.console.line(format!("{change} (server dry run)"))?;
+    }
     for (node, step) in steps(plan) {
         session.console.line(format!("node/{node} {step} (server dry run)"))?;
     }
@@ -239,6 +289,11 @@ fn steps(plan: &Plan) -> Vec<(&str, &'static str)> {
     let mut steps: Vec<(&str, &'static str)> = Vec::new();
     steps.extend(plan.work.label.iter().map(|name| (name.as_str(), "labeled as cloud node")));
     steps.extend(plan.work.convert.iter().map(|name| (name.as_str(), "converted to edge node")));
-    steps.extend(plan.work.converted.iter().map(|name| (name.as_str(), "already converted")));
+    steps.extend(plan.work.upgrade.iter().map(|name| (name.as_str(), "upgraded")));
+    let same = plan.work.converted.difference(&plan.work.upgrade);
+    steps.extend(same.map(|name| (name.as_str(), "already converted")));
+    steps.extend(
+        plan.work.later.iter().map(|name| (name.as_str(), "not ready: gets the tunnel server later")),
+    );
     steps
 }

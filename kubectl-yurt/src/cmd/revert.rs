@@ -1,6 +1,8 @@
 //! `revert`: every edge node back to vanilla, then everything of ours out of the cluster. A node that cannot be
 //! reached is left *reverting*, with what its keeper needs to finish when it is back.
 
+pub mod restart;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -11,17 +13,19 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 use yurt_api::{names, status::ConversionState};
 
+use restart::Window;
+
 use crate::{
     args::RevertArgs,
     cluster::{
         access, lock, node, objects,
-        pods::{self, Trouble},
+        pods::Trouble,
         release::{self, Release, patch_node},
         rollout::{Event, Report, Rollout},
         teardown,
         view::{Observer, View},
     },
-    cmd::convert::{components::step_text, plan::join, pods_on},
+    cmd::convert::{components::step_text, count_pods, plan::join, unfinished_pods},
     error::Error,
     progress::{self, Progress, count_of},
     resolve::session::Session,
@@ -93,9 +97,19 @@ pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
             session.yurt_namespace
         )));
     }
-    let pods = pods_on(session, &work.revert).await?;
-    session.console.confirm(&question(&work, &pods, existing.len()), args.yes)?;
-    lock::hold(session, execute(session, args, work)).await
+    let mut windows = restart::windows(&nodes);
+    let pods = unfinished_pods(session).await?;
+    let stale = restart::stale(&pods, &windows);
+    let pods = count_pods(&pods, &work.revert);
+    session.console.confirm(&question(&work, &pods, existing.len(), &stale), args.yes)?;
+    let result = lock::hold(session, execute(session, args, work, &mut windows)).await;
+    // Looked at again: pods have come and gone, and some nodes may not be vanilla yet.
+    if let Ok(pods) = unfinished_pods(session).await
+        && let Some(text) = restart::warning(&restart::stale(&pods, &windows))
+    {
+        session.console.warn(text);
+    }
+    result
 }
 
 /// True if something is installed on a node.
@@ -111,7 +125,7 @@ async fn keeper_is_missing(session: &Session) -> Result<bool, Error> {
     Ok(sets.get_metadata_opt(names::KEEPER).await?.is_none())
 }
 
-fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize) -> String {
+fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: &[restart::Stale]) -> String {
     let mut parts = Vec::new();
     if !work.revert.is_empty() {
         let nodes: Vec<String> = work
@@ -128,15 +142,25 @@ fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize) -> Stri
         parts.push(format!("end the autonomy of: {}", join(&work.autonomous)));
     }
     parts.push(format!("delete {} of kubectl-yurt", count_of(objects, "object")));
-    format!("This will {}. Pods keep running. Go on?", parts.join("; "))
+    let afterwards = if stale.is_empty() {
+        String::new()
+    } else {
+        format!(" Afterwards restart yourself, if they use the API server: {}.", restart::listed(stale))
+    };
+    format!("This will {}. Pods keep running.{afterwards} Go on?", parts.join("; "))
 }
 
-async fn execute(session: &Session, args: &RevertArgs, work: Work) -> Result<(), Error> {
+async fn execute(
+    session: &Session,
+    args: &RevertArgs,
+    work: Work,
+    windows: &mut BTreeMap<String, Window>,
+) -> Result<(), Error> {
     let mut progress = Progress::start(session.console, "reverted", work.revert.len());
     let mut observer = Observer::new(session);
     let mut rollout =
         Rollout::new(work.revert.iter().cloned(), usize::from(args.max_parallel), args.timeout, false);
-    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress).await?;
+    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
 
     let mut left: BTreeMap<String, String> =
         rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).collect();
@@ -187,6 +211,7 @@ async fn follow(
     observer: &mut Observer,
     rollout: &mut Rollout,
     progress: &mut Progress,
+    windows: &mut BTreeMap<String, Window>,
 ) -> Result<Release, Error> {
     let mut release = Release::default();
     observer.complete().await;
@@ -205,7 +230,7 @@ async fn follow(
         let only_away =
             active.iter().all(|name| work.away.contains(name)) && rollout.queued().next().is_none();
         for name in active {
-            let mut report = reversion(observer.view(), &name);
+            let mut report = reversion(observer.view(), &name, Instant::now());
             if only_away && matches!(report, Report::Working(_)) && !is_ready(observer.view(), &name) {
                 report = Report::Failed("not reachable".into());
             }
@@ -213,6 +238,9 @@ async fn follow(
                 Some(Event::Step(text)) => progress.step(&name, &text),
                 Some(Event::Done(text)) => {
                     progress.step(&name, &text);
+                    if let Some(node) = observer.view().nodes.get(&name) {
+                        restart::close(windows, node);
+                    }
                     release.begin(session, &name).await?;
                 }
                 Some(Event::Failed(text)) => progress.failed(&name, &text),
@@ -235,20 +263,19 @@ fn is_ready(view: &View, name: &str) -> bool {
 }
 
 /// What a node reports on its way back to *vanilla*. Pure.
-fn reversion(view: &View, name: &str) -> Report {
+fn reversion(view: &View, name: &str, now: Instant) -> Report {
     let Some(node) = view.nodes.get(name) else {
         return Report::Done("the node has been deleted".into());
     };
     let keeper = view.keeper(name);
-    let trouble = keeper.and_then(pods::trouble);
-    let fatal = matches!(trouble, Some(Trouble::Fatal(_)));
+    let trouble = keeper.and_then(|keeper| view.trouble(keeper, now));
     let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
     let Some(status) = node::conversion(node) else {
-        // No keeper has ever reported from this node, and none can start on it: nothing is installed.
-        return if fatal {
-            Report::Done("nothing was installed".into())
-        } else {
-            Report::Working(format!("waiting for its keeper{away}"))
+        return match trouble {
+            // No keeper has ever reported from this node, and none can start on it: nothing is installed.
+            Some(Trouble::Fatal(_) | Trouble::Pull(_)) => Report::Done("nothing was installed".into()),
+            Some(Trouble::Passing(text)) => Report::Working(text + away),
+            None => Report::Working(format!("waiting for its keeper{away}")),
         };
     };
     match (status.state, trouble) {
@@ -258,7 +285,8 @@ fn reversion(view: &View, name: &str) -> Report {
         (ConversionState::Failed, _) if node::is_reverting(node) && !status.message.is_empty() => {
             Report::Working(format!("{}{away}", status.message))
         }
-        _ => Report::Working(format!("waiting for its keeper to begin{away}")),
+        (_, Some(trouble)) => Report::Working(format!("{}{away}", trouble.text())),
+        (_, None) => Report::Working(format!("waiting for its keeper to begin{away}")),
     }
 }
 
@@ -328,27 +356,35 @@ mod tests {
         }
     }
 
+    fn reversion_now(view: &View, name: &str) -> Report {
+        reversion(view, name, Instant::now())
+    }
+
     #[test]
     fn only_a_report_of_vanilla_ends_the_waiting() {
-        assert_eq!(reversion(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
+        assert_eq!(reversion_now(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
         for state in ["Converted", "Converting", "Failed", "Reverting"] {
             assert!(
-                matches!(reversion(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
+                matches!(reversion_now(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
                 "{state}"
             );
         }
-        assert!(matches!(reversion(&view(None, None), "edge"), Report::Working(_)));
+        assert!(matches!(reversion_now(&view(None, None), "edge"), Report::Working(_)));
     }
 
     #[test]
     fn a_keeper_that_cannot_start_means_nothing_was_installed_or_nothing_can_be_removed() {
         let broken = || Some(keeper(Some("ErrImageNeverPull")));
-        assert!(matches!(reversion(&view(None, broken()), "edge"), Report::Done(_)));
-        assert!(matches!(reversion(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+        assert!(matches!(reversion_now(&view(None, broken()), "edge"), Report::Done(_)));
+        assert!(matches!(reversion_now(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+        let unpulled = || Some(keeper(Some("ErrImagePull")));
+        assert!(matches!(reversion_now(&view(None, unpulled()), "edge"), Report::Done(_)));
+        let waits = reversion_now(&view(Some("Converted"), unpulled()), "edge");
+        assert!(matches!(waits, Report::Working(text) if text.starts_with("image r/y:1")));
     }
 
     #[test]
     fn a_deleted_node_is_done() {
-        assert!(matches!(reversion(&View::default(), "edge"), Report::Done(_)));
+        assert!(matches!(reversion_now(&View::default(), "edge"), Report::Done(_)));
     }
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Node, Pod, PodTemplateSpec},
+    core::v1::{ConfigMap, Node, Pod},
 };
 use kube::{
     Api, ResourceExt as _,
@@ -214,7 +214,7 @@ fn component_statuses(found: &Found) -> Vec<ComponentStatus> {
             ready: status.number_ready,
             desired: status.desired_number_scheduled,
             healthy: idle || daemon_set_is_ready(set),
-            image: template_image(&set.spec.template),
+            image: pods::template_image(&set.spec.template).map(str::to_owned),
             troubles,
         }
     };
@@ -227,7 +227,7 @@ fn component_statuses(found: &Found) -> Vec<ComponentStatus> {
             ready: status.ready_replicas.unwrap_or(0),
             desired: deployment.spec.replicas.unwrap_or(1),
             healthy: deployment_is_ready(deployment),
-            image: template_image(&deployment.spec.template),
+            image: pods::template_image(&deployment.spec.template).map(str::to_owned),
             troubles: troubles(&|pod| pods::is_of_deployment(pod, names::CONTROLLER)),
         });
     }
@@ -254,10 +254,6 @@ fn component_statuses(found: &Found) -> Vec<ComponentStatus> {
         }
     }
     all
-}
-
-fn template_image(template: &PodTemplateSpec) -> Option<String> {
-    template.spec.as_ref()?.containers.first()?.image.clone()
 }
 
 fn print(

@@ -40,7 +40,11 @@ pub struct Sessions {
 ///
 /// [`Error::Failed`] when the cluster has no tunnel.
 pub async fn sessions(session: &Session) -> Result<Sessions, Error> {
-    let tunnels = tunnel::open(session).await?;
+    Ok(ask_all(&tunnel::open(session).await?).await)
+}
+
+/// Asks these tunnel servers.
+pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
     let answers = join_all(tunnels.iter().map(ask)).await;
     let mut found = Sessions::default();
     for (tunnel, answer) in tunnels.iter().zip(answers) {
@@ -54,7 +58,7 @@ pub async fn sessions(session: &Session) -> Result<Sessions, Error> {
             }
         }
     }
-    Ok(found)
+    found
 }
 
 async fn ask(tunnel: &Tunnel) -> Result<AgentStatusList, String> {

@@ -1,34 +1,44 @@
 //! The kubeconfig and the connection flags on top of it, with kubectl's precedence: `--kubeconfig`, then the
 //! files of `KUBECONFIG` merged (missing ones skipped), then `~/.kube/config`, then a pod's service account.
+//!
+//! kube's own way from a kubeconfig to a `Config` reads the proxies of the environment and is wrong about them
+//! ([`super::proxy`]), so the `Config` is put together here.
 
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
 use kube::{
     Config,
-    config::{
-        AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo,
-        NamedCluster, NamedContext,
-    },
+    config::{AuthInfo, Cluster, ExecAuthCluster, Kubeconfig, KubeconfigError},
 };
 use serde_json::json;
 
 use crate::{
     args::ConnectionArgs,
     error::{Error, chain},
+    resolve::{
+        proxy::{Environment, Proxies},
+        tunnel::certificates,
+    },
 };
 
-/// Name of the one context in the kubeconfig that is left after resolving.
-const RESOLVED: &str = "resolved";
+/// How to reach the API server, and others of the cluster.
+pub struct Resolved {
+    /// The client configuration.
+    pub config: Config,
+    /// Which proxy leads to which server.
+    pub proxies: Proxies,
+}
 
 /// Builds the client configuration.
 ///
 /// # Errors
 ///
 /// [`Error::Failed`] when no configuration is found or it cannot be used.
-pub async fn load(args: &ConnectionArgs) -> Result<Config, Error> {
+pub fn load(args: &ConnectionArgs) -> Result<Resolved, Error> {
     let merged = read(args)?;
     let no_file = merged.is_none();
+    let mut proxies = Proxies { configured: None, environment: Environment::read() };
     let mut config = match (merged, &args.server) {
         (None, None) => match Config::incluster() {
             Ok(config) => config,
@@ -40,17 +50,46 @@ pub async fn load(args: &ConnectionArgs) -> Result<Config, Error> {
             }
         },
         (merged, _) => {
-            let resolved = override_with(select(merged.unwrap_or_default(), args)?, args);
-            // A relative path or an exec plugin that cannot be started is reported by this call.
-            Config::from_custom_kubeconfig(resolved, &KubeConfigOptions::default())
-                .await
-                .map_err(|error| Error::Failed(chain(&error)))?
+            let selected = override_with(select(merged.unwrap_or_default(), args)?, args);
+            proxies.configured.clone_from(&selected.cluster.proxy_url);
+            client_config(selected)?
         }
     };
     if no_file {
         override_incluster(&mut config, args)?;
     }
     finish(&mut config, args)?;
+    config.proxy_url = proxies.of(&config.cluster_url)?;
+    Ok(Resolved { config, proxies })
+}
+
+/// What kube makes of a kubeconfig, without a look at the environment.
+fn client_config(selected: Selected) -> Result<Config, Error> {
+    let Selected { cluster, mut user, namespace } = selected;
+    let unusable = |error: KubeconfigError| Error::Failed(chain(&error));
+    // Reads the authority's certificate, from the kubeconfig or from its file.
+    let described = ExecAuthCluster::try_from(&cluster).map_err(unusable)?;
+    let server = cluster.server.ok_or_else(|| unusable(KubeconfigError::MissingClusterUrl))?;
+    let url = server
+        .parse()
+        .map_err(|error| Error::Failed(format!("server {server:?} is not an address: {error}")))?;
+    let mut config = Config::new(url);
+    if let Some(pem) = &described.certificate_authority_data {
+        let found = certificates(pem).ok_or_else(|| {
+            Error::Failed("the kubeconfig's certificate authority holds no certificate".into())
+        })?;
+        config.root_cert = Some(found);
+    }
+    if let Some(exec) = user.exec.as_mut().filter(|exec| exec.provide_cluster_info) {
+        exec.cluster = Some(described);
+    }
+    if let Some(namespace) = namespace {
+        config.default_namespace = namespace;
+    }
+    config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or(false);
+    config.disable_compression = cluster.disable_compression.unwrap_or(false);
+    config.tls_server_name = cluster.tls_server_name;
+    config.auth_info = user;
     Ok(config)
 }
 
@@ -127,7 +166,7 @@ fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Err
 }
 
 /// Lays the flags over what the kubeconfig says.
-fn override_with(selected: Selected, args: &ConnectionArgs) -> Kubeconfig {
+fn override_with(selected: Selected, args: &ConnectionArgs) -> Selected {
     let Selected { mut cluster, mut user, namespace } = selected;
     let text = |path: &PathBuf| path.to_string_lossy().into_owned();
     if let Some(server) = &args.server {
@@ -166,30 +205,7 @@ fn override_with(selected: Selected, args: &ConnectionArgs) -> Kubeconfig {
         user.impersonate_uid = args.impersonate_uid.clone();
         user.impersonate_user_extra = None;
     }
-    Kubeconfig {
-        current_context: Some(RESOLVED.into()),
-        clusters: vec![NamedCluster {
-            name: RESOLVED.into(),
-            cluster: Some(cluster),
-            ..NamedCluster::default()
-        }],
-        auth_infos: vec![NamedAuthInfo {
-            name: RESOLVED.into(),
-            auth_info: Some(user),
-            ..NamedAuthInfo::default()
-        }],
-        contexts: vec![NamedContext {
-            name: RESOLVED.into(),
-            context: Some(Context {
-                cluster: RESOLVED.into(),
-                user: Some(RESOLVED.into()),
-                namespace,
-                ..Context::default()
-            }),
-            ..NamedContext::default()
-        }],
-        ..Kubeconfig::default()
-    }
+    Selected { cluster, user, namespace }
 }
 
 /// In a pod there is no kubeconfig to lay the flags over.
@@ -268,23 +284,16 @@ contexts:
   context: { cluster: west, user: bob }
 "#;
 
-    fn resolve(args: &ConnectionArgs) -> Result<Kubeconfig, Error> {
+    fn resolve(args: &ConnectionArgs) -> Result<Selected, Error> {
         let kubeconfig = Kubeconfig::from_yaml(FILE).unwrap();
         Ok(override_with(select(kubeconfig, args)?, args))
-    }
-
-    fn cluster(kubeconfig: &Kubeconfig) -> &Cluster {
-        kubeconfig.clusters[0].cluster.as_ref().unwrap()
     }
 
     #[test]
     fn the_current_context_is_the_default() {
         let resolved = resolve(&ConnectionArgs::default()).unwrap();
-        assert_eq!(cluster(&resolved).server.as_deref(), Some("https://east:6443"));
-        assert_eq!(
-            resolved.contexts[0].context.as_ref().and_then(|c| c.namespace.clone()),
-            Some("shop".into())
-        );
+        assert_eq!(resolved.cluster.server.as_deref(), Some("https://east:6443"));
+        assert_eq!(resolved.namespace.as_deref(), Some("shop"));
     }
 
     #[test]
@@ -296,28 +305,28 @@ contexts:
             ..ConnectionArgs::default()
         };
         let resolved = resolve(&args).unwrap();
-        assert_eq!(cluster(&resolved).server.as_deref(), Some("https://east:6443"));
-        assert!(resolved.auth_infos[0].auth_info.as_ref().unwrap().token.is_some());
+        assert_eq!(resolved.cluster.server.as_deref(), Some("https://east:6443"));
+        assert!(resolved.user.token.is_some());
     }
 
     #[test]
     fn a_context_that_is_not_there_is_named() {
         let args = ConnectionArgs { context: Some("three".into()), ..ConnectionArgs::default() };
-        assert_eq!(resolve(&args).unwrap_err().to_string(), "context \"three\" does not exist");
+        assert_eq!(resolve(&args).err().unwrap().to_string(), "context \"three\" does not exist");
     }
 
     #[test]
     fn skipping_verification_drops_the_authority() {
         let args = ConnectionArgs { insecure_skip_tls_verify: Some(true), ..ConnectionArgs::default() };
         let resolved = resolve(&args).unwrap();
-        assert_eq!(cluster(&resolved).certificate_authority_data, None);
-        assert_eq!(cluster(&resolved).insecure_skip_tls_verify, Some(true));
+        assert_eq!(resolved.cluster.certificate_authority_data, None);
+        assert_eq!(resolved.cluster.insecure_skip_tls_verify, Some(true));
     }
 
     #[test]
     fn a_server_without_scheme_is_https() {
         let args = ConnectionArgs { server: Some("10.0.0.1:6443".into()), ..ConnectionArgs::default() };
-        assert_eq!(cluster(&resolve(&args).unwrap()).server.as_deref(), Some("https://10.0.0.1:6443"));
+        assert_eq!(resolve(&args).unwrap().cluster.server.as_deref(), Some("https://10.0.0.1:6443"));
     }
 
     #[test]
@@ -328,8 +337,33 @@ contexts:
             ..ConnectionArgs::default()
         };
         let resolved = resolve(&args).unwrap();
-        let user = resolved.auth_infos[0].auth_info.as_ref().unwrap();
+        let user = resolved.user;
         assert_eq!(user.impersonate.as_deref(), Some("eve"));
         assert_eq!(user.impersonate_groups, Some(vec!["dev".to_owned()]));
+    }
+
+    /// What kube would have made of it: [`client_config`] replaces that.
+    #[tokio::test]
+    async fn the_configuration_is_the_one_that_kube_makes() {
+        let pem = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCllXSmoKLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
+        let text = FILE
+            .replace("Y2E=", pem)
+            .replace("secret", "secret, exec: { command: x, provideClusterInfo: true }");
+        let text =
+            text.replace("east:6443\"", "east:6443\", tls-server-name: api, disable-compression: true");
+        let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
+        let selected = select(kubeconfig.clone(), &ConnectionArgs::default()).unwrap();
+        let ours = client_config(selected).unwrap();
+        let options = kube::config::KubeConfigOptions::default();
+        let mut theirs = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        theirs.proxy_url = None;
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        assert_eq!(ours.root_cert, Some(vec![b"abc".to_vec()]));
+    }
+
+    #[test]
+    fn an_authority_that_is_no_certificate_is_refused() {
+        let error = client_config(resolve(&ConnectionArgs::default()).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("holds no certificate"), "{error}");
     }
 }

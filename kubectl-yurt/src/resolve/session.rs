@@ -2,7 +2,15 @@
 
 use kube::{Client, Config};
 
-use crate::{args::ConnectionArgs, error::Error, output::Console, resolve::kubeconfig};
+use crate::{
+    args::ConnectionArgs,
+    error::Error,
+    output::Console,
+    resolve::{
+        kubeconfig::{self, Resolved},
+        proxy::Proxies,
+    },
+};
 
 /// What every command that talks to the cluster has.
 #[derive(Clone)]
@@ -11,6 +19,8 @@ pub struct Session {
     pub client: Client,
     /// How the client reaches it; the tunnel's client is made from the same credentials.
     pub config: Config,
+    /// Which proxy leads to which server.
+    pub proxies: Proxies,
     /// Namespace of the workloads.
     pub namespace: String,
     /// Namespace of our own components.
@@ -26,7 +36,7 @@ impl Session {
     ///
     /// [`Error::Failed`] when the configuration cannot be used.
     pub async fn open(args: &ConnectionArgs, console: Console) -> Result<Self, Error> {
-        let config = kubeconfig::load(args).await?;
+        let Resolved { config, proxies } = kubeconfig::load(args)?;
         let client =
             Client::try_from(config.clone()).map_err(|error| Error::Failed(crate::error::chain(&error)))?;
         Ok(Self {
@@ -34,6 +44,7 @@ impl Session {
             namespace: config.default_namespace.clone(),
             yurt_namespace: args.yurt_namespace.clone(),
             config,
+            proxies,
             console,
         })
     }

@@ -54,7 +54,8 @@ fn workloads(state: &mut State) {
             for node in &nodes {
                 pod(state, &key, &format!("{name}-{node}"), ("DaemonSet", &name), Some(node), &object);
             }
-            let (wanted, ready) = (nodes.len(), if good { nodes.len() } else { 0 });
+            let pulled = nodes.iter().filter(|node| !state.behaviour.unpulled.contains(*node)).count();
+            let (wanted, ready) = (nodes.len(), if good { pulled } else { 0 });
             object["status"] = json!({ "observedGeneration": 1, "currentNumberScheduled": wanted,
                 "desiredNumberScheduled": wanted, "numberMisscheduled": 0, "numberReady": ready,
                 "updatedNumberScheduled": wanted });
@@ -64,13 +65,21 @@ fn workloads(state: &mut State) {
 }
 
 fn fitting(state: &State, set: &Value) -> Vec<String> {
-    let selector = set["spec"]["template"]["spec"]["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let spec = &set["spec"]["template"]["spec"];
+    let selector = spec["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let required = terms["nodeSelectorTerms"][0]["matchExpressions"].as_array().cloned().unwrap_or_default();
     state
         .objects
         .iter()
         .filter(|(key, node)| {
+            let labels = &node["metadata"]["labels"];
             key.1 == "nodes"
-                && selector.iter().all(|(label, value)| node["metadata"]["labels"][label] == *value)
+                && selector.iter().all(|(label, value)| labels[label] == *value)
+                && required.iter().all(|one| {
+                    assert_eq!(one["operator"], "Exists");
+                    labels.get(one["key"].as_str().unwrap()).is_some()
+                })
         })
         .map(|(key, _)| key.3.clone())
         .collect()
@@ -79,8 +88,13 @@ fn fitting(state: &State, set: &Value) -> Vec<String> {
 fn pod(state: &mut State, of: &Key, name: &str, owner: (&str, &str), node: Option<&str>, workload: &Value) {
     let template = &workload["spec"]["template"];
     let container = &template["spec"]["containers"][0];
-    let good = !state.behaviour.no_image;
-    let waiting = json!({ "waiting": { "reason": "ErrImageNeverPull" } });
+    let unpulled = node.is_some_and(|node| state.behaviour.unpulled.contains(node));
+    let good = !state.behaviour.no_image && !unpulled;
+    let waiting = if unpulled {
+        json!({ "waiting": { "reason": "ErrImagePull", "message": "dial tcp 203.0.113.1:443: i/o timeout" } })
+    } else {
+        json!({ "waiting": { "reason": "ErrImageNeverPull" } })
+    };
     let object = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -98,12 +112,14 @@ fn pod(state: &mut State, of: &Key, name: &str, owner: (&str, &str), node: Optio
     state.put(core("pods", of.2.as_deref(), name), object);
 }
 
-/// Pods whose owner has gone, or whose node does not fit any more.
+/// Pods of ours whose owner has gone, or whose node does not fit any more.
 fn orphans(state: &mut State) {
     let pods: Vec<(Key, Value)> = state
         .objects
         .iter()
-        .filter(|(key, _)| key.1 == "pods")
+        .filter(|(key, pod)| {
+            key.1 == "pods" && pod["metadata"]["labels"][names::LABEL_PART_OF] == names::PART_OF
+        })
         .map(|(key, pod)| (key.clone(), pod.clone()))
         .collect();
     for (key, pod) in pods {
@@ -130,12 +146,16 @@ fn keepers(state: &mut State) {
     let nodes: Vec<String> =
         state.objects.keys().filter(|key| key.1 == "nodes").map(|key| key.3.clone()).collect();
     for name in nodes {
-        let running = state.objects.iter().any(|(key, pod)| {
+        let keeper = state.objects.iter().find(|(key, pod)| {
             key.1 == "pods"
                 && key.3 == format!("{}-{name}", names::KEEPER)
                 && pod["status"]["phase"] == "Running"
         });
-        if !running || state.behaviour.asleep.contains(&name) {
+        let Some((_, keeper)) = keeper else { continue };
+        let image = keeper["spec"]["containers"][0]["image"].as_str().unwrap();
+        let tag = image.rsplit_once(":v").map_or("", |(_, tag)| tag);
+        let release = if tag.contains('.') { tag.to_owned() } else { "0.1.0".to_owned() };
+        if state.behaviour.asleep.contains(&name) {
             continue;
         }
         let key = core("nodes", None, &name);
@@ -150,13 +170,27 @@ fn keepers(state: &mut State) {
             (false, true) => "Failed",
             (false, false) => "Converted",
         };
+        let had =
+            before.as_ref().and_then(|report| report["version"].as_str()).unwrap_or(&release).to_owned();
+        let swaps = had != release && state.behaviour.swapping.contains(&name);
+        let message = match next {
+            "Failed" => "port 10261 is in use".to_owned(),
+            _ if swaps => format!("version {release} did not work and was swapped back: no health"),
+            _ => String::new(),
+        };
+        let version = if swaps { had } else { release };
         // A keeper that has reported a failure keeps to it.
-        if before.is_some_and(|report| report["state"] == next || (report["state"] == "Failed" && !vanilla)) {
+        if before.is_some_and(|report| {
+            let same =
+                report["state"] == next && report["version"] == version && report["message"] == message;
+            same || (report["state"] == "Failed" && !vanilla)
+        }) {
             continue;
         }
-        let report = json!({ "state": next, "step": "preflight", "stepIndex": 2, "steps": 6,
-            "message": if next == "Failed" { "port 10261 is in use" } else { "" },
-            "version": "0.1.0", "time": format!("2026-01-01T00:00:00.{:09}Z", state.version) });
+        // A day passes before each node is vanilla again.
+        let day = if next == "Reverted" { 3 } else { 1 };
+        let report = json!({ "state": next, "step": "preflight", "stepIndex": 2, "steps": 6, "message": message,
+            "version": version, "time": format!("2026-01-0{day}T00:00:00.{:09}Z", state.version) });
         if !node["metadata"]["annotations"].is_object() {
             node["metadata"]["annotations"] = json!({});
         }

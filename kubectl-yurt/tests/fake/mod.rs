@@ -28,6 +28,10 @@ pub(crate) type Key = (String, String, Option<String>, String);
 pub(crate) struct Behaviour {
     /// No node has the image.
     pub(crate) no_image: bool,
+    /// These nodes cannot pull the image at the moment.
+    pub(crate) unpulled: BTreeSet<String>,
+    /// Keepers of these nodes swap a new release back.
+    pub(crate) swapping: BTreeSet<String>,
     /// Keepers of these nodes fail.
     pub(crate) failing: BTreeSet<String>,
     /// Keepers of these nodes do nothing.

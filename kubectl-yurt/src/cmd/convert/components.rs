@@ -1,10 +1,16 @@
-//! Are the controller and the tunnel server up, and what does a node being converted report? Pure.
+//! Are the controller and the tunnel server up, and what does a node being converted or upgraded report? Pure.
+
+use std::time::Instant;
 
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::Pod,
+    core::v1::{Node, Pod},
 };
-use yurt_api::{names, status::ConversionState};
+use kube::ResourceExt as _;
+use yurt_api::{
+    names,
+    status::{ConversionState, ConversionStatus},
+};
 
 use crate::cluster::{
     node,
@@ -24,14 +30,11 @@ pub enum Components {
     Failed(String),
 }
 
-/// Looks at the controller and, with a tunnel, the tunnel server. Only pods with this image count.
-pub fn components(view: &View, image: &str, tunnel: bool) -> Components {
-    let of_interest = |pod: &&Pod| {
-        pods::image_of(pod) == Some(image)
-            && (pods::is_of_deployment(pod, names::CONTROLLER)
-                || (tunnel && pods::is_of_daemon_set(pod, names::TUNNEL_SERVER)))
-    };
-    let troubles: Vec<Trouble> = view.pods.values().filter(of_interest).filter_map(pods::trouble).collect();
+/// Looks at the controller and, with a tunnel, the tunnel server. Only pods with this image count, and of the tunnel
+/// server only those on nodes that are ready: one dead control-plane node of several stops nothing.
+pub fn components(view: &View, image: &str, tunnel: bool, now: Instant) -> Components {
+    let troubles: Vec<Trouble> =
+        of_interest(view, image, tunnel).filter_map(|pod| view.trouble(pod, now)).collect();
     if let Some(fatal) = troubles.iter().find(|trouble| matches!(trouble, Trouble::Fatal(_))) {
         return Components::Failed(fatal.text().to_owned());
     }
@@ -40,19 +43,70 @@ pub fn components(view: &View, image: &str, tunnel: bool) -> Components {
         waiting.push(names::CONTROLLER.to_owned());
     }
     if tunnel {
-        match view.daemon_sets.get(names::TUNNEL_SERVER) {
-            Some(set) if daemon_set_is_ready(set) => {}
-            Some(set) if desired(set) == Some(0) => {
-                waiting.push(format!("{} (no node fits it yet)", names::TUNNEL_SERVER));
-            }
-            _ => waiting.push(names::TUNNEL_SERVER.to_owned()),
-        }
+        waiting.extend(tunnel_server(view, image));
     }
     if waiting.is_empty() {
         return Components::Ready;
     }
-    let detail = troubles.first().map(|trouble| format!(": {}", trouble.text())).unwrap_or_default();
+    // An Event is not shown: that the tunnel server waits for the Secret that the controller makes is as it should be.
+    let detail = of_interest(view, image, tunnel).find_map(pods::trouble);
+    let detail = detail.map(|trouble| format!(": {}", trouble.text())).unwrap_or_default();
     Components::Waiting(format!("waiting for {}{detail}", waiting.join(" and ")))
+}
+
+/// What the pods that are not up say when it is too late: their newest Events.
+pub fn last_words(view: &View, image: &str, tunnel: bool) -> String {
+    let pods = of_interest(view, image, tunnel).filter(|pod| !pods::is_ready(pod));
+    pods.filter(|pod| pods::trouble(pod).is_none())
+        .filter_map(|pod| view.event(pod))
+        .map(|text| format!("; {text}"))
+        .collect()
+}
+
+/// The pods of the controller and of the tunnel server of this run.
+fn of_interest<'a>(view: &'a View, image: &'a str, tunnel: bool) -> impl Iterator<Item = &'a Pod> {
+    view.pods.values().filter(move |pod| {
+        let place = pods::node_of(pod).and_then(|name| view.nodes.get(name));
+        pods::image_of(pod) == Some(image)
+            && (pods::is_of_deployment(pod, names::CONTROLLER)
+                || (tunnel
+                    && pods::is_of_daemon_set(pod, names::TUNNEL_SERVER)
+                    && place.is_none_or(node::is_ready)))
+    })
+}
+
+/// What is missing of the tunnel server; `None` if it is up on every node that is there for it, and on one at least.
+fn tunnel_server(view: &View, image: &str) -> Option<String> {
+    let name = names::TUNNEL_SERVER;
+    let Some(set) = view.daemon_sets.get(name) else { return Some(name.to_owned()) };
+    if desired(set) == Some(0) {
+        return Some(format!("{name} (no node fits it yet)"));
+    }
+    let here: Vec<&Node> = view
+        .nodes
+        .values()
+        .filter(|node| node::is_control_plane(node) && node::edge_label(node) == Some("false"))
+        .filter(|node| node::is_ready(node))
+        .collect();
+    if here.is_empty() {
+        return Some(format!("{name} (no control-plane node is ready)"));
+    }
+    let runs_on = |node: &str| {
+        view.pods.values().any(|pod| {
+            pods::is_of_daemon_set(pod, name)
+                && pods::node_of(pod) == Some(node)
+                && pods::image_of(pod) == Some(image)
+                && pods::is_ready(pod)
+        })
+    };
+    let lacking: Vec<String> =
+        here.iter().map(|node| node.name_any()).filter(|node| !runs_on(node)).collect();
+    if !lacking.is_empty() {
+        return Some(format!("{name} on {}", lacking.join(", ")));
+    }
+    let updated = set.status.as_ref().and_then(|status| status.updated_number_scheduled).unwrap_or(0);
+    let latest = desired(set).is_some() && usize::try_from(updated).is_ok_and(|count| count >= here.len());
+    (!latest).then(|| name.to_owned())
 }
 
 /// True if every replica of the latest revision is available.
@@ -85,48 +139,104 @@ fn observed(seen: Option<i64>, current: Option<i64>) -> bool {
     seen.unwrap_or(0) >= current.unwrap_or(0)
 }
 
-/// What a node reports on its way to *edge*.
-pub fn conversion(view: &View, name: &str, image: &str) -> Report {
-    let Some(node) = view.nodes.get(name) else {
-        return Report::Failed("the node has been deleted".into());
-    };
-    let Some(keeper) = view.keeper(name) else {
-        return Report::Working("waiting for its keeper".into());
-    };
-    if pods::image_of(keeper) != Some(image) {
-        return Report::Working("waiting for its new keeper".into());
+/// What is to be seen of a node's keeper of this run.
+struct Seen<'a> {
+    keeper: &'a Pod,
+    trouble: Option<Trouble>,
+    status: Option<ConversionStatus>,
+    /// To be put behind a text.
+    away: &'static str,
+}
+
+impl<'a> Seen<'a> {
+    /// Looks for the keeper with this image; what to report instead if it is not there or cannot run.
+    fn look(view: &'a View, name: &str, image: &str, now: Instant) -> Result<Self, Report> {
+        let node = view.nodes.get(name).ok_or_else(|| Report::Failed("the node has been deleted".into()))?;
+        let keeper = view.keeper(name).ok_or_else(|| Report::Working("waiting for its keeper".into()))?;
+        if pods::image_of(keeper) != Some(image) {
+            return Err(Report::Working("waiting for its new keeper".into()));
+        }
+        let trouble = view.trouble(keeper, now);
+        if let Some(Trouble::Fatal(text)) = trouble {
+            return Err(Report::Failed(text));
+        }
+        let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
+        Ok(Self { keeper, trouble, status: node::conversion(node), away })
     }
-    let trouble = pods::trouble(keeper);
-    if let Some(Trouble::Fatal(text)) = &trouble {
-        return Report::Failed(text.clone());
+
+    fn starting(&self) -> Report {
+        let text = self.trouble.as_ref().map_or("keeper is starting", Trouble::text);
+        Report::Working(format!("{text}{}", self.away))
     }
-    let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
-    let Some(status) = node::conversion(node) else {
-        let text = trouble.map_or_else(
-            || if pods::is_ready(keeper) { "keeper is looking".into() } else { "keeper is starting".into() },
-            |trouble| trouble.text().to_owned(),
-        );
-        return Report::Working(text + away);
-    };
-    match status.state {
-        ConversionState::Converted if pods::is_ready(keeper) => {
-            Report::Done(format!("converted ({})", version(&status.version)))
+
+    /// What every state but *converted* means.
+    fn under_way(&self, status: &ConversionStatus) -> Report {
+        match status.state {
+            ConversionState::Failed => {
+                let step = status.step.as_ref().map(|step| format!("step {step}: ")).unwrap_or_default();
+                Report::Failed(format!("{step}{}", status.message))
+            }
+            // A step failed and is being undone: the message says which and why.
+            ConversionState::Converting | ConversionState::Reverting => {
+                Report::Working(step_text(status) + self.away)
+            }
+            ConversionState::Converted | ConversionState::Reverted => self.trouble.as_ref().map_or_else(
+                || Report::Working(format!("waiting for its keeper to begin{}", self.away)),
+                |_| self.starting(),
+            ),
         }
-        ConversionState::Converted => Report::Working(format!("keeper is starting{away}")),
-        ConversionState::Failed => {
-            let step = status.step.map(|step| format!("step {step}: ")).unwrap_or_default();
-            Report::Failed(format!("{step}{}", status.message))
-        }
-        // A step failed and is being undone: the message says which and why.
-        ConversionState::Converting | ConversionState::Reverting => {
-            Report::Working(step_text(&status) + away)
-        }
-        ConversionState::Reverted => Report::Working(format!("waiting for its keeper to begin{away}")),
     }
 }
 
+/// What a node reports on its way to *edge*.
+pub fn conversion(view: &View, name: &str, image: &str, now: Instant) -> Report {
+    let seen = match Seen::look(view, name, image, now) {
+        Ok(seen) => seen,
+        Err(report) => return report,
+    };
+    match &seen.status {
+        None if seen.trouble.is_none() && pods::is_ready(seen.keeper) => {
+            Report::Working(format!("keeper is looking{}", seen.away))
+        }
+        None => seen.starting(),
+        Some(status) if status.state == ConversionState::Converted => {
+            if pods::is_ready(seen.keeper) {
+                Report::Done(format!("converted ({})", version(&status.version)))
+            } else {
+                seen.starting()
+            }
+        }
+        Some(status) => seen.under_way(status),
+    }
+}
+
+/// What an edge node reports on its way to another release.
+pub fn upgrade(view: &View, name: &str, image: &str, release: &str, now: Instant) -> Report {
+    let seen = match Seen::look(view, name, image, now) {
+        Ok(seen) => seen,
+        Err(report) => return report,
+    };
+    let Some(status) = &seen.status else { return seen.starting() };
+    if status.state != ConversionState::Converted {
+        return seen.under_way(status);
+    }
+    if !pods::is_ready(seen.keeper) {
+        return seen.starting();
+    }
+    let (has, wants) = (version(&status.version), version(release));
+    if has == wants {
+        return Report::Done(format!("upgraded ({has})"));
+    }
+    // The keeper keeps the reason for as long as it keeps the old release.
+    if status.message.contains("swapped back") && status.message.contains(wants.trim_start_matches('v')) {
+        return Report::Failed(format!("still {has}: {}", status.message));
+    }
+    let message = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
+    Report::Working(format!("upgrading from {has} to {wants}{message}{}", seen.away))
+}
+
 /// `step 3 of 6: start the hub`
-pub fn step_text(status: &yurt_api::status::ConversionStatus) -> String {
+pub fn step_text(status: &ConversionStatus) -> String {
     let step = status.step.as_deref().unwrap_or("");
     let position = if status.steps > 0 {
         format!("step {} of {}", status.step_index, status.steps)
@@ -148,12 +258,19 @@ pub fn version(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
     use super::*;
 
     const IMAGE: &str = "r/yurtd:v1";
+
+    fn conversion(view: &View, name: &str, image: &str) -> Report {
+        super::conversion(view, name, image, Instant::now())
+    }
+
+    fn components(view: &View, image: &str, tunnel: bool) -> Components {
+        super::components(view, image, tunnel, Instant::now())
+    }
 
     fn node(state: Option<&str>) -> Node {
         let annotations = state.map(|state| {
@@ -232,17 +349,71 @@ mod tests {
         .unwrap()
     }
 
-    fn tunnel(ready: i32, desired: i32) -> DaemonSet {
+    #[test]
+    fn an_upgrade_is_through_when_the_new_keeper_reports_the_new_release() {
+        let at = |version: &str, message: &str, keeper: Option<Pod>| {
+            let report = json!({ "state": "Converted", "message": message, "version": version, "time": "" });
+            let mut node = node(None);
+            node.annotations_mut().insert(names::ANNOTATION_CONVERSION.into(), report.to_string());
+            let view = View {
+                nodes: [node].into_iter().collect(),
+                pods: keeper.into_iter().collect(),
+                ..View::default()
+            };
+            upgrade(&view, "edge", IMAGE, "0.2.0", Instant::now())
+        };
+        assert_eq!(at("0.2.0", "", keeper(None)), Report::Done("upgraded (v0.2.0)".into()));
+        let old = Some(pod(("DaemonSet", names::KEEPER), "r/yurtd:v0", None));
+        assert_eq!(at("0.1.0", "", old), Report::Working("waiting for its new keeper".into()));
+        assert_eq!(at("0.1.0", "", keeper(None)), Report::Working("upgrading from v0.1.0 to v0.2.0".into()));
+        let swapped =
+            |release: &str| format!("version {release} did not work and was swapped back: no health");
+        let report = at("0.1.0", &swapped("0.2.0"), keeper(None));
+        assert!(matches!(&report, Report::Failed(text) if text.ends_with("no health")), "{report:?}");
+        let report = at("0.1.0", &swapped("0.1.5"), keeper(None));
+        assert!(
+            matches!(report, Report::Working(_)),
+            "what an earlier release did says nothing about this one"
+        );
+        let unpulled = keeper(Some("ErrImageNeverPull"));
+        assert!(matches!(at("0.1.0", "", unpulled), Report::Failed(_)));
+    }
+
+    #[test]
+    fn a_pull_that_fails_is_shown_while_it_may_pass() {
+        let report = conversion(&view(None, keeper(Some("ErrImagePull"))), "edge", IMAGE);
+        assert!(matches!(&report, Report::Working(text) if text.contains(IMAGE)), "{report:?}");
+    }
+
+    fn master(name: &str, ready: &str) -> Node {
         serde_json::from_value(json!({
-            "metadata": { "name": names::TUNNEL_SERVER, "generation": 1 },
-            "status": { "observedGeneration": 1, "currentNumberScheduled": desired, "desiredNumberScheduled": desired,
-                "numberMisscheduled": 0, "numberReady": ready, "updatedNumberScheduled": desired }
+            "metadata": { "name": name,
+                "labels": { names::LABEL_CONTROL_PLANE: "", names::LABEL_EDGE_WORKER: "false" } },
+            "status": { "conditions": [{ "type": "Ready", "status": ready }] }
         }))
         .unwrap()
     }
 
-    fn cloud(available: i32, seen: i64, set: Option<DaemonSet>) -> View {
+    fn server(on: &str, image: &str, waiting: Option<&str>) -> Pod {
+        let mut pod = pod(("DaemonSet", names::TUNNEL_SERVER), image, waiting);
+        pod.metadata.name = Some(format!("server-{on}"));
+        pod.spec.get_or_insert_default().node_name = Some(on.into());
+        pod
+    }
+
+    fn tunnel(updated: i32, desired: i32) -> DaemonSet {
+        serde_json::from_value(json!({
+            "metadata": { "name": names::TUNNEL_SERVER, "generation": 1 },
+            "status": { "observedGeneration": 1, "currentNumberScheduled": desired, "desiredNumberScheduled": desired,
+                "numberMisscheduled": 0, "numberReady": 0, "updatedNumberScheduled": updated }
+        }))
+        .unwrap()
+    }
+
+    fn cloud(available: i32, seen: i64, set: Option<DaemonSet>, pods: Vec<Pod>) -> View {
         View {
+            nodes: [master("m1", "True"), master("m2", "Unknown")].into_iter().collect(),
+            pods: pods.into_iter().collect(),
             deployments: [controller(available, seen)].into_iter().collect(),
             daemon_sets: set.into_iter().collect(),
             ..View::default()
@@ -250,25 +421,60 @@ mod tests {
     }
 
     #[test]
-    fn components_are_ready_when_the_latest_revision_runs() {
-        assert_eq!(components(&cloud(1, 2, Some(tunnel(1, 1))), IMAGE, true), Components::Ready);
-        assert_eq!(components(&cloud(1, 2, None), IMAGE, false), Components::Ready);
-        assert!(
-            matches!(components(&cloud(1, 1, None), IMAGE, false), Components::Waiting(_)),
-            "old revision"
-        );
-        assert!(matches!(components(&cloud(1, 2, None), IMAGE, true), Components::Waiting(_)));
-        let nowhere = components(&cloud(1, 2, Some(tunnel(0, 0))), IMAGE, true);
-        assert!(matches!(nowhere, Components::Waiting(text) if text.contains("no node fits")));
+    fn components_are_ready_when_the_latest_revision_runs_where_a_node_is() {
+        let up = || vec![server("m1", IMAGE, None)];
+        assert_eq!(components(&cloud(1, 2, Some(tunnel(1, 2)), up()), IMAGE, true), Components::Ready);
+        assert_eq!(components(&cloud(1, 2, None, vec![]), IMAGE, false), Components::Ready);
+        let waits = |view: &View, tunnel: bool, on: &str| {
+            let state = components(view, IMAGE, tunnel);
+            assert!(matches!(&state, Components::Waiting(text) if text.contains(on)), "{on}: {state:?}");
+        };
+        waits(&cloud(1, 1, None, vec![]), false, "yurt-controller");
+        waits(&cloud(1, 2, None, vec![]), true, "yurt-tunnel-server");
+        waits(&cloud(1, 2, Some(tunnel(0, 0)), vec![]), true, "no node fits");
+        waits(&cloud(1, 2, Some(tunnel(0, 2)), up()), true, "yurt-tunnel-server");
+        waits(&cloud(1, 2, Some(tunnel(2, 2)), vec![server("m2", IMAGE, None)]), true, "on m1");
+        waits(&cloud(1, 2, Some(tunnel(2, 2)), vec![server("m1", "r/yurtd:v0", None)]), true, "on m1");
+        let mut both = cloud(1, 2, Some(tunnel(2, 2)), up());
+        both.nodes = [master("m1", "True"), master("m2", "True")].into_iter().collect();
+        waits(&both, true, "on m2");
+        both.nodes = [master("m1", "Unknown")].into_iter().collect();
+        waits(&both, true, "no control-plane node is ready");
+    }
+
+    #[test]
+    fn what_happened_on_a_dead_node_fails_nothing() {
+        let pods = vec![server("m1", IMAGE, None), server("m2", IMAGE, Some("ErrImageNeverPull"))];
+        assert_eq!(components(&cloud(1, 2, Some(tunnel(2, 2)), pods), IMAGE, true), Components::Ready);
+        let pods = vec![server("m1", IMAGE, Some("ErrImageNeverPull"))];
+        let state = components(&cloud(1, 2, Some(tunnel(2, 2)), pods), IMAGE, true);
+        assert!(matches!(state, Components::Failed(_)));
     }
 
     #[test]
     fn only_pods_of_this_run_can_fail_it() {
-        let mut view = cloud(0, 2, Some(tunnel(1, 1)));
         let owner = ("ReplicaSet", "yurt-controller-5d9c");
-        view.pods = [pod(owner, "r/yurtd:v0", Some("ErrImageNeverPull"))].into_iter().collect();
-        assert!(matches!(components(&view, IMAGE, true), Components::Waiting(_)));
-        view.pods = [pod(owner, IMAGE, Some("ErrImageNeverPull"))].into_iter().collect();
-        assert!(matches!(components(&view, IMAGE, true), Components::Failed(_)));
+        let with = |pod: Pod| components(&cloud(0, 2, Some(tunnel(1, 1)), vec![pod]), IMAGE, true);
+        let state = with(pod(owner, "r/yurtd:v0", Some("ErrImageNeverPull")));
+        assert!(matches!(state, Components::Waiting(_)));
+        assert!(matches!(with(pod(owner, IMAGE, Some("ErrImageNeverPull"))), Components::Failed(_)));
+    }
+
+    #[test]
+    fn an_event_is_what_is_left_to_say_when_it_is_too_late() {
+        let mut waiting = server("m1", IMAGE, Some("ContainerCreating"));
+        waiting.status.get_or_insert_default().phase = Some("Pending".into());
+        let mut view = cloud(0, 2, Some(tunnel(1, 1)), vec![waiting]);
+        view.events = [serde_json::from_value(json!({
+            "metadata": { "name": "e" }, "type": "Warning", "reason": "FailedMount", "message": "no secret",
+            "involvedObject": { "kind": "Pod", "name": "server-m1" }
+        }))
+        .unwrap()]
+        .into_iter()
+        .collect();
+        let state = components(&view, IMAGE, true);
+        assert!(matches!(&state, Components::Waiting(text) if !text.contains("FailedMount")), "{state:?}");
+        let words = last_words(&view, IMAGE, true);
+        assert_eq!(words, "; pod server-m1 on node m1: FailedMount: no secret");
     }
 }

@@ -11,7 +11,7 @@ use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 use yurt_api::{names, status::ConversionState};
 
-use super::{Plan, components, components::Components};
+use super::{Plan, components, components::Components, connected};
 use crate::{
     args::ConvertArgs,
     cluster::{
@@ -50,7 +50,8 @@ struct Made {
 /// [`Error::Failed`] when no node was converted (what this run made is undone), [`Error::Partial`] when some nodes
 /// failed.
 pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[Effect]) -> Result<(), Error> {
-    let mut progress = Progress::start(session.console, "converted", plan.work.convert.len());
+    let at_work = || plan.work.convert.union(&plan.work.upgrade).cloned();
+    let mut progress = Progress::start(session.console, "done", at_work().count());
     let fresh = objects::existing(session).await?.is_empty() && plan.work.converted.is_empty();
     let mut made = Made { fresh, ..Made::default() };
     let cloud = cloud_side(session, args, &plan, effects, &mut made, &mut progress).await;
@@ -60,8 +61,7 @@ pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[E
     };
     // A node that was converted earlier has shown that it works here.
     let canary = plan.work.converted.is_empty();
-    let mut rollout =
-        Rollout::new(plan.work.convert.iter().cloned(), usize::from(args.max_parallel), args.timeout, canary);
+    let mut rollout = Rollout::new(at_work(), usize::from(args.max_parallel), args.timeout, canary);
     follow(session, &plan, &mut observer, &mut rollout, &mut progress).await?;
     if rollout.canary_failed() {
         let failed = rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).next();
@@ -77,7 +77,18 @@ pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[E
             )),
         });
     }
+    let done: BTreeSet<String> = rollout.done().map(str::to_owned).collect();
+    let tunnel = !plan.settings.config.tunnel_addresses.is_empty();
+    let unconnected = if tunnel && !done.is_empty() {
+        progress.phase("waiting for the tunnel");
+        connected::check(session, &plan.settings.config, &done).await
+    } else {
+        None
+    };
     progress.clear();
+    if let Some(text) = unconnected {
+        session.console.warn(text);
+    }
     summary(session, &plan, &rollout, &progress)
 }
 
@@ -108,17 +119,19 @@ async fn cloud_side(
     let mut observer = Observer::new(session);
     let tunnel = !plan.settings.config.tunnel_addresses.is_empty();
     let deadline = Instant::now() + args.timeout;
+    let image = &plan.settings.image;
     loop {
         if observer.view().is_complete() {
-            match components::components(observer.view(), &plan.settings.image, tunnel) {
+            match components::components(observer.view(), image, tunnel, Instant::now()) {
                 Components::Ready => return Ok(observer),
                 Components::Failed(why) => return Err(Error::Failed(why)),
                 Components::Waiting(text) => progress.phase(&text),
             }
         }
         if Instant::now() >= deadline {
-            let waiting = match components::components(observer.view(), &plan.settings.image, tunnel) {
-                Components::Waiting(text) | Components::Failed(text) => text,
+            let waiting = match components::components(observer.view(), image, tunnel, Instant::now()) {
+                Components::Waiting(text) => text + &components::last_words(observer.view(), image, tunnel),
+                Components::Failed(text) => text,
                 Components::Ready => "waiting for the API server".into(),
             };
             let lost =
@@ -150,12 +163,22 @@ async fn follow(
     let mut stale: BTreeMap<String, String> = BTreeMap::new();
     loop {
         for name in rollout.start(Instant::now()) {
+            if plan.work.upgrade.contains(&name) {
+                progress.step(&name, "waiting for its new keeper");
+                continue;
+            }
             progress.step(&name, "labelling");
             stale.extend(start(session, observer, &name).await?.map(|report| (name, report)));
         }
         let active: Vec<String> = rollout.active().map(str::to_owned).collect();
         for name in active {
-            let mut report = components::conversion(observer.view(), &name, &plan.settings.image);
+            let (view, image) = (observer.view(), &plan.settings.image);
+            let mut report = match &plan.release {
+                Some(release) if plan.work.upgrade.contains(&name) => {
+                    components::upgrade(view, &name, image, release, Instant::now())
+                }
+                _ => components::conversion(view, &name, image, Instant::now()),
+            };
             let shown = observer.view().nodes.get(&name).and_then(node::report);
             if shown.is_some() && shown == stale.get(&name).map(String::as_str) {
                 report = Report::Working("starting anew".into());
@@ -285,26 +308,38 @@ async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progre
 }
 
 fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
-    for name in &plan.work.converted {
+    let work = &plan.work;
+    for name in work.converted.difference(&work.upgrade) {
         session.console.line(format!("node/{name} already converted"))?;
     }
-    for name in rollout.done() {
+    let (upgraded, converted): (Vec<&str>, Vec<&str>) =
+        rollout.done().partition(|name| work.upgrade.contains(*name));
+    for name in &converted {
         session.console.line(format!("node/{name} converted"))?;
+    }
+    for name in &upgraded {
+        session.console.line(format!("node/{name} upgraded"))?;
     }
     let failed: Vec<(&str, &str)> = rollout.failed().collect();
     if failed.is_empty() {
-        let done = rollout.done().count();
-        let what = match done {
-            0 => "components are up to date".to_owned(),
-            _ => format!("{} converted", progress::nodes(done)),
-        };
+        let counts: Vec<String> = [(converted.len(), "converted"), (upgraded.len(), "upgraded")]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{} {what}", progress::nodes(count)))
+            .collect();
+        let what = if counts.is_empty() { "components are up to date".to_owned() } else { counts.join(", ") };
         return session.console.line(format!("{what} {}", progress::took(progress)));
     }
     let lines: Vec<String> = failed.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
+    let verb = match (work.convert.is_empty(), work.upgrade.is_empty()) {
+        (true, _) => "upgraded",
+        (_, true) => "converted",
+        _ => "converted or upgraded",
+    };
     Err(Error::Partial(format!(
-        "{} of {} not converted:\n{}\nrun the same command again to try again, or `kubectl yurt revert` to go back",
+        "{} of {} not {verb}:\n{}\nrun the same command again to try again, or `kubectl yurt revert` to go back",
         failed.len(),
-        progress::nodes(plan.work.convert.len()),
+        progress::nodes(work.convert.len() + work.upgrade.len()),
         lines.join("\n")
     )))
 }

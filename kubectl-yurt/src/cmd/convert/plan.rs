@@ -150,23 +150,40 @@ pub struct Work {
     pub convert: BTreeSet<String>,
     /// Nodes that are edge nodes already.
     pub converted: BTreeSet<String>,
+    /// Those of them that are there and get another release; see [`upgrades`].
+    pub upgrade: BTreeSet<String>,
     /// Converted nodes that are not reachable now: their keepers catch up by themselves.
     pub away: BTreeSet<String>,
     /// Cloud nodes whose label is missing or different.
     pub label: BTreeSet<String>,
+    /// Nodes that the tunnel server is for but that are not ready: it starts there when they are back.
+    pub later: BTreeSet<String>,
 }
 
-/// Sorts the chosen nodes by what is to be done.
+/// Sorts the chosen nodes by what is to be done. With `tunnel` the control-plane nodes that stay in the cloud are
+/// to run the tunnel server.
 ///
 /// # Errors
 ///
-/// [`Error::Refused`] when a node that is to be converted is not ready or runs no Linux.
-pub fn work(nodes: &[Node], choice: &Choice) -> Result<Work, Error> {
+/// [`Error::Refused`] when a node that something is to be done with is not ready, runs no Linux, or has a layout
+/// that is not supported, or when no node is there for the tunnel server.
+pub fn work(nodes: &[Node], choice: &Choice, tunnel: bool) -> Result<Work, Error> {
     let mut work = Work::default();
-    let (mut unready, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    let (mut unready, mut foreign, mut layouts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut layout = |node: &Node| {
+        layouts.extend(node::foreign_layout(node).map(|layout| format!("{} ({layout})", node.name_any())));
+    };
+    let mut servers = 0;
     for node in nodes {
         let name = node.name_any();
         if choice.cloud.contains(&name) {
+            if tunnel && node::is_control_plane(node) {
+                layout(node);
+                servers += 1;
+                if !node::is_ready(node) {
+                    work.later.insert(name.clone());
+                }
+            }
             if node::edge_label(node) != Some("false") {
                 work.label.insert(name);
             }
@@ -186,6 +203,7 @@ pub fn work(nodes: &[Node], choice: &Choice) -> Result<Work, Error> {
             work.converted.insert(name);
             continue;
         }
+        layout(node);
         if !node::is_ready(node) {
             unready.insert(name.clone());
         }
@@ -193,6 +211,20 @@ pub fn work(nodes: &[Node], choice: &Choice) -> Result<Work, Error> {
             foreign.insert(name.clone());
         }
         work.convert.insert(name);
+    }
+    if !layouts.is_empty() {
+        return Err(Error::Refused(format!(
+            "not supported yet: {}; what is changed on a node is what kubeadm has laid out, so leave these nodes out; \
+             nothing was changed",
+            join(&layouts)
+        )));
+    }
+    if servers > 0 && work.later.len() == servers {
+        return Err(Error::Refused(format!(
+            "no control-plane node that stays in the cloud is ready ({}), and the tunnel server runs on such nodes: \
+             bring one back, or pass --skip-tunnel; nothing was changed",
+            join(&work.later)
+        )));
     }
     if !unready.is_empty() {
         return Err(Error::Refused(format!(
@@ -211,6 +243,17 @@ pub fn work(nodes: &[Node], choice: &Choice) -> Result<Work, Error> {
         )));
     }
     Ok(work)
+}
+
+/// The edge nodes that report another release than the one that they are about to get. A node that is away is not
+/// among them: nobody waits for it.
+pub fn upgrades(nodes: &[Node], work: &Work, release: Option<&str>) -> BTreeSet<String> {
+    let Some(release) = release else { return BTreeSet::new() };
+    let differs = |node: &Node| {
+        node::conversion(node).is_some_and(|status| status.version.trim_start_matches('v') != release)
+    };
+    let names = nodes.iter().filter(|node| differs(node)).map(|node| node.name_any());
+    names.filter(|name| work.converted.contains(name) && !work.away.contains(name)).collect()
 }
 
 /// Where agents and plugins reach the tunnel server: what was asked for, what an earlier run decided, or the

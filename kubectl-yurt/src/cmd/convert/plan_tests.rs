@@ -91,7 +91,7 @@ fn a_node_that_is_down_is_refused_by_name() {
     let mut nodes = cluster();
     nodes[1] = node("a", &[], false, None);
     let choice = pick(&nodes, "--cloud-nodes master").unwrap();
-    let error = work(&nodes, &choice).unwrap_err();
+    let error = work(&nodes, &choice, true).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().starts_with("1 node not ready: a;"), "{error}");
 }
@@ -101,11 +101,23 @@ fn a_converted_node_that_is_away_is_no_reason_to_refuse() {
     let mut nodes = cluster();
     nodes[1] = node("a", &[EDGE], false, Some("Converted"));
     let choice = pick(&nodes, "--cloud-nodes master").unwrap();
-    let work = work(&nodes, &choice).unwrap();
+    let work = work(&nodes, &choice, true).unwrap();
     assert_eq!(work.away, set(&["a"]));
     assert_eq!(work.converted, set(&["a"]));
     assert_eq!(work.convert, set(&["b"]));
     assert_eq!(work.label, set(&["master"]));
+}
+
+#[test]
+fn a_node_of_another_release_is_upgraded_if_it_is_there() {
+    let mut nodes = cluster();
+    nodes[1] = node("a", &[EDGE], true, Some("Converted"));
+    nodes[2] = node("b", &[EDGE], false, Some("Converted"));
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let work = work(&nodes, &choice, true).unwrap();
+    assert_eq!(upgrades(&nodes, &work, Some("0.2.0")), set(&["a"]));
+    assert!(upgrades(&nodes, &work, Some("0.1.0")).is_empty(), "it is there already");
+    assert!(upgrades(&nodes, &work, None).is_empty(), "nobody knows what is in the image");
 }
 
 #[test]
@@ -114,7 +126,7 @@ fn a_half_converted_node_is_continued() {
         let mut nodes = cluster();
         nodes[1] = node("a", &[EDGE], true, Some(state));
         let choice = pick(&nodes, "--cloud-nodes master").unwrap();
-        assert!(work(&nodes, &choice).unwrap().convert.contains("a"), "{state}");
+        assert!(work(&nodes, &choice, true).unwrap().convert.contains("a"), "{state}");
     }
 }
 
@@ -123,7 +135,7 @@ fn a_windows_node_is_refused() {
     let mut nodes = cluster();
     nodes[1] = node("a", &[("kubernetes.io/os", "windows")], true, None);
     let choice = pick(&nodes, "--cloud-nodes master").unwrap();
-    assert!(work(&nodes, &choice).unwrap_err().to_string().contains("no Linux: a"));
+    assert!(work(&nodes, &choice, true).unwrap_err().to_string().contains("no Linux: a"));
 }
 
 #[test]
@@ -161,4 +173,47 @@ fn servers_before_1_30_are_refused_and_1_36_mutates() {
     assert!(!version("35").has_mutating_policies());
     assert!(version("36").has_mutating_policies());
     assert_eq!(ServerVersion::parse("1", ""), None);
+}
+
+fn with_version(mut node: Node, version: &str) -> Node {
+    let info = json!({ "architecture": "", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
+        "kubeProxyVersion": "", "kubeletVersion": version, "machineID": "", "operatingSystem": "", "osImage": "",
+        "systemUUID": "" });
+    node.status.get_or_insert_default().node_info = serde_json::from_value(info).unwrap();
+    node
+}
+
+#[test]
+fn a_layout_that_is_not_supported_is_refused_where_something_would_be_done() {
+    let mut nodes = cluster();
+    nodes[1] = with_version(node("a", &[], true, None), "v1.34.1+k3s1");
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    let error = work(&nodes, &choice, true).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().starts_with("not supported yet: a (k3s);"), "{error}");
+    assert!(error.to_string().ends_with("nothing was changed"), "{error}");
+    // Left alone, or ours already.
+    let choice = pick(&nodes, "--edge-nodes b").unwrap();
+    assert!(work(&nodes, &choice, true).is_ok());
+    nodes[1] = with_version(node("a", &[EDGE], true, Some("Converted")), "v1.34.1+k3s1");
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    assert!(work(&nodes, &choice, true).is_ok());
+    // The tunnel server's nodes.
+    let mut nodes = cluster();
+    nodes[0] = with_version(node("master", &[CONTROL_PLANE], true, None), "v1.34.1+rke2r1");
+    let choice = pick(&nodes, "--cloud-nodes master").unwrap();
+    assert!(work(&nodes, &choice, true).unwrap_err().to_string().contains("master (RKE2)"));
+    assert!(work(&nodes, &choice, false).is_ok());
+}
+
+#[test]
+fn one_dead_control_plane_node_of_several_is_named_and_no_reason_to_refuse() {
+    let mut nodes = cluster();
+    nodes.push(node("master-2", &[CONTROL_PLANE], false, None));
+    let choice = pick(&nodes, "--edge-nodes a,b").unwrap();
+    assert_eq!(work(&nodes, &choice, true).unwrap().later, set(&["master-2"]));
+    assert!(work(&nodes, &choice, false).unwrap().later.is_empty());
+    nodes[0] = node("master", &[CONTROL_PLANE], false, None);
+    let error = work(&nodes, &choice, true).unwrap_err();
+    assert!(error.to_string().contains("is ready (master, master-2)"), "{error}");
 }

@@ -1,0 +1,226 @@
+//! Which pods have to be restarted after a revert. A container that started while its node was an edge node keeps
+//! what kubelet gave it then: the hub as the API server (`KUBERNETES_SERVICE_HOST`, for kube-proxy its kubeconfig),
+//! which is gone with the hub. Pods on the host's network are given the same. Restarting is the user's to do. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
+use yurt_api::{names, status::ConversionState};
+
+use crate::{cluster::node, progress::count_of};
+
+/// How many pods are named.
+const NAMED: usize = 10;
+
+/// When a node was an edge node, by its own clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    since: Timestamp,
+    /// Not yet over without it.
+    until: Option<Timestamp>,
+}
+
+/// The windows of the nodes that are edge nodes now. Of a node that is on its way back already nobody knows when it
+/// became one.
+pub fn windows(nodes: &[Node]) -> BTreeMap<String, Window> {
+    let entries = nodes.iter().filter_map(|node| {
+        let status = node::conversion(node).filter(|status| status.state == ConversionState::Converted)?;
+        Some((node.name_any(), Window { since: status.time.parse().ok()?, until: None }))
+    });
+    entries.collect()
+}
+
+/// Closes the window of a node that has reported that it is vanilla again.
+pub fn close(windows: &mut BTreeMap<String, Window>, node: &Node) {
+    let time = node::conversion(node)
+        .filter(|status| status.state == ConversionState::Reverted)
+        .and_then(|status| status.time.parse().ok());
+    if let Some(window) = windows.get_mut(&node.name_any()) {
+        window.until = time;
+    }
+}
+
+/// A pod to be restarted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stale {
+    namespace: String,
+    name: String,
+    /// Something makes it again when it is deleted.
+    controlled: bool,
+}
+
+/// Finds the pods that can talk to the API server and have a container that started in its node's window.
+pub fn stale(pods: &[Pod], windows: &BTreeMap<String, Window>) -> Vec<Stale> {
+    let ours =
+        |pod: &Pod| pod.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF);
+    let in_window = |pod: &Pod| {
+        let place = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+        let window = place.and_then(|name| windows.get(name));
+        window.is_some_and(|window| {
+            starts(pod).any(|time| time > window.since && window.until.is_none_or(|until| time < until))
+        })
+    };
+    let leaves = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+    let mut found: Vec<Stale> = pods
+        .iter()
+        .filter(|pod| !ours(pod) && !leaves(pod) && has_token(pod) && in_window(pod))
+        .map(|pod| Stale {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            controlled: pod.owner_references().iter().any(|owner| owner.controller == Some(true)),
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// When the pod's running containers started.
+fn starts(pod: &Pod) -> impl Iterator<Item = Timestamp> {
+    let status = pod.status.as_ref();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let main = status.and_then(|status| status.container_statuses.as_ref());
+    let all = init.into_iter().chain(main).flatten();
+    all.filter_map(|container| Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0))
+}
+
+/// True if the pod has a ServiceAccount's token that is for the API server.
+fn has_token(pod: &Pod) -> bool {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref()).flatten();
+    sources.filter_map(|source| source.service_account_token.as_ref()).any(|token| token.audience.is_none())
+}
+
+/// `default/a, default/b, and 3 more`
+pub fn listed(pods: &[Stale]) -> String {
+    let mut names: Vec<String> =
+        pods.iter().take(NAMED).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    if pods.len() > NAMED {
+        names.push(format!("and {} more", pods.len() - NAMED));
+    }
+    names.join(", ")
+}
+
+/// What to warn about at the end; `None` if nothing has to be restarted.
+pub fn warning(pods: &[Stale]) -> Option<String> {
+    if pods.is_empty() {
+        return None;
+    }
+    let mut lines = vec![format!(
+        "{} started while the node was an edge node and still {} {} for the API server, which is gone; nothing was \
+         restarted, so if they use the API server, do it:",
+        count_of(pods.len(), "pod"),
+        if pods.len() == 1 { "takes" } else { "take" },
+        names::HUB_POD_ADDRESS
+    )];
+    let mut commands: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for pod in pods.iter().take(NAMED) {
+        if pod.controlled {
+            commands.entry(&pod.namespace).or_default().push(&pod.name);
+        }
+    }
+    lines.extend(
+        commands
+            .iter()
+            .map(|(namespace, names)| format!("  kubectl -n {namespace} delete pod {}", names.join(" "))),
+    );
+    for pod in pods.iter().take(NAMED).filter(|pod| !pod.controlled) {
+        lines.push(format!(
+            "  {}/{} has no controller: delete it and create it again",
+            pod.namespace, pod.name
+        ));
+    }
+    if pods.len() > NAMED {
+        lines.push(format!("  and {} more", pods.len() - NAMED));
+    }
+    Some(lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn edge(state: &str, time: &str) -> Node {
+        let report = json!({ "state": state, "version": "0.1.0", "time": time }).to_string();
+        serde_json::from_value(json!({
+            "metadata": { "name": "edge", "annotations": { names::ANNOTATION_CONVERSION: report } }
+        }))
+        .unwrap()
+    }
+
+    fn pod(name: &str, started: &str, change: impl FnOnce(&mut Value)) -> Pod {
+        let mut pod = json!({
+            "metadata": { "name": name, "namespace": "shop", "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "", "controller": true } ] },
+            "spec": { "nodeName": "edge", "containers": [], "volumes": [
+                { "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } } ] },
+            "status": { "containerStatuses": [
+                { "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                  "state": { "running": { "startedAt": started } } } ] }
+        });
+        change(&mut pod);
+        serde_json::from_value(pod).unwrap()
+    }
+
+    const LATER: &str = "2026-01-02T00:00:00Z";
+
+    fn names_of(pods: &[Pod], windows: &BTreeMap<String, Window>) -> Vec<String> {
+        stale(pods, windows).into_iter().map(|pod| pod.name).collect()
+    }
+
+    #[test]
+    fn containers_that_started_on_an_edge_node_and_have_a_token_are_found() {
+        let mut windows = windows(&[edge("Converted", "2026-01-01T12:00:00.5Z")]);
+        let pods = [
+            pod("before", "2026-01-01T11:59:59Z", |_| ()),
+            pod("later", LATER, |_| ()),
+            pod("host", LATER, |pod| pod["spec"]["hostNetwork"] = json!(true)),
+            pod("sidecar", "2026-01-01T00:00:00Z", |pod| {
+                let mut sidecar = pod["status"]["containerStatuses"].clone();
+                sidecar[0]["state"]["running"]["startedAt"] = json!(LATER);
+                pod["status"]["initContainerStatuses"] = sidecar;
+            }),
+            pod("tokenless", LATER, |pod| pod["spec"]["volumes"] = json!([])),
+            pod("vault", LATER, |pod| {
+                let token = "/spec/volumes/0/projected/sources/0/serviceAccountToken/audience";
+                let parent = token.trim_end_matches("/audience");
+                pod.pointer_mut(parent).unwrap()["audience"] = json!("vault");
+            }),
+            pod("elsewhere", LATER, |pod| pod["spec"]["nodeName"] = json!("cloud")),
+            pod("ours", LATER, |pod| {
+                pod["metadata"]["labels"] = json!({ names::LABEL_PART_OF: names::PART_OF })
+            }),
+            pod("leaving", LATER, |pod| pod["metadata"]["deletionTimestamp"] = json!(LATER)),
+            pod("vanilla", "2026-01-03T00:00:10Z", |_| ()),
+        ];
+        assert_eq!(names_of(&pods, &windows), ["host", "later", "sidecar", "vanilla"]);
+        close(&mut windows, &edge("Reverted", "2026-01-03T00:00:00Z"));
+        assert_eq!(names_of(&pods, &windows), ["host", "later", "sidecar"], "started after the revert");
+        assert!(super::windows(&[edge("Reverting", LATER), edge("Converted", "?")]).is_empty());
+    }
+
+    #[test]
+    fn ten_are_named_with_the_commands_that_restart_them() {
+        let stale = |count: usize| -> Vec<Stale> {
+            let names = (0..count).map(|number| format!("p{number}"));
+            names.map(|name| Stale { namespace: "shop".into(), name, controlled: true }).collect()
+        };
+        assert_eq!(warning(&[]), None);
+        let mut pods = stale(2);
+        pods.push(Stale { namespace: "web".into(), name: "bare".into(), controlled: false });
+        let text = warning(&pods).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].starts_with("3 pods started while the node was an edge node and still take 169.254.2.1")
+        );
+        assert_eq!(lines[1], "  kubectl -n shop delete pod p0 p1");
+        assert_eq!(lines[2], "  web/bare has no controller: delete it and create it again");
+        let text = warning(&stale(13)).unwrap();
+        assert!(text.contains("p9") && !text.contains("p10") && text.ends_with("\n  and 3 more"), "{text}");
+        assert!(listed(&stale(13)).ends_with("shop/p9, and 3 more"));
+        assert_eq!(listed(&stale(1)), "shop/p0");
+    }
+}
