@@ -19,7 +19,6 @@ pub mod registry;
 mod tests;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,8 +41,8 @@ use crate::cli::TunnelServerArgs;
 use crate::tls::ServingCertificate;
 use crate::tunnel::session::Settings;
 
-/// Where Kubernetes puts what a pod needs to talk to the API server.
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Where Kubernetes puts the cluster's CA for a pod.
+const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 /// How long open streams may go on after SIGTERM; the pod is killed after 15 s.
 const DRAIN: Duration = Duration::from_secs(8);
 const BACKLOG: i32 = 1024;
@@ -148,7 +147,6 @@ async fn drain(
 }
 
 fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
-    let folder = Path::new(SERVICE_ACCOUNT);
     let listed = registry.clone();
     let dial = move |node: String| {
         let registry = registry.clone();
@@ -161,8 +159,7 @@ fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
     ApiOptions {
         client,
         agents: api::Agents::new(dial, move || listed.statuses()),
-        token_file: folder.join("token"),
-        cluster_ca: std::fs::read(folder.join("ca.crt")).ok(),
+        cluster_ca: std::fs::read(CLUSTER_CA).ok(),
     }
 }
 

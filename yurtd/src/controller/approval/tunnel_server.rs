@@ -118,6 +118,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_tunnel_server_really_asks_for_is_approved() {
+        let request = crate::tunnel_server::api::identity::request(&KeyPair::generate().unwrap()).unwrap();
+        let CertificateSigningRequestSpec { username, groups, .. } = ours();
+        assert_eq!(
+            decision(&CertificateSigningRequestSpec { username, groups, ..request.spec }),
+            Decision::Approve(Ours::TunnelServer)
+        );
+    }
+
+    #[test]
     fn other_peoples_client_certificates_are_left_to_them() {
         let mut person =
             of(&params(&[(DnType::CommonName, "jane"), (DnType::OrganizationName, "shop")], &[]));
