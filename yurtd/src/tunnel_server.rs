@@ -111,7 +111,8 @@ async fn serve(args: TunnelServerArgs, stop: CancellationToken) -> anyhow::Resul
         }
         Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
     }
-    tasks.spawn(nodes::follow(client, endpoints, stop.clone()));
+    let ports = args.kubelet_ports.iter().copied().collect();
+    tasks.spawn(nodes::follow(client, ports, registry.clone(), endpoints, stop.clone()));
     tasks.spawn(certificate.clone().follow(stop.clone()));
     let api_listener = listen_everywhere(args.api_port)?;
     let serve_api = api.serve(api_listener, certificate, stop.clone());

@@ -114,6 +114,7 @@ impl World {
                     streams: 0,
                     bytes_sent: 1,
                     bytes_received: 2,
+                    not_redirected: Vec::new(),
                 }]
             },
         );
