@@ -42,6 +42,8 @@ pub const KEEPER: &str = "yurtd";
 pub const CONTROLLER: &str = "yurt-controller";
 /// DaemonSet of the tunnel server on control-plane nodes, and its ServiceAccount.
 pub const TUNNEL_SERVER: &str = "yurt-tunnel-server";
+/// User name (common name) of the tunnel server's client certificate: what kubelets know it by.
+pub const TUNNEL_SERVER_USER: &str = "yurt-tunnel-server";
 /// ConfigMap with the cluster-wide configuration ([`crate::status::ClusterConfig`] under
 /// [`CONFIG_KEY`]), written by the plugin, mounted by keeper, controller and tunnel server.
 pub const CONFIG_MAP: &str = "yurt-config";

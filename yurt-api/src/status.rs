@@ -77,6 +77,10 @@ pub struct AgentStatus {
     pub bytes_sent: u64,
     /// Bytes received from the agent since the session began.
     pub bytes_received: u64,
+    /// Addresses of the node's kubelet that are not redirected on this server's host, each with the reason: plain kubectl
+    /// cannot use them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_redirected: Vec<String>,
 }
 
 /// Answer of `/apis/tunnel.openyurt.io/v1alpha1/agents`.

@@ -78,6 +78,9 @@ pub struct TunnelServerArgs {
     /// Port to which the API server's connections are redirected
     #[arg(long, default_value_t = names::TUNNEL_INTERCEPT_PORT)]
     pub intercept_port: u16,
+    /// Port of kubelets on edge nodes; connections to others are never redirected (may be given several times)
+    #[arg(long = "kubelet-port", value_name = "PORT", default_values_t = [names::KUBELET_PORT])]
+    pub kubelet_ports: Vec<u16>,
 }
 
 /// Arguments of `yurtd controller`.

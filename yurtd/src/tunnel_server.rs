@@ -19,7 +19,6 @@ pub mod registry;
 mod tests;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,8 +41,8 @@ use crate::cli::TunnelServerArgs;
 use crate::tls::ServingCertificate;
 use crate::tunnel::session::Settings;
 
-/// Where Kubernetes puts what a pod needs to talk to the API server.
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Where Kubernetes puts the cluster's CA for a pod.
+const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 /// How long open streams may go on after SIGTERM; the pod is killed after 15 s.
 const DRAIN: Duration = Duration::from_secs(8);
 const BACKLOG: i32 = 1024;
@@ -112,7 +111,8 @@ async fn serve(args: TunnelServerArgs, stop: CancellationToken) -> anyhow::Resul
         }
         Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
     }
-    tasks.spawn(nodes::follow(client, endpoints, stop.clone()));
+    let ports = args.kubelet_ports.iter().copied().collect();
+    tasks.spawn(nodes::follow(client, ports, registry.clone(), endpoints, stop.clone()));
     tasks.spawn(certificate.clone().follow(stop.clone()));
     let api_listener = listen_everywhere(args.api_port)?;
     let serve_api = api.serve(api_listener, certificate, stop.clone());
@@ -148,7 +148,6 @@ async fn drain(
 }
 
 fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
-    let folder = Path::new(SERVICE_ACCOUNT);
     let listed = registry.clone();
     let dial = move |node: String| {
         let registry = registry.clone();
@@ -161,8 +160,7 @@ fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
     ApiOptions {
         client,
         agents: api::Agents::new(dial, move || listed.statuses()),
-        token_file: folder.join("token"),
-        cluster_ca: std::fs::read(folder.join("ca.crt")).ok(),
+        cluster_ca: std::fs::read(CLUSTER_CA).ok(),
     }
 }
 

@@ -1,4 +1,7 @@
-//! Which certificate requests are the hub's own, and may be approved. Pure; `requests` applies it.
+//! Which certificate requests are our own, and may be approved. Pure; `requests` applies it.
+//!
+//! There are two kinds, told apart by their signer: the hubs' serving certificates, of which this page is, and the
+//! tunnel server's client certificate ([`tunnel_server`]).
 //!
 //! The hub on an edge node serves 127.0.0.1 and 169.254.2.1 with a certificate of the signer
 //! `kubernetes.io/kubelet-serving`, requested with the node's own credentials. The signer issues what is
@@ -6,6 +9,9 @@
 //! let through here is all there is: exactly the hub's names, for the node that asks. kubelet's own
 //! requests (`serverTLSBootstrap`) have no 169.254.2.1 in them and are left to whoever approves those.
 
+mod tunnel_server;
+
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
@@ -18,7 +24,9 @@ use x509_parser::prelude::FromDer;
 use yurt_api::names;
 
 /// The signer of kubelets' serving certificates.
-pub(super) const SIGNER: &str = "kubernetes.io/kubelet-serving";
+pub(super) const SERVING: &str = "kubernetes.io/kubelet-serving";
+/// The signer of client certificates that the API server and kubelets accept.
+pub(super) const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 const NODE_PREFIX: &str = "system:node:";
 const NODES_GROUP: &str = "system:nodes";
 /// What the signer lets a serving certificate be for; the last is demanded.
@@ -28,18 +36,46 @@ const SERVER_AUTH: &str = "server auth";
 /// What to do with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// The hub's, of this node: approve it.
-    Approve {
-        /// The node.
-        node: String,
-    },
-    /// Not the hub's: somebody else's business.
+    /// Exactly what it should be: approve it.
+    Approve(Ours),
+    /// None of ours: somebody else's business.
     Leave,
-    /// It names the hub's address and may not be approved; a person should know why.
+    /// It claims to be ours and may not be approved; a person should know why.
     Suspicious(Fault),
 }
 
-/// Why a request that names the hub's address is not approved.
+/// A request of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ours {
+    /// The serving certificate of the hub on this edge node.
+    Hub {
+        /// The node.
+        node: String,
+    },
+    /// A tunnel server's client certificate for kubelets.
+    TunnelServer,
+}
+
+impl Ours {
+    /// Reason of the condition `Approved`.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Hub { .. } => "YurtHubServing",
+            Self::TunnelServer => "YurtTunnelServerClient",
+        }
+    }
+}
+
+impl fmt::Display for Ours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hub { node } => write!(f, "the hub of edge node {node}"),
+            Self::TunnelServer => f.write_str("the tunnel server as kubelets' client"),
+        }
+    }
+}
+
+/// Why a request that claims to be ours is not approved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     /// Not by a node.
@@ -57,25 +93,46 @@ pub(super) enum Fault {
     /// Extensions that a parser could read otherwise than we do.
     #[error("the requested extensions are ambiguous")]
     Extensions,
-    /// For more than serving.
-    #[error("the usages {0:?} are not those of a serving certificate")]
+    /// For more than serving, or more than being a client.
+    #[error("the usages {0:?} are not those of such a certificate")]
     Usages(Vec<String>),
+    /// The tunnel server's user name, asked for by somebody else.
+    #[error("the requester {0:?} is not the tunnel server")]
+    NotTheTunnelServer(String),
+    /// The tunnel server, asking for another name or for groups.
+    #[error("the subject is not exactly CN={user}", user = names::TUNNEL_SERVER_USER)]
+    ClientSubject,
+    /// A client certificate with names or other extensions.
+    #[error("it has attributes, and a client certificate of ours has none")]
+    Attributes,
+    /// For longer than needed, or for as long as the signer likes.
+    #[error("expirationSeconds is {0:?} and may be {limit} at most", limit = tunnel_server::LONGEST)]
+    Expiration(Option<i32>),
 }
 
-/// Decides about one request. `is_edge` says whether a node of that name exists and is an edge node.
-pub(super) fn decide(spec: &CertificateSigningRequestSpec, is_edge: impl FnOnce(&str) -> bool) -> Decision {
-    if spec.signer_name != SIGNER {
-        return Decision::Leave;
-    }
+/// Decides about one request. `namespace` is that of our components; `is_edge` says whether a node of that name
+/// exists and is an edge node.
+pub(super) fn decide(
+    spec: &CertificateSigningRequestSpec,
+    namespace: &str,
+    is_edge: impl FnOnce(&str) -> bool,
+) -> Decision {
     let Ok(der) = CertificateSigningRequestDer::from_pem_slice(&spec.request.0) else {
         return Decision::Leave;
     };
     let Ok((rest, request)) = X509CertificationRequest::from_der(&der) else { return Decision::Leave };
-    if !rest.is_empty() || !names_the_hub(&request) {
+    if !rest.is_empty() {
         return Decision::Leave;
     }
-    match check(spec, &request, is_edge) {
-        Ok(node) => Decision::Approve { node },
+    let checked = match spec.signer_name.as_str() {
+        SERVING if names_the_hub(&request) => check(spec, &request, is_edge).map(|node| Ours::Hub { node }),
+        CLIENT if tunnel_server::is_claimed(spec, &request, namespace) => {
+            tunnel_server::check(spec, &request, namespace).map(|()| Ours::TunnelServer)
+        }
+        _ => return Decision::Leave,
+    };
+    match checked {
+        Ok(ours) => Decision::Approve(ours),
         Err(fault) => Decision::Suspicious(fault),
     }
 }
@@ -204,7 +261,7 @@ mod tests {
     fn spec(params: &CertificateParams) -> CertificateSigningRequestSpec {
         let request = params.serialize_request(&KeyPair::generate().unwrap()).unwrap();
         CertificateSigningRequestSpec {
-            signer_name: SIGNER.into(),
+            signer_name: SERVING.into(),
             request: ByteString(request.pem().unwrap().into_bytes()),
             username: Some("system:node:edge-1".into()),
             groups: Some(vec!["system:nodes".into(), "system:authenticated".into()]),
@@ -217,6 +274,10 @@ mod tests {
         node == "edge-1"
     }
 
+    fn decide(spec: &CertificateSigningRequestSpec, is_edge: impl FnOnce(&str) -> bool) -> Decision {
+        super::decide(spec, names::DEFAULT_NAMESPACE, is_edge)
+    }
+
     fn fault(spec: &CertificateSigningRequestSpec) -> Fault {
         match decide(spec, edge_1) {
             Decision::Suspicious(fault) => fault,
@@ -226,10 +287,11 @@ mod tests {
 
     #[test]
     fn the_hubs_own_request_is_approved() {
-        assert_eq!(decide(&spec(&params(&OURS)), edge_1), Decision::Approve { node: "edge-1".into() });
+        let hub = Ours::Hub { node: "edge-1".into() };
+        assert_eq!(decide(&spec(&params(&OURS)), edge_1), Decision::Approve(hub));
         let mut rsa = spec(&params(&OURS[..2]));
         rsa.usages.as_mut().unwrap().push("key encipherment".into());
-        assert!(matches!(decide(&rsa, edge_1), Decision::Approve { .. }));
+        assert!(matches!(decide(&rsa, edge_1), Decision::Approve(_)));
     }
 
     #[test]
@@ -372,9 +434,9 @@ mod tests {
             let mut broken = spec_of(format!(
                 "-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n"
             ));
-            broken.signer_name = SIGNER.into();
+            broken.signer_name = SERVING.into();
             let decision = decide(&broken, |_| true);
-            let approved = matches!(decision, Decision::Approve { .. });
+            let approved = matches!(decision, Decision::Approve(_));
             proptest::prop_assert!(!approved);
         }
     }

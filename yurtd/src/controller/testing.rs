@@ -193,7 +193,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     match head.method {
         Method::GET if query.get("watch").is_some_and(|watch| watch == "true") => {
             let since = query["resourceVersion"].parse().unwrap();
-            watching(state, path, since)
+            watching(state, path, since, query.get("fieldSelector").cloned())
         }
         Method::GET => {
             let inner = state.inner.lock().unwrap();
@@ -204,8 +204,13 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
             if !matches!(plural, "nodes" | "certificatesigningrequests") {
                 return failure(404, "NotFound");
             }
-            let items: Vec<_> =
-                inner.objects.iter().filter(|(at, _)| is_in(at, &path)).map(|(_, object)| object).collect();
+            let selector = query.get("fieldSelector");
+            let items: Vec<_> = inner
+                .objects
+                .iter()
+                .filter(|(at, object)| is_in(at, &path) && is_selected(object, selector))
+                .map(|(_, object)| object)
+                .collect();
             reply(
                 200,
                 &json!({
@@ -253,10 +258,16 @@ fn is_in(path: &str, collection: &str) -> bool {
         .is_some_and(|name| !name.contains('/'))
 }
 
-fn watching(state: Arc<State>, collection: String, since: u64) -> Response<Body> {
+/// One `field.path=value`, or everything.
+fn is_selected(object: &Value, selector: Option<&String>) -> bool {
+    let Some((field, value)) = selector.and_then(|selector| selector.split_once('=')) else { return true };
+    object.pointer(&format!("/{}", field.replace('.', "/"))).is_some_and(|found| found == value)
+}
+
+fn watching(state: Arc<State>, collection: String, since: u64, selector: Option<String>) -> Response<Body> {
     let changed = state.changed.subscribe();
     let events = stream::unfold((state, changed, 0), move |(state, mut changed, mut next)| {
-        let collection = collection.clone();
+        let (collection, selector) = (collection.clone(), selector.clone());
         async move {
             loop {
                 changed.mark_unchanged();
@@ -264,7 +275,10 @@ fn watching(state: Arc<State>, collection: String, since: u64) -> Response<Body>
                 match entry {
                     Some((version, path, kind, object)) => {
                         next += 1;
-                        if version > since && is_in(&path, &collection) {
+                        if version > since
+                            && is_in(&path, &collection)
+                            && is_selected(&object, selector.as_ref())
+                        {
                             let line = format!("{}\n", json!({"type": kind, "object": object}));
                             return Some((Ok(Frame::data(Bytes::from(line))), (state, changed, next)));
                         }

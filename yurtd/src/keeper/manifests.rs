@@ -157,3 +157,36 @@ fn the_tunnel_server_has_its_ports_its_certificate_and_one_capability() {
     let volume = server.pointer("/spec/template/spec/volumes/0/secret").unwrap();
     assert_eq!(text(volume, "/secretName"), names::TUNNEL_SERVER_SECRET);
 }
+
+#[test]
+fn only_the_certificates_user_may_use_kubelets_and_only_two_signers_are_approved() {
+    let rights = objects("rbac");
+    let holds = |role: &Value, resource: &str| {
+        let rules = role["rules"].as_array().into_iter().flatten();
+        rules.flat_map(|rule| rule["resources"].as_array().unwrap()).any(|name| {
+            name.as_str().is_some_and(|name| name == resource || name.split('/').next_back() == Some("*"))
+        })
+    };
+    let bound = |role: &Value| -> Vec<(String, String)> {
+        let of = rights.iter().filter(|binding| {
+            binding.pointer("/roleRef/name") == role.pointer("/metadata/name")
+                && binding.pointer("/roleRef/kind") == Some(&role["kind"])
+        });
+        of.flat_map(|binding| binding["subjects"].as_array().unwrap())
+            .map(|subject| (text(subject, "/kind").to_owned(), text(subject, "/name").to_owned()))
+            .collect()
+    };
+    let proxies: Vec<_> = rights.iter().filter(|role| holds(role, "nodes/proxy")).flat_map(bound).collect();
+    assert_eq!(proxies, [("User".to_owned(), names::TUNNEL_SERVER_USER.to_owned())]);
+    assert!(!names::TUNNEL_SERVER_USER.starts_with("system:"));
+
+    let approvers: Vec<_> = rights.iter().filter(|role| holds(role, "signers")).flat_map(bound).collect();
+    assert_eq!(approvers, [("ServiceAccount".to_owned(), names::CONTROLLER.to_owned())]);
+    let rules = rights.iter().flat_map(|role| role["rules"].as_array().into_iter().flatten());
+    for rule in rules.filter(|rule| rule["resources"][0] == "signers") {
+        assert_eq!(
+            rule["resourceNames"],
+            serde_json::json!(["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client"])
+        );
+    }
+}

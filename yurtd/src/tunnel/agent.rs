@@ -32,8 +32,8 @@ use crate::link::LinkState;
 use crate::net::{self, NetError};
 use crate::tls::{self, TlsError};
 
-/// How long everything up to HELLO may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long everything up to HELLO may take, at both ends.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long kubelet may take to accept a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a session may take to answer after the link was lost and is back: TCP may wait that long before

@@ -27,12 +27,14 @@ use super::Registry;
 use super::api::client_ca::ClientCa;
 use crate::tls::{self, NodeCertificate, NotANode};
 use crate::tunnel::session::{self, HelloError, Role, Settings};
-use crate::tunnel::socket;
+use crate::tunnel::{agent, socket};
 
-/// How long TLS, WebSocket and HELLO may take together.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// How many connections may be in their handshake.
-const HANDSHAKES: usize = 512;
+/// How long TLS, WebSocket and HELLO may take together: as long as the agent waits. On a link that loses packets five
+/// round trips take many seconds, and an agent that is turned away only begins anew.
+const HANDSHAKE: Duration = agent::CONNECT_TIMEOUT;
+/// How many connections may be in their handshake. Each costs some tens of KiB, and strangers that say nothing hold
+/// theirs for all of [`HANDSHAKE`].
+const HANDSHAKES: usize = 2048;
 /// How long to wait after `accept` failed (the process has no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 

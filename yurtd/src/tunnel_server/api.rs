@@ -15,6 +15,7 @@
 mod authenticate;
 mod authorise;
 pub(super) mod client_ca;
+pub(crate) mod identity;
 mod kubelet;
 mod listen;
 mod pods;
@@ -27,7 +28,6 @@ mod tests;
 mod upgrade;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -100,12 +100,11 @@ impl Agents {
 
 /// What the endpoint is made of.
 pub struct ApiOptions {
-    /// The server's own client: TokenReview, SubjectAccessReview, GET of pods, the client CA.
+    /// The server's own client: TokenReview, SubjectAccessReview, GET of pods, the client CA, the certificate for
+    /// kubelets.
     pub client: kube::Client,
     /// The tunnel.
     pub agents: Agents,
-    /// The server's own projected token, for kubelet.
-    pub token_file: PathBuf,
     /// The cluster's CA in PEM, where one is mounted.
     pub cluster_ca: Option<Vec<u8>>,
 }
@@ -141,11 +140,11 @@ impl Api {
     ///
     /// [`StartError`].
     pub fn new(options: ApiOptions) -> Result<Self, StartError> {
-        let ApiOptions { client, agents, token_file, cluster_ca } = options;
+        let ApiOptions { client, agents, cluster_ca } = options;
         let client_ca = Arc::<ClientCa>::default();
         Ok(Self {
             authenticator: Authenticator::new(client.clone(), client_ca.clone()),
-            kubelets: Kubelets::new(agents, token_file, cluster_ca.as_deref())?,
+            kubelets: Kubelets::new(agents, Arc::default(), cluster_ca.as_deref())?,
             client,
             client_ca,
             streams: Arc::new(Semaphore::new(STREAMS)),
@@ -172,8 +171,9 @@ impl Api {
         let api = Arc::new(self);
         let lifetime =
             Lifetime { stop: stop.clone(), kill: CancellationToken::new(), tasks: TaskTracker::new() };
-        let follow = api.client_ca.follow(api.client.clone(), stop);
-        futures::future::join(follow, listen::serve(api.clone(), listener, tls, lifetime)).await;
+        let follow = api.client_ca.follow(api.client.clone(), stop.clone());
+        let identity = api.kubelets.identity().follow(api.client.clone(), stop);
+        futures::future::join3(follow, identity, listen::serve(api.clone(), listener, tls, lifetime)).await;
         Ok(())
     }
 

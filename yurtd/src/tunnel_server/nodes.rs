@@ -1,17 +1,36 @@
-//! Which addresses of kubelets lead to which edge node.
+//! Which addresses of kubelets lead to which edge node: follows what [`ownership`] decides from.
+//!
+//! ```text
+//! Nodes ─────────────────────────────────┐
+//! EndpointSlice default/kubernetes ──────┼─► ownership::decide ─► Endpoints (redirect, intercept)
+//! addresses of this host (netlink) ──────┘                     └► what is left out: log, `tunnel status`
+//! ```
 
-use std::collections::{BTreeMap, HashMap};
+mod ownership;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::{StreamExt, pin_mut};
+use futures::{StreamExt, TryStreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event, watch_object, watcher};
 use kube::{Api, ResourceExt};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_api::names::{KUBELET_PORT, LABEL_EDGE_WORKER, LABEL_EDGE_WORKER_LEGACY};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::ownership::{Claims, LeftOut, Surroundings, decide};
+use super::Registry;
+
+/// Where the API servers publish their addresses.
+const API_SERVERS: (&str, &str) = ("default", "kubernetes");
+/// How often the addresses of this host are read.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// (Address, port) of every edge node's kubelet as the API server connects to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,26 +48,6 @@ impl Endpoints {
         addresses.sort();
         addresses
     }
-
-    /// An address that two nodes have belongs to neither: a log of one node must never be answered by the other.
-    fn of(nodes: &BTreeMap<String, Vec<SocketAddr>>) -> Self {
-        let mut owners: HashMap<SocketAddr, Vec<&str>> = HashMap::new();
-        for (node, addresses) in nodes {
-            for address in addresses {
-                owners.entry(*address).or_default().push(node);
-            }
-        }
-        let mut endpoints = HashMap::new();
-        for (address, nodes) in owners {
-            match nodes[..] {
-                [node] => {
-                    endpoints.insert(address, node.into());
-                }
-                _ => tracing::warn!(%address, ?nodes, "nodes with the same kubelet address are left out"),
-            }
-        }
-        Self(endpoints)
-    }
 }
 
 #[cfg(test)]
@@ -58,163 +57,220 @@ impl<const N: usize> From<[(SocketAddr, &str); N]> for Endpoints {
     }
 }
 
-/// The addresses at which the API server looks for a node's kubelet; none unless it is an edge node.
-fn addresses_of(node: &Node) -> Vec<SocketAddr> {
-    let labels = node.labels();
-    let label = labels.get(LABEL_EDGE_WORKER).or_else(|| labels.get(LABEL_EDGE_WORKER_LEGACY));
-    if label.is_none_or(|value| value != "true") {
-        return Vec::new();
-    }
-    let Some(status) = &node.status else { return Vec::new() };
-    let port = status
-        .daemon_endpoints
-        .as_ref()
-        .and_then(|endpoints| endpoints.kubelet_endpoint.as_ref())
-        .and_then(|endpoint| u16::try_from(endpoint.port).ok())
-        .filter(|port| *port != 0)
-        .unwrap_or(KUBELET_PORT);
-    let addresses = status.addresses.iter().flatten();
-    let mut addresses: Vec<SocketAddr> = addresses
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse::<IpAddr>().ok())
-        // A node that says so of itself could otherwise catch what the API server sends to itself.
-        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast())
-        .map(|ip| SocketAddr::new(ip, port))
-        .collect();
-    addresses.sort();
-    addresses.dedup();
-    addresses
-}
-
-/// Follows the Nodes until `stop`. What `endpoints` shows is complete: `None` until there was a whole list.
+/// Follows the cluster until `stop`. What `endpoints` shows is complete: `None` until everything is known that decides
+/// about it. Only `ports` are redirected.
 pub(super) async fn follow(
     client: kube::Client,
+    ports: BTreeSet<u16>,
+    registry: Arc<Registry>,
     endpoints: watch::Sender<Option<Endpoints>>,
     stop: CancellationToken,
 ) {
-    let events = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
-    pin_mut!(events);
-    let mut nodes = BTreeMap::new();
-    let mut listed = None;
+    let events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let (namespace, name) = API_SERVERS;
+    let slices = watch_object(Api::<EndpointSlice>::namespaced(client, namespace), name).default_backoff();
+    pin_mut!(events, slices);
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    let mut followed =
+        Followed { around: Surroundings { ports, ..Surroundings::default() }, ..Followed::default() };
     loop {
-        let event = tokio::select! {
+        let changed = tokio::select! {
             () = stop.cancelled() => return,
-            event = events.next() => event,
-        };
-        match event {
-            Some(Ok(event)) => {
-                if apply(event, &mut nodes, &mut listed) {
-                    endpoints.send_if_modified(|current| {
-                        let new = Some(Endpoints::of(&nodes));
-                        let changed = *current != new;
-                        *current = new;
-                        changed
-                    });
+            event = events.next() => match event {
+                Some(Ok(event)) => followed.apply(event),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "cannot follow the cluster's nodes; trying again");
+                    false
                 }
-            }
-            Some(Err(error)) => tracing::warn!(%error, "cannot follow the cluster's nodes; trying again"),
-            None => return,
+                None => return,
+            },
+            slice = slices.next() => match slice {
+                Some(Ok(slice)) => followed.api_servers(slice.as_ref()),
+                Some(Err(error)) => {
+                    // Nodes and this host's addresses are what it mostly comes to.
+                    tracing::warn!(%error, "cannot follow the API servers' addresses; trying again");
+                    !std::mem::replace(&mut followed.slices_asked, true)
+                }
+                None => return,
+            },
+            _ = look.tick() => match local_addresses().await {
+                Ok(local) => followed.local(local),
+                Err(error) => {
+                    tracing::error!("this host's addresses cannot be read: {error:#}");
+                    false
+                }
+            },
+        };
+        if changed && let Some((new, left_out)) = followed.decide() {
+            registry.set_left_out(left_out);
+            endpoints.send_if_modified(|current| {
+                let new = Some(new);
+                let changed = *current != new;
+                *current = new;
+                changed
+            });
         }
     }
 }
 
-type Nodes = BTreeMap<String, Vec<SocketAddr>>;
+/// What is known. Nothing is decided before there was a whole list of the nodes, an answer about the API servers, and
+/// the addresses of this host.
+#[derive(Default)]
+struct Followed {
+    nodes: BTreeMap<String, Claims>,
+    /// The list that is being received.
+    listed: Option<BTreeMap<String, Claims>>,
+    nodes_known: bool,
+    slices_asked: bool,
+    around: Surroundings,
+    /// What a person has been told about.
+    told: BTreeSet<LeftOut>,
+}
 
-/// Takes an event over; says whether `nodes` is complete and may have changed.
-fn apply(event: Event<Node>, nodes: &mut Nodes, listed: &mut Option<Nodes>) -> bool {
-    match event {
-        Event::Init => *listed = Some(BTreeMap::new()),
-        Event::InitApply(node) => {
-            if let Some(listed) = listed {
-                listed.insert(node.name_any(), addresses_of(&node));
-            }
+impl Followed {
+    /// Endpoints, and for each node that has some its addresses that are left out, with the reason.
+    fn decide(&mut self) -> Option<(Endpoints, BTreeMap<String, Vec<String>>)> {
+        if !self.nodes_known || !self.slices_asked || self.around.local.is_empty() {
+            return None;
         }
-        Event::InitDone => {
-            if let Some(listed) = listed.take() {
-                *nodes = listed;
-                return true;
-            }
+        let (endpoints, left_out) = decide(&self.nodes, &self.around);
+        for LeftOut { node, address, fault } in left_out.difference(&self.told) {
+            tracing::warn!(node, %address, reason = %fault, "a kubelet address is not redirected");
         }
-        Event::Apply(node) => {
-            let addresses = addresses_of(&node);
-            return nodes.insert(node.name_any(), addresses.clone()).as_ref() != Some(&addresses);
+        let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for LeftOut { node, address, fault } in &left_out {
+            shown.entry(node.clone()).or_default().push(format!("{address}: {fault}"));
         }
-        Event::Delete(node) => return nodes.remove(&node.name_any()).is_some(),
+        self.told = left_out;
+        Some((endpoints, shown))
     }
-    false
+
+    /// Takes an event over; says whether the nodes are complete and may have changed.
+    fn apply(&mut self, event: Event<Node>) -> bool {
+        match event {
+            Event::Init => self.listed = Some(BTreeMap::new()),
+            Event::InitApply(node) => {
+                if let Some(listed) = &mut self.listed {
+                    listed.insert(node.name_any(), Claims::from(&node));
+                }
+            }
+            Event::InitDone => {
+                if let Some(listed) = self.listed.take() {
+                    self.nodes = listed;
+                    self.nodes_known = true;
+                    return true;
+                }
+            }
+            Event::Apply(node) => {
+                let claims = Claims::from(&node);
+                return self.nodes.insert(node.name_any(), claims.clone()) != Some(claims);
+            }
+            Event::Delete(node) => return self.nodes.remove(&node.name_any()).is_some(),
+        }
+        false
+    }
+
+    fn api_servers(&mut self, slice: Option<&EndpointSlice>) -> bool {
+        let endpoints = slice.into_iter().flat_map(|slice| slice.endpoints.iter().flatten());
+        let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
+        let new = addresses.filter_map(|address| address.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+        let new: BTreeSet<_> = new.collect();
+        let first = !std::mem::replace(&mut self.slices_asked, true);
+        let changed = new != self.around.api_servers;
+        self.around.api_servers = new;
+        first || changed
+    }
+
+    fn local(&mut self, new: BTreeSet<IpAddr>) -> bool {
+        let changed = new != self.around.local;
+        self.around.local = new;
+        changed
+    }
+}
+
+/// The addresses of every interface in this network namespace, the host's.
+async fn local_addresses() -> anyhow::Result<BTreeSet<IpAddr>> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let messages: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
+    let attributes = messages.iter().flat_map(|message| &message.attributes);
+    // Of a point-to-point link `Address` is the other end, whom nobody needs to redirect either.
+    let addresses = attributes.filter_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => Some(ip.to_canonical()),
+        _ => None,
+    });
+    Ok(addresses.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use yurt_api::names::LABEL_EDGE_WORKER;
 
     use super::*;
 
-    fn node(name: &str, label: &str, address: &str, port: u16) -> Node {
+    fn node(name: &str, address: &str) -> Node {
         serde_json::from_value(json!({
-            "metadata": { "name": name, "labels": { LABEL_EDGE_WORKER: label } },
-            "status": {
-                "addresses": [
-                    { "type": "Hostname", "address": name },
-                    { "type": "ExternalIP", "address": "203.0.113.1" },
-                    { "type": "InternalIP", "address": address },
-                ],
-                "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
-            },
+            "metadata": { "name": name, "labels": { LABEL_EDGE_WORKER: "true" } },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
         }))
         .unwrap()
     }
 
-    fn address(text: &str) -> SocketAddr {
-        text.parse().unwrap()
+    fn slice(address: &str) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "addressType": "IPv4", "endpoints": [{ "addresses": [address] }], "ports": [],
+        }))
+        .unwrap()
     }
 
-    #[test]
-    fn an_edge_node_is_found_by_its_internal_address_and_kubelet_port() {
-        assert_eq!(
-            addresses_of(&node("a", "true", "192.168.0.100", 10250)),
-            [address("192.168.0.100:10250")]
-        );
-        assert_eq!(addresses_of(&node("a", "true", "fd00::1", 10350)), [address("[fd00::1]:10350")]);
-        assert_eq!(addresses_of(&node("a", "true", "192.168.0.100", 0)), [address("192.168.0.100:10250")]);
-    }
-
-    #[test]
-    fn cloud_nodes_and_odd_addresses_are_not_redirected() {
-        assert_eq!(addresses_of(&node("a", "false", "192.168.0.100", 10250)), []);
-        assert_eq!(addresses_of(&node("a", "true", "127.0.0.1", 10250)), []);
-        assert_eq!(addresses_of(&node("a", "true", "0.0.0.0", 10250)), []);
-        assert_eq!(addresses_of(&node("a", "true", "nonsense", 10250)), []);
-        assert_eq!(addresses_of(&Node::default()), []);
-        let legacy = serde_json::from_value(json!({
-            "metadata": { "name": "b", "labels": { LABEL_EDGE_WORKER_LEGACY: "true" } },
-            "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.9" }] },
-        }));
-        assert_eq!(addresses_of(&legacy.unwrap()), [address("10.0.0.9:10250")]);
-    }
-
-    #[test]
-    fn an_address_of_two_nodes_belongs_to_neither() {
-        let shared = vec![address("192.168.0.100:10250")];
-        let nodes = BTreeMap::from([
-            ("a".to_owned(), shared.clone()),
-            ("b".to_owned(), shared),
-            ("c".to_owned(), vec![address("192.168.0.101:10250")]),
-        ]);
-        assert_eq!(Endpoints::of(&nodes), Endpoints::from([(address("192.168.0.101:10250"), "c")]));
+    fn followed() -> Followed {
+        let around = Surroundings { ports: [10250].into(), ..Surroundings::default() };
+        Followed { around, ..Followed::default() }
     }
 
     #[test]
     fn a_list_replaces_everything_at_its_end() {
-        let (mut nodes, mut listed) = (BTreeMap::new(), None);
-        assert!(apply(Event::Apply(node("old", "true", "10.0.0.1", 10250)), &mut nodes, &mut listed));
-        assert!(!apply(Event::Init, &mut nodes, &mut listed));
-        assert!(!apply(Event::InitApply(node("new", "true", "10.0.0.2", 10250)), &mut nodes, &mut listed));
-        assert_eq!(nodes.keys().collect::<Vec<_>>(), ["old"]);
-        assert!(apply(Event::InitDone, &mut nodes, &mut listed));
-        assert_eq!(nodes.keys().collect::<Vec<_>>(), ["new"]);
+        let mut followed = followed();
+        assert!(followed.apply(Event::Apply(node("old", "10.0.0.1"))));
+        assert!(!followed.apply(Event::Init));
+        assert!(!followed.apply(Event::InitApply(node("new", "10.0.0.2"))));
+        assert_eq!(followed.nodes.keys().collect::<Vec<_>>(), ["old"]);
+        assert!(followed.apply(Event::InitDone));
+        assert_eq!(followed.nodes.keys().collect::<Vec<_>>(), ["new"]);
         // A heartbeat changes nothing.
-        assert!(!apply(Event::Apply(node("new", "true", "10.0.0.2", 10250)), &mut nodes, &mut listed));
-        assert!(apply(Event::Delete(node("new", "true", "10.0.0.2", 10250)), &mut nodes, &mut listed));
+        assert!(!followed.apply(Event::Apply(node("new", "10.0.0.2"))));
+        assert!(followed.apply(Event::Delete(node("new", "10.0.0.2"))));
+    }
+
+    #[test]
+    fn nothing_is_redirected_before_everything_is_known_that_could_forbid_it() {
+        let mut followed = followed();
+        let list = [Event::Init, Event::InitApply(node("edge-1", "10.0.0.2")), Event::InitDone];
+        for event in list {
+            followed.apply(event);
+        }
+        assert!(followed.decide().is_none());
+        assert!(followed.local(["10.0.0.9".parse().unwrap()].into()));
+        assert!(followed.decide().is_none());
+        assert!(followed.api_servers(None));
+        let (endpoints, left_out) = followed.decide().unwrap();
+        assert_eq!((endpoints.addresses().len(), left_out.len()), (1, 0));
+
+        // An API server appears where the node says that it is.
+        assert!(followed.api_servers(Some(&slice("10.0.0.2"))));
+        assert!(!followed.api_servers(Some(&slice("10.0.0.2"))));
+        let (endpoints, left_out) = followed.decide().unwrap();
+        assert_eq!(endpoints, Endpoints::default());
+        assert_eq!(left_out["edge-1"], ["10.0.0.2:10250: it is an address of the API server"]);
+        assert!(followed.api_servers(Some(&slice("10.0.0.3"))));
+        assert!(followed.local(["10.0.0.2".parse().unwrap()].into()));
+        assert_eq!(followed.decide().unwrap().0, Endpoints::default());
+    }
+
+    #[tokio::test]
+    async fn this_hosts_addresses_are_read_from_the_kernel() {
+        let local = local_addresses().await.unwrap();
+        assert!(local.contains(&"127.0.0.1".parse().unwrap()), "{local:?}");
     }
 }

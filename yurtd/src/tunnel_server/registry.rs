@@ -52,6 +52,8 @@ struct Entry {
 struct Entries {
     by_node: BTreeMap<String, Entry>,
     epoch: u64,
+    /// Per node the addresses that are not redirected, and why.
+    left_out: BTreeMap<String, Vec<String>>,
 }
 
 /// The sessions of all connected agents, by node name.
@@ -103,10 +105,16 @@ impl Registry {
                     streams: u32::try_from(figures.streams).unwrap_or(u32::MAX),
                     bytes_sent: figures.bytes_sent,
                     bytes_received: figures.bytes_received,
+                    not_redirected: entries.left_out.get(node).cloned().unwrap_or_default(),
                 }
             };
             entries.by_node.iter().map(status).collect()
         })
+    }
+
+    /// Remembers for [`Self::statuses`] which addresses of nodes are not redirected, and why.
+    pub(super) fn set_left_out(&self, left_out: BTreeMap<String, Vec<String>>) {
+        self.write(|entries| entries.left_out = left_out);
     }
 
     /// Makes `session` the one of `node`. An older one is told and closed.

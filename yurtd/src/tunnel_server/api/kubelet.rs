@@ -6,18 +6,21 @@
 //! (`serverTLSBootstrap: true`) it has to be this node's. kubeadm's default is a self-signed one, which
 //! proves nothing and is therefore accepted here, and on no other path; the API server does the same
 //! without `--kubelet-certificate-authority`.
+//!
+//! **Who are we?** So nothing may be said that is worth stealing by whoever is there: the server proves itself with a
+//! client certificate ([`Identity`]), in a handshake of TLS 1.3 and of this connection alone.
 
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::Empty;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -30,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Agents;
 use super::authorise::Permit;
+use super::identity::Identity;
 use super::status::ApiError;
 
 /// How long the TLS handshake may take over a slow link.
@@ -39,19 +43,18 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 pub(super) struct Kubelets {
     agents: Agents,
     tls: Arc<ClientConfig>,
-    token_file: PathBuf,
+    identity: Arc<Identity>,
 }
 
 impl Kubelets {
-    /// `token_file` is the server's own projected token, read anew for every request since kubelet rotates
-    /// it; `cluster_ca` a PEM bundle, or nothing where none is mounted.
+    /// `identity` is what kubelets are shown; `cluster_ca` a PEM bundle, or nothing where none is mounted.
     ///
     /// # Errors
     ///
     /// When the bundle cannot be used.
     pub(super) fn new(
         agents: Agents,
-        token_file: PathBuf,
+        identity: Arc<Identity>,
         cluster_ca: Option<&[u8]>,
     ) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -62,12 +65,20 @@ impl Kubelets {
             roots.add(certificate)?;
         }
         let verifier = Arc::new(KubeletVerifier { roots, provider: provider.clone() });
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+        // Every kubelet speaks 1.3, which hides the client's certificate from those who only listen.
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Ok(Self { agents, tls: Arc::new(tls), token_file })
+            .with_client_cert_resolver(identity.clone());
+        // A resumed session would go on with the certificate of its beginning.
+        tls.resumption = Resumption::disabled();
+        Ok(Self { agents, tls: Arc::new(tls), identity })
+    }
+
+    /// What kubelets are shown.
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// The connected agents.
@@ -100,8 +111,10 @@ impl Kubelets {
         *request.headers_mut() = headers;
         let host = HeaderValue::from_str(node).map_err(|error| ApiError::Internal(error.to_string()))?;
         request.headers_mut().insert(header::HOST, host);
-        request.headers_mut().insert(header::AUTHORIZATION, bearer(&self.token_file).await?);
+        // The caller's own credential is not for kubelet either.
+        request.headers_mut().remove(header::AUTHORIZATION);
 
+        self.identity.check(SystemTime::now())?;
         let name = ServerName::try_from(node.to_owned())
             .map_err(|error| ApiError::Internal(format!("node name {node:?}: {error}")))?;
         let stream = self.agents.dial(node).await?;
@@ -125,21 +138,6 @@ impl Kubelets {
             sender.send_request(request).await.map_err(|error| failed("did not answer", &error))?;
         Ok(response.map(|body| KubeletBody { body, _connection: connection }))
     }
-}
-
-/// The projected token changes under the file's name; it is small and in memory.
-async fn bearer(path: &Path) -> Result<HeaderValue, ApiError> {
-    let unreadable = |error: &dyn std::fmt::Display| {
-        ApiError::Internal(format!(
-            "the tunnel server's own token {} cannot be used: {error}",
-            path.display()
-        ))
-    };
-    let token = tokio::fs::read_to_string(path).await.map_err(|error| unreadable(&error))?;
-    let mut value =
-        HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|error| unreadable(&error))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// kubelet's answer, with the connection it comes over.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode, header};
@@ -11,7 +13,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, IsCa,
+    Issuer, KeyPair,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -48,6 +53,13 @@ impl Authority {
 
     pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.certificate.der().clone()
+    }
+
+    /// Signs a request as the signer of client certificates does.
+    pub(crate) fn issue(&self, request: &str) -> String {
+        let mut request = CertificateSigningRequestParams::from_pem(request).unwrap();
+        request.params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        request.signed_by(&Issuer::from_params(&self.params, &self.key)).unwrap().pem()
     }
 
     fn sign(&self, mut params: CertificateParams, common_name: &str, organizations: &[&str]) -> Chain {
@@ -96,6 +108,10 @@ pub(crate) struct ApiState {
     pub(crate) client_ca: Mutex<String>,
     /// How many TokenReviews there were.
     pub(crate) reviews: Mutex<u32>,
+    /// Approves and signs certificate signing requests, when it is there.
+    pub(crate) signer: Mutex<Option<Arc<Authority>>>,
+    /// The requests, by their names.
+    pub(crate) csrs: Mutex<BTreeMap<String, Value>>,
 }
 
 impl FakeApiServer {
@@ -126,7 +142,22 @@ impl FakeApiServer {
 }
 
 impl ApiState {
+    /// A request as it stands: issued as soon as there is a signer.
+    fn csr(&self, name: &str) -> Option<Value> {
+        let mut csr = self.csrs.lock().unwrap().get(name)?.clone();
+        if let Some(signer) = &*self.signer.lock().unwrap() {
+            let pem = STANDARD.decode(csr["spec"]["request"].as_str().unwrap()).unwrap();
+            let certificate = signer.issue(std::str::from_utf8(&pem).unwrap());
+            csr["status"] = json!({
+                "conditions": [{"type": "Approved", "status": "True"}],
+                "certificate": STANDARD.encode(certificate)
+            });
+        }
+        Some(csr)
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let watch = request.uri().query().unwrap_or_default().contains("watch=true");
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -174,6 +205,18 @@ impl ApiState {
                 }),
             );
         }
+        if path.contains("/certificatesigningrequests") {
+            if method == Method::POST {
+                let mut csrs = self.csrs.lock().unwrap();
+                let prefix = document["metadata"]["generateName"].as_str().unwrap();
+                let name = format!("{prefix}{}", csrs.len());
+                let mut document = document.clone();
+                document["metadata"]["name"] = name.as_str().into();
+                csrs.insert(name, document.clone());
+                return reply(201, &document);
+            }
+            return reply(200, &self.csr(path.rsplit('/').next().unwrap()).unwrap());
+        }
         let name = path.rsplit('/').next().unwrap_or_default();
         match self.pods.lock().unwrap().get(name) {
             Some(pod) => reply(200, pod),
@@ -210,7 +253,7 @@ pub(crate) struct FakeKubelet {
 
 #[derive(Default)]
 pub(crate) struct KubeletState {
-    /// `METHOD path?query` and `Authorization` of every request.
+    /// `METHOD path?query` of every request, and the user of the client's certificate.
     pub(crate) requests: Mutex<Vec<(String, String)>>,
     /// WebSocket subprotocols that the container runtime knows.
     pub(crate) subprotocols: Mutex<Vec<&'static str>>,
@@ -223,14 +266,19 @@ pub(crate) struct KubeletState {
 }
 
 impl FakeKubelet {
-    pub(crate) async fn start() -> Self {
+    /// Lets in whom `clients` has issued a certificate, and nobody else.
+    pub(crate) async fn start(clients: &Authority) -> Self {
         let authority = Authority::new("edge-1-ca@1700000000");
         let (chain, key) = serving_certificate(&authority, "edge-1@1700000000", &["edge-1".into()]);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(clients.der()).unwrap();
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(chain, key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
@@ -244,9 +292,10 @@ impl FakeKubelet {
                 let (state, acceptor) = (served.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(socket).await else { return };
+                    let user = user(&stream.get_ref().1.peer_certificates().unwrap()[0]);
                     let service = service_fn(move |request| {
-                        let state = state.clone();
-                        async move { Ok::<_, Infallible>(state.answer(request)) }
+                        let (state, user) = (state.clone(), user.clone());
+                        async move { Ok::<_, Infallible>(state.answer(request, user)) }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -259,6 +308,11 @@ impl FakeKubelet {
     }
 }
 
+fn user(certificate: &CertificateDer<'_>) -> String {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+    parsed.subject().to_string()
+}
+
 /// Notifies when it is dropped.
 struct Ended(Arc<tokio::sync::Notify>);
 
@@ -269,12 +323,10 @@ impl Drop for Ended {
 }
 
 impl KubeletState {
-    fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
-        let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
-        self.requests.lock().unwrap().push((
-            format!("{} {}", request.method(), request.uri()),
-            authorization.unwrap_or_default().to_owned(),
-        ));
+    fn answer(&self, mut request: Request<Incoming>, user: String) -> Response<Body> {
+        // What a compromised node could take away and use.
+        assert!(request.headers().get(header::AUTHORIZATION).is_none());
+        self.requests.lock().unwrap().push((format!("{} {}", request.method(), request.uri()), user));
         let text = |code: u16, text: &'static str| {
             let mut response = Response::new(super::full(text));
             *response.status_mut() = StatusCode::from_u16(code).unwrap();

@@ -1,7 +1,6 @@
 //! The endpoint in one process: a caller over real TLS, an API server, a kubelet with a self-signed
 //! certificate at the end of a "tunnel" that is a TCP connection.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +20,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::identity::Identity;
 use super::testing::{Authority, FakeApiServer, FakeKubelet, client_certificate, serving_certificate};
 use super::*;
 
 const LOG: &str = "/api/v1/namespaces/shop/pods/till-0/log";
 const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true&stdout=true";
+/// Subject of the server's certificate.
+const SERVER: &str = "CN=yurt-tunnel-server";
 /// Long enough for a busy machine, short enough to fail.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -43,18 +45,32 @@ struct World {
     api_server: FakeApiServer,
     kubelet: FakeKubelet,
     tunnel_ca: Authority,
-    cluster_ca: Authority,
+    cluster_ca: Arc<Authority>,
     address: SocketAddr,
     stop: CancellationToken,
     served: AbortOnDropHandle<()>,
-    _token: tempfile::NamedTempFile,
+    identity: Arc<Identity>,
 }
 
 impl World {
+    /// With a client certificate for kubelets.
     async fn new() -> Self {
+        let world = Self::without_signer().await;
+        *world.api_server.state.signer.lock().unwrap() = Some(world.cluster_ca.clone());
+        let waited = tokio::time::timeout(SOON, async {
+            while world.identity.check(std::time::SystemTime::now()).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("there is no client certificate");
+        world
+    }
+
+    /// Nobody issues certificates yet.
+    async fn without_signer() -> Self {
+        let (tunnel_ca, cluster_ca) = (Authority::new("tunnel"), Arc::new(Authority::new("cluster")));
         let api_server = FakeApiServer::start().await;
-        let kubelet = FakeKubelet::start().await;
-        let (tunnel_ca, cluster_ca) = (Authority::new("tunnel"), Authority::new("cluster"));
+        let kubelet = FakeKubelet::start(&cluster_ca).await;
         *api_server.state.client_ca.lock().unwrap() = cluster_ca.pem();
         api_server.state.tokens.lock().unwrap().insert("joes-token".into(), "joe".into());
         for rule in [
@@ -98,19 +114,18 @@ impl World {
                     streams: 0,
                     bytes_sent: 1,
                     bytes_received: 2,
+                    not_redirected: Vec::new(),
                 }]
             },
         );
-        let mut token = tempfile::NamedTempFile::new().unwrap();
-        writeln!(token, "servers-own-token").unwrap();
         let api = Api::new(ApiOptions {
             client: api_server.client.clone(),
             agents,
-            token_file: token.path().into(),
             cluster_ca: Some(cluster_ca.pem().into_bytes()),
         })
         .unwrap();
 
+        let identity = api.kubelets.identity().clone();
         let (chain, key) = serving_certificate(&tunnel_ca, "server", &["localhost".into()]);
         let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
         let certificate = Arc::new(One(Arc::new(rustls::sign::CertifiedKey::new(chain, key))));
@@ -121,7 +136,7 @@ impl World {
         let served = AbortOnDropHandle::new(tokio::spawn(async move {
             api.serve(listener, certificate, stopped).await.unwrap();
         }));
-        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, served, _token: token }
+        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, served, identity }
     }
 
     /// A connection with a client certificate of `authority`, or without any.
@@ -225,10 +240,7 @@ async fn a_followed_log_arrives_line_by_line_and_ends_at_kubelet_when_the_caller
     tokio::time::timeout(SOON, ended.notified()).await.expect("kubelet still follows the log");
     assert_eq!(
         world.kubelet_requests(),
-        [(
-            "GET /containerLogs/shop/till-0/app?follow=true&tailLines=5".to_owned(),
-            "Bearer servers-own-token".to_owned()
-        )]
+        [("GET /containerLogs/shop/till-0/app?follow=true&tailLines=5".to_owned(), SERVER.to_owned())]
     );
 }
 
@@ -285,10 +297,7 @@ async fn an_exec_becomes_a_stream_of_bytes_with_a_half_close() {
     assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
     assert_eq!(
         world.kubelet_requests(),
-        [(
-            "GET /exec/shop/till-0/app?input=1&output=1&command=cat".to_owned(),
-            "Bearer servers-own-token".to_owned()
-        )]
+        [("GET /exec/shop/till-0/app?input=1&output=1&command=cat".to_owned(), SERVER.to_owned())]
     );
 }
 
@@ -425,4 +434,42 @@ async fn health_needs_no_name() {
     let world = World::new().await;
     let mut sender = world.connect(None).await;
     assert_eq!(sender.send_request(get("/healthz")).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn without_its_certificate_the_server_says_what_is_missing_and_serves_the_rest() {
+    let world = World::without_signer().await;
+    let ask = |uri: &str| {
+        let (request, world) = (with_token(get(uri), "joes-token"), &world);
+        async move { world.connect(None).await.send_request(request).await.unwrap() }
+    };
+    tokio::time::timeout(SOON, async {
+        while world.api_server.state.csrs.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let missing = status(ask(LOG).await).await;
+    assert_eq!((&missing["code"], &missing["reason"]), (&json!(503), &json!("ServiceUnavailable")));
+    assert!(
+        missing["message"].as_str().unwrap().contains("no client certificate for kubelets yet"),
+        "{missing}"
+    );
+    assert_eq!(ask("/healthz").await.status(), 200);
+    assert_eq!(ask("/apis/tunnel.openyurt.io/v1alpha1/agents").await.status(), 200);
+    assert!(world.kubelet_requests().is_empty());
+
+    let csr = world.api_server.state.csrs.lock().unwrap()["yurt-tunnel-server-0"].clone();
+    assert_eq!(csr["spec"]["signerName"], "kubernetes.io/kube-apiserver-client");
+    assert_eq!(csr["metadata"]["labels"]["app.kubernetes.io/part-of"], "kubectl-yurt");
+    *world.kubelet.state.refusal.lock().unwrap() = Some((400, "it has arrived"));
+    *world.api_server.state.signer.lock().unwrap() = Some(world.cluster_ca.clone());
+    tokio::time::timeout(SOON, async {
+        while status(ask(LOG).await).await["code"] != 400 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the certificate is not taken into use");
 }
