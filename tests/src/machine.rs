@@ -116,7 +116,7 @@ impl Machine {
         let mut nspawn = command.spawn().context("starting systemd-nspawn")?;
         // Somebody must collect its exit code.
         std::thread::spawn(move || nspawn.wait());
-        until_true(&format!("systemd of {} to answer", self.name), Duration::from_secs(30), || {
+        until_true(&format!("systemd of {} to answer", self.name), Duration::from_secs(90), || {
             let state = self.exec(["systemctl", "show", "-p", "SystemState", "--value"])?;
             Ok(if state.ok() { None } else { Some(format!("{state}\n{}", self.console_tail())) })
         })?;
