@@ -11,7 +11,9 @@
 //! wherever it stands when it is killed: `engine` says how.
 
 mod cluster;
+mod containers;
 mod engine;
+mod flags;
 mod host;
 mod journal;
 mod kubeconfig;
