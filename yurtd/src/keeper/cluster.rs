@@ -186,8 +186,13 @@ impl KubeCluster {
     }
 
     /// Whether whoever holds a client must ask for a new one.
-    pub(crate) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    pub(crate) fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Whoever held a client has a new one.
+    pub(crate) fn forget_change(&mut self) {
+        self.changed = false;
     }
 
     async fn nodes(&mut self, route: Route) -> Result<Api<Node>, ClusterError> {

@@ -142,6 +142,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             .is_ok_and(|journal| journal.is_some_and(|found| found.phase == Phase::Converted))
     }
 
+    /// Whether a conversion was begun on this node.
+    pub(crate) fn has_begun(&self) -> bool {
+        Journal::load(&self.host).is_ok_and(|journal| journal.is_some())
+    }
+
     /// Finds the API server and the node's credentials. A node that cannot be converted can still report why, as
     /// long as its kubeconfig is where kubeadm puts it.
     pub(crate) async fn identify(&mut self) -> Result<(), KeeperError> {

@@ -738,3 +738,73 @@ async fn other_flags_in_kubelets_variable_survive() {
     node.reach(Target::Vanilla).await.unwrap();
     node.assert_vanilla();
 }
+
+/// The keeper's whole loop on a node whose kubelet has this kubeconfig; how it ended, if it did, and its last words.
+async fn last_words(node: &Node, change: fn(String) -> String) -> (Option<String>, String) {
+    let path = node.root().join("etc/kubernetes/kubelet.conf");
+    std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+    let before = snapshot(node.root());
+    let file = node.pod.path().join("termination-log");
+    std::fs::write(&file, "").unwrap();
+    let keeper = node.keeper();
+    let engine = Engine::new(
+        keeper.host,
+        keeper.systemd,
+        super::KubeCluster::new("edge-node", "kube-system"),
+        "edge-node",
+        keeper.sources,
+        keeper.settings,
+        keeper.release,
+    );
+    let said = async {
+        while std::fs::read(&file).unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It has had its chance to end.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let ended = tokio::select! {
+        biased;
+        end = super::watch_over(engine, "edge-node", &file) => Some(format!("{:#}", end.unwrap_err())),
+        () = said => None,
+    };
+    assert_eq!(snapshot(node.root()), before);
+    (ended, std::fs::read_to_string(file).unwrap())
+}
+
+#[tokio::test]
+async fn a_keeper_that_cannot_report_ends_with_its_reason_where_kubelet_reads_it() {
+    type Change = fn(String) -> String;
+    let cases: [(Change, &str); 4] = [
+        (|text| text.replace("    server:", "    proxy-url: http://proxy:3128\n    server:"), "proxy"),
+        (|text| text.replace("client-key: /", "client-key-data: "), "client-key"),
+        (
+            |text| {
+                text.replace(
+                    "certificate-authority-data: Y2VydGlmaWNhdGU=",
+                    "certificate-authority: /srv/ca.crt",
+                )
+            },
+            "/srv/ca.crt is not mounted",
+        ),
+        // Its files are there, but are no certificate and no key.
+        (|text| text, "client certificate cannot be used"),
+    ];
+    for (change, expected) in cases {
+        let (end, words) = last_words(&Node::new(), change).await;
+        assert!(words.contains(expected), "{words:?}");
+        assert!(
+            end.is_some_and(|end| end.contains(&words)),
+            "it ends, and says the same to whoever reads its log"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_keeper_of_a_converted_node_that_cannot_report_stays() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    let (end, words) = last_words(&node, |_| "{ half".into()).await;
+    assert_eq!(end, None);
+    assert!(words.contains("kubelet.conf"), "{words:?}");
+}
