@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-ARCH    ?= amd64
+ARCH    ?= $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 IMAGE   ?= ghcr.io/kubectl-yurt/yurtd:v$(VERSION)
 PROFILE ?= release
 

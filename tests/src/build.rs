@@ -1,10 +1,12 @@
 //! What a cluster is made of, built once per machine and kept outside the work tree.
 //!
 //! Every artifact lies in the cache under a name with the hash of all that went into it, and appears
-//! there by a rename: half of one is never found, and two work trees do not disturb each other.
+//! there by a rename: half of one is never found, and two work trees do not disturb each other. What a
+//! killed build left is removed by the next ([`partial`]).
 
 mod go;
 mod image;
+mod partial;
 mod root;
 
 use std::fs;
@@ -32,6 +34,7 @@ pub struct Artifacts {
 
 /// Builds what is not in the cache.
 pub fn all() -> Result<Artifacts> {
+    partial::sweep(&paths::cache())?;
     let bin = go::build()?;
     let root = root::build(&bin)?;
     let images = image::build(&bin, &root)?;
@@ -52,9 +55,9 @@ fn cached(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Resu
     let started = Instant::now();
     eprintln!("testbed: making {name} ...");
     fs::create_dir_all(paths::cache())?;
-    let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(paths::cache())?;
+    let partial = partial::Partial::create(&paths::cache())?;
     make(partial.path()).with_context(|| format!("making the testbed's {name}"))?;
-    fs::rename(partial.keep(), &folder)?;
+    partial.finish(&folder)?;
     eprintln!("testbed: {name} made in {:.0?}", started.elapsed());
     Ok(folder)
 }

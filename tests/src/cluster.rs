@@ -55,6 +55,9 @@ impl Cluster {
     /// From nothing to a Ready two-node cluster: `master-node`, and `edge-node` behind the NAT of a shop.
     pub fn start(options: &Options) -> Result<Self> {
         deps::install()?;
+        if let Some(reason) = deps::impossible() {
+            bail!("{reason}");
+        }
         let artifacts = build::all()?;
         let lock = Lock::take()?;
         let dead = leftovers::describe();

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run;
+use crate::{cgroup, run};
 
 /// A program and the package it comes from.
 const NEEDED: &[(&str, &str)] = &[
@@ -28,7 +28,7 @@ pub fn impossible() -> Option<String> {
     if let Err(error) = run::sh("unshare", &["--net", "--mount", "true"]) {
         return Some(format!("namespaces cannot be made here: {error:#}"));
     }
-    None
+    cgroup::impossible()
 }
 
 /// Installs what is missing.

@@ -1,6 +1,7 @@
 //! Removing a testbed: one's own at the end, or what a killed run left, recognised by its names.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub fn remove() -> Result<()> {
     net::remove_all()?;
     let state = paths::state();
     if state.exists() {
-        unmount_below(&state.display().to_string())?;
+        unmount_below(&state)?;
         // Never across a mount: what is mounted below belongs to somebody else.
         let mut command = Command::new("rm");
         command.args(["-rf", "--one-file-system"]).arg(&state);
@@ -50,19 +51,51 @@ pub fn remove() -> Result<()> {
     Ok(())
 }
 
-fn unmount_below(folder: &str) -> Result<()> {
-    until_true("the machines' mounts to be gone", Duration::from_secs(20), || {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mut ours: Vec<&str> = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(1))
-            .filter(|target| target.starts_with(folder))
-            .collect();
-        ours.sort_by_key(|target| std::cmp::Reverse(target.len()));
-        for target in &ours {
-            run::sh("umount", &["-l", target]).ok();
-        }
-        Ok((!ours.is_empty()).then(|| ours.join(" ")))
-    })?;
+/// Unmounts whatever is mounted on or below a folder.
+pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
+    until_true(
+        &format!("the mounts below {} to be gone", folder.display()),
+        Duration::from_secs(20),
+        || {
+            let ours = mounts_below(&fs::read_to_string("/proc/self/mounts")?, folder);
+            for target in &ours {
+                let mut command = Command::new("umount");
+                command.arg("-l").arg(target);
+                run::run(command)?;
+            }
+            let left: Vec<String> = ours.iter().map(|target| target.display().to_string()).collect();
+            Ok((!left.is_empty()).then(|| left.join(" ")))
+        },
+    )?;
     Ok(())
+}
+
+/// The mount points in a folder, the deepest first.
+fn mounts_below(mounts: &str, folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(|target| PathBuf::from(target.replace("\\040", " ")))
+        .filter(|target| target.starts_with(folder))
+        .collect();
+    found.sort_by_key(|target| std::cmp::Reverse(target.as_os_str().len()));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_a_folder_whose_name_begins_the_same_are_not_touched() {
+        let mounts = "proc /c/.partial-a/debian/proc proc rw 0 0\nsysfs /c/.partial-a/debian sysfs rw 0 0\n\
+            proc /c/.partial-ab/proc proc rw 0 0\ntmpfs /with\\040space/x tmpfs rw 0 0\n";
+        let below = |folder: &str| mounts_below(mounts, Path::new(folder));
+        assert_eq!(
+            below("/c/.partial-a"),
+            [PathBuf::from("/c/.partial-a/debian/proc"), PathBuf::from("/c/.partial-a/debian")]
+        );
+        assert_eq!(below("/with space"), [PathBuf::from("/with space/x")]);
+        assert!(below("/c/.partial").is_empty());
+    }
 }

@@ -116,7 +116,7 @@ impl Machine {
         let mut nspawn = command.spawn().context("starting systemd-nspawn")?;
         // Somebody must collect its exit code.
         std::thread::spawn(move || nspawn.wait());
-        until_true(&format!("systemd of {} to answer", self.name), Duration::from_secs(30), || {
+        until_true(&format!("systemd of {} to answer", self.name), Duration::from_secs(90), || {
             let state = self.exec(["systemctl", "show", "-p", "SystemState", "--value"])?;
             Ok(if state.ok() { None } else { Some(format!("{state}\n{}", self.console_tail())) })
         })?;
@@ -176,18 +176,7 @@ impl Machine {
 
     /// Runs a command in the machine with `input` on its standard input; it must succeed.
     pub fn feed<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>, input: File) -> Result<String> {
-        let mut command = self.command(words)?;
-        let text = run::describe(&command);
-        let output = command
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .output()
-            .with_context(|| format!("starting `{text}`"))?;
-        if !output.status.success() {
-            bail!("`{text}`: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        run::run_from(self.command(words)?, input)?.success()
     }
 
     /// Writes a file in the machine; `path` is absolute there.

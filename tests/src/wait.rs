@@ -48,7 +48,11 @@ pub fn until_true(
     Ok(took)
 }
 
-/// Watches that a condition goes on holding for a while; the first time it does not is the error.
+/// How long a probe may go without an answer while a condition is watched.
+const UNSEEN: Duration = Duration::from_secs(15);
+
+/// Watches that a condition goes on holding for a while; the first time it does not is the error. An error of the
+/// probe says neither; when it has said nothing for long, nobody has watched.
 pub fn throughout(
     what: &str,
     duration: Duration,
@@ -56,13 +60,52 @@ pub fn throughout(
     mut probe: impl FnMut() -> Result<Option<String>>,
 ) -> Result<u32> {
     let started = Instant::now();
+    let mut seen = started;
     let mut times = 0;
-    while started.elapsed() < duration {
-        if let Some(text) = probe()? {
-            bail!("{what} did not hold {:.1?} on: {text}", started.elapsed());
+    loop {
+        match probe() {
+            Ok(None) => {
+                times += 1;
+                seen = Instant::now();
+                if started.elapsed() >= duration {
+                    return Ok(times);
+                }
+            }
+            Ok(Some(text)) => bail!("{what} did not hold {:.1?} on: {text}", started.elapsed()),
+            Err(error) if seen.elapsed() >= UNSEEN => {
+                return Err(error.context(format!("whether {what} was not seen for {:.0?}", seen.elapsed())));
+            }
+            Err(_) => {}
         }
-        times += 1;
         thread::sleep(every);
     }
-    Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    const BRIEF: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn what_is_watched_must_be_seen_to_hold_at_the_end_and_one_failed_look_is_no_fault() {
+        let mut looks = 0;
+        let times = throughout("it", Duration::ZERO, BRIEF, || {
+            looks += 1;
+            if looks < 3 { Err(anyhow!("reset")) } else { Ok(None) }
+        });
+        assert_eq!((times.unwrap(), looks), (1, 3));
+    }
+
+    #[test]
+    fn what_does_not_hold_once_is_the_error() {
+        let mut looks = 0;
+        let error = throughout("it", Duration::from_secs(600), BRIEF, || {
+            looks += 1;
+            Ok((looks == 4).then(|| "gone".to_owned()))
+        });
+        assert!(error.unwrap_err().to_string().contains("gone"));
+    }
 }

@@ -120,8 +120,9 @@ pub const UNIT_SERVICE: &str = "yurtd.service";
 pub const UNIT_SOCKET: &str = "yurtd.socket";
 /// Oneshot that holds [`HUB_POD_ADDRESS`] on `lo`.
 pub const UNIT_ADDRESS: &str = "yurt-address.service";
-/// Drop-in that points kubelet at [`KUBELET_KUBECONFIG`].
-pub const KUBELET_DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/20-yurt.conf";
+/// Drop-in that points kubelet at [`KUBELET_KUBECONFIG`]. systemd reads drop-ins in the order of their file names, and
+/// those of distributions (`kubeadm.conf`) and administrators (`90-local.conf`) come before this one.
+pub const KUBELET_DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/zz-yurt.conf";
 
 /// Image of `yurtd` without its tag.
 pub const IMAGE_REPOSITORY: &str = "ghcr.io/kubectl-yurt/yurtd";

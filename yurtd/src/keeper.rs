@@ -11,7 +11,9 @@
 //! wherever it stands when it is killed: `engine` says how.
 
 mod cluster;
+mod containers;
 mod engine;
+mod flags;
 mod host;
 mod journal;
 mod kubeconfig;
@@ -35,10 +37,10 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use yurt_api::names;
 
-use self::cluster::{Follower, KubeCluster, OwnNode, Route};
+use self::cluster::{ClusterError, Follower, KubeCluster, OwnNode, Route};
 use self::engine::{Engine, KeeperError, Settings, Sources, Target};
 use self::journal::{Release, Step};
-use self::systemd::Bus;
+use self::systemd::{Bus, Systemd};
 use crate::cli::KeeperArgs;
 
 /// How often a settled node is looked at for drift. All of it is local.
@@ -50,6 +52,8 @@ const FIRST_PAUSE_AFTER_REFUSING: Duration = Duration::from_secs(15);
 const FIRST_PAUSE_AFTER_UNDOING: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const LONGEST_PAUSE_OFFLINE: Duration = Duration::from_secs(15);
+/// Where kubelet reads why a container ended (`terminationMessagePath`, whose default this is).
+const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Runs the role until it is told to stop.
 ///
@@ -74,7 +78,7 @@ async fn keep(args: KeeperArgs) -> anyhow::Result<()> {
         digest: host::digest(executable).context("cannot read my own program")?,
     };
     tracing::info!(node = %args.node_name, release = %release.folder(), "keeper started");
-    let mut engine = Engine::new(
+    let engine = Engine::new(
         new_host(&args.host_root),
         Bus::new(&args.host_root.join("run/dbus/system_bus_socket")),
         KubeCluster::new(&args.node_name, &args.namespace),
@@ -87,18 +91,43 @@ async fn keep(args: KeeperArgs) -> anyhow::Result<()> {
         settings(),
         release,
     );
+    watch_over(engine, &args.node_name, Path::new(TERMINATION_LOG)).await
+}
+
+/// Passes without end, unless the keeper can neither do nor report anything: then it ends with its reason in
+/// `last_words`, which kubelet puts into the pod's status and the plugin shows.
+async fn watch_over<S: Systemd>(
+    mut engine: Engine<S, KubeCluster>,
+    node: &str,
+    last_words: &Path,
+) -> anyhow::Result<()> {
     let mut follower: Option<Follower> = None;
     let mut last_seen: Option<OwnNode> = None;
     let mut pause = Pause::default();
+    let mut left = String::new();
     loop {
-        let outcome = pass(&mut engine, &args.node_name, &mut follower, &mut last_seen).await;
-        let wait = match &outcome {
+        let outcome = pass(&mut engine, node, &mut follower, &mut last_seen).await;
+        let words = match &outcome {
+            Err(Ended::Unheard(error)) => error.to_string(),
+            _ => String::new(),
+        };
+        if words != left {
+            if let Err(error) = std::fs::write(last_words, &words) {
+                tracing::warn!(%error, "cannot write {}", last_words.display());
+            }
+            left = words;
+        }
+        let wait = match outcome {
             Ok(()) => {
                 pause = Pause::default();
                 DRIFT
             }
-            Err(error) => {
-                let wait = pause.after(error);
+            // What was begun is kept up as well as may be; a node that nobody has touched needs no keeper that waits.
+            Err(Ended::Unheard(error)) if !engine.has_begun() => {
+                return Err(anyhow::Error::new(error).context("this cannot be reported to the API server"));
+            }
+            Err(Ended::Unheard(error) | Ended::Heard(error)) => {
+                let wait = pause.after(&error);
                 tracing::warn!(%error, retry_in = ?wait, "the node is not yet what it should be");
                 wait
             }
@@ -146,20 +175,38 @@ fn new_host(root: &Path) -> host::Host {
     host::Host::with_fuse(root, sim::Fuse::default())
 }
 
+/// Why a pass ended before the node was what it should be.
+enum Ended {
+    /// The API server has been told, or will be when it can be reached.
+    Heard(KeeperError),
+    /// There is nothing to reach it with.
+    Unheard(KeeperError),
+}
+
+impl From<ClusterError> for Ended {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Credentials(_) => Self::Unheard(error.into()),
+            error => Self::Heard(error.into()),
+        }
+    }
+}
+
 /// Looks at the wish, then goes towards it.
-async fn pass(
-    engine: &mut Engine<Bus, KubeCluster>,
+async fn pass<S: Systemd>(
+    engine: &mut Engine<S, KubeCluster>,
     node: &str,
     follower: &mut Option<Follower>,
     last_seen: &mut Option<OwnNode>,
-) -> Result<(), KeeperError> {
-    engine.identify().await?;
+) -> Result<(), Ended> {
+    engine.identify().await.map_err(Ended::Unheard)?;
     let route = if engine.is_converted() { Route::Hub } else { Route::Direct };
-    if engine.cluster().take_changed() || follower.as_ref().is_none_or(|found| found.route != route) {
+    if follower.as_ref().is_none_or(|found| found.route != route) || engine.cluster().has_changed() {
         let mut ways = vec![(Route::Direct, engine.cluster().client(Route::Direct).await?)];
         if route == Route::Hub {
             ways.insert(0, (Route::Hub, engine.cluster().client(Route::Hub).await?));
         }
+        engine.cluster().forget_change();
         *follower = Some(Follower::start(node, route, ways));
     }
     let Some(follower) = follower else { return Ok(()) };
@@ -173,7 +220,7 @@ async fn pass(
     };
     let target = seen.as_ref().or(last_seen.as_ref()).map_or(Target::Unchanged, target_of);
     let news = seen.as_ref().filter(|seen| Some(*seen) != last_seen.as_ref());
-    let outcome = engine.reconcile(target, news).await;
+    let outcome = engine.reconcile(target, news).await.map_err(Ended::Heard);
     if seen.is_some() {
         *last_seen = seen;
     }

@@ -116,13 +116,14 @@ mod tests {
     fn it_answers_what_is_said_to_it_and_its_exit_code_is_kept() {
         let mut running = shell("read word; echo got $word; exit 7");
         running.say("this\n").unwrap();
-        running.wait_for("got this", Duration::from_secs(5)).unwrap();
-        assert_eq!(running.end(Duration::from_secs(5)).unwrap(), 7);
+        running.wait_for("got this", Duration::from_secs(20)).unwrap();
+        assert_eq!(running.end(Duration::from_secs(20)).unwrap(), 7);
     }
 
     #[test]
     fn waiting_in_vain_says_what_was_printed() {
         let running = shell("echo one; read forever");
+        running.wait_for("one", Duration::from_secs(20)).unwrap();
         let error = running.wait_for("two", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(error.contains("one"), "{error}");
     }

@@ -15,7 +15,7 @@ use crate::observe::running::Running;
 use crate::run;
 use crate::wait::until_true;
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 const MEGABYTES: usize = 20;
 
 /// S5.
@@ -33,10 +33,14 @@ pub(super) fn access(story: &mut Story) -> Result<()> {
 /// The tunnel may be up a moment after the node is.
 fn first_log(story: &mut Story) -> Result<()> {
     story.teller.step("plain kubectl, the same that failed in S1");
-    let started = Instant::now();
-    let finished = story.kubectl(&["logs", "--tail=3", "nginx"])?;
+    let words = ["logs", "--tail=3", "nginx"];
+    until_true("the tunnel to be up", SOON, || {
+        let finished = story.cluster.kubectl.run_for(SOON, words)?;
+        Ok((!finished.ok()).then(|| finished.to_string()))
+    })?;
+    let finished = story.kubectl(&words)?;
     story.teller.check(finished.ok(), "kubectl logs works", &finished)?;
-    story.teller.figure("kubectl logs", &seconds(started.elapsed()));
+    story.teller.figure("kubectl logs", &seconds(finished.took));
     Ok(())
 }
 
@@ -220,7 +224,7 @@ fn through_the_plugin(story: &mut Story) -> Result<()> {
             return Ok(Some(rules.stderr()));
         }
         let finished =
-            story.cluster.kubectl.run_for(Duration::from_secs(5), ["logs", "--tail=1", "nginx"])?;
+            story.cluster.kubectl.run_for(Duration::from_secs(10), ["logs", "--tail=1", "nginx"])?;
         Ok((!finished.ok()).then(|| finished.to_string()))
     })?;
     story.teller.figure("kubectl logs works again without our doing", &seconds(back));

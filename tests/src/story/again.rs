@@ -129,7 +129,7 @@ pub(super) fn revert_with_a_node_down(story: &mut Story) -> Result<()> {
     let edge = story.cluster.edge.clone();
     story.teller.step(&format!("take the power of {SECOND} away, then revert"));
     second.power_cut()?;
-    let words = [REVERT, &["--timeout", "45s"]].concat();
+    let words = [REVERT, &["--timeout", "60s"]].concat();
     let finished = story.kubectl(&words)?;
     reads_well(&finished)?;
     story.teller.check(

@@ -55,7 +55,7 @@ pub(super) fn is_converted(story: &mut Story) -> Result<()> {
         story
             .cluster
             .kubectl
-            .ok(["rollout", "status", "-n", "kube-system", what, "--timeout=20s"])
+            .ok(["rollout", "status", "-n", "kube-system", what, "--timeout=60s"])
             .with_context(|| format!("the {kind} does not run"))?;
     }
     story.teller.holds("controller, tunnel server and keeper run");

@@ -1,4 +1,4 @@
-//! `kill -9` of the hub in the middle of anything: it is back in a second, and kubelet lists nothing
+//! `kill -9` of the hub in the middle of anything: it is back at once, and kubelet lists nothing
 //! again from the API server.
 
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use crate::observe::containers;
 use crate::observe::running::Running;
 use crate::wait::{Seen, throughout, until, until_true};
 
-const BACK_WITHIN: Duration = Duration::from_millis(1500);
+/// A busy machine takes its time to start any process; what waits for a time-out of somebody's takes longer.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// What new TLS sessions and resumed watches may cost; one list of what a small node sees costs more.
 const BYTES: u64 = 64 << 10;
 
@@ -47,7 +48,7 @@ pub(super) fn crash(story: &mut Story) -> Result<()> {
     let words = ["logs", "-f", "--tail=1", "nginx"];
     story.teller.command("kubectl", &words);
     let running = Running::start(story.cluster.kubectl.command(words))?;
-    running.wait_for("\"", Duration::from_secs(15))?;
+    running.wait_for("\"", Duration::from_secs(30))?;
     kill(story, &edge)?;
     drop(running);
     let logs = until_true("kubectl logs to work again", Duration::from_secs(60), || {

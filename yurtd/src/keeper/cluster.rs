@@ -18,15 +18,13 @@ use tokio::task::JoinHandle;
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 
-use super::journal::Containers;
+use super::containers::{self, Running};
 use super::look;
 
 /// How long one request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// How long a watch of the own Node lasts before it is opened again.
 const WATCH_SECONDS: u32 = 290;
-/// A container that runs for less is expected to come and go.
-const SETTLED: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// Where kubelet keeps its Lease.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
@@ -38,7 +36,12 @@ pub(crate) enum ClusterError {
     Unreachable { what: &'static str, message: String },
     /// Somebody answers, but not what was asked for.
     #[error("{what} refused: {message}")]
-    Refused { what: &'static str, message: String },
+    Refused {
+        what: &'static str,
+        /// HTTP status code; `None` when the answer itself could not be read.
+        code: Option<u16>,
+        message: String,
+    },
     #[error("kubelet's client certificate cannot be used: {0}")]
     Credentials(String),
 }
@@ -47,6 +50,16 @@ impl ClusterError {
     /// Whether this may pass by itself when the link is back.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
+    }
+
+    /// Whether the same question may be answered in a moment: nobody was reached, too many ask (429), or the API server
+    /// has a fault that passes (5xx: its etcd elects a leader, it starts or stops).
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { code, .. } => code.is_some_and(|code| code == 429 || code >= 500),
+            Self::Credentials(_) => false,
+        }
     }
 }
 
@@ -128,10 +141,8 @@ pub(crate) trait Cluster {
     async fn clock_skew(&mut self) -> Result<i64, ClusterError>;
     /// When kubelet last renewed its Lease, from the API server itself.
     async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError>;
-    /// Container ids of what has been running on the node for a while.
-    async fn containers(&mut self) -> Result<Containers, ClusterError>;
-    /// Container ids of everything on the node; empty where a container does not run.
-    async fn all_containers(&mut self) -> Result<Containers, ClusterError>;
+    /// The containers that run on the node.
+    async fn containers(&mut self) -> Result<Running, ClusterError>;
     /// Data of a ConfigMap of ours; `None` when it is not there (yet).
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError>;
     /// Writes the status into the own Node's annotation.
@@ -175,8 +186,13 @@ impl KubeCluster {
     }
 
     /// Whether whoever holds a client must ask for a new one.
-    pub(crate) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    pub(crate) fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Whoever held a client has a new one.
+    pub(crate) fn forget_change(&mut self) {
+        self.changed = false;
     }
 
     async fn nodes(&mut self, route: Route) -> Result<Api<Node>, ClusterError> {
@@ -208,9 +224,11 @@ async fn bounded<T>(
 fn sort(route: Route, error: &kube::Error) -> ClusterError {
     let what = route.what();
     match error {
-        kube::Error::Api(status) => ClusterError::Refused { what, message: status.message.clone() },
+        kube::Error::Api(status) => {
+            ClusterError::Refused { what, code: Some(status.code), message: status.message.clone() }
+        }
         kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
-            ClusterError::Refused { what, message: error.to_string() }
+            ClusterError::Refused { what, code: None, message: error.to_string() }
         }
         _ => ClusterError::Unreachable { what, message: chain(error) },
     }
@@ -312,7 +330,7 @@ impl Cluster for KubeCluster {
     async fn clock_skew(&mut self) -> Result<i64, ClusterError> {
         let client = self.client(Route::Direct).await?;
         let request = http::Request::get("/version").body(kube::client::Body::empty()).map_err(|error| {
-            ClusterError::Refused { what: Route::Direct.what(), message: error.to_string() }
+            ClusterError::Refused { what: Route::Direct.what(), code: None, message: error.to_string() }
         })?;
         let response = bounded(Route::Direct, client.send(request)).await?;
         let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
@@ -327,12 +345,8 @@ impl Cluster for KubeCluster {
         Ok(lease.and_then(|lease| lease.spec).and_then(|spec| spec.renew_time).map(|time| time.0))
     }
 
-    async fn containers(&mut self) -> Result<Containers, ClusterError> {
-        Ok(container_ids(&self.pods(Route::Direct).await?, Some(Timestamp::now())))
-    }
-
-    async fn all_containers(&mut self) -> Result<Containers, ClusterError> {
-        Ok(container_ids(&self.pods(Route::Direct).await?, None))
+    async fn containers(&mut self) -> Result<Running, ClusterError> {
+        Ok(containers::running(&self.pods(Route::Direct).await?))
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
@@ -346,6 +360,7 @@ impl Cluster for KubeCluster {
         let nodes = self.nodes(Route::Direct).await?;
         let text = serde_json::to_string(status).map_err(|error| ClusterError::Refused {
             what: Route::Direct.what(),
+            code: None,
             message: error.to_string(),
         })?;
         let patch = serde_json::json!({"metadata": {"annotations": {names::ANNOTATION_CONVERSION: text}}});
@@ -381,7 +396,11 @@ impl Cluster for KubeCluster {
                     Ok(())
                 } else {
                     let message = format!("{status} {}", String::from_utf8_lossy(&body).trim());
-                    Err(ClusterError::Refused { what: Route::Hub.what(), message })
+                    Err(ClusterError::Refused {
+                        what: Route::Hub.what(),
+                        code: Some(status.as_u16()),
+                        message,
+                    })
                 }
             };
             // The connection lives as long as the exchange and not longer: no task is left behind.
@@ -403,48 +422,6 @@ impl Cluster for KubeCluster {
         self.pods(Route::Hub).await?;
         Ok(())
     }
-}
-
-/// With `now`, ids of the containers that have been running for a while; without, of every container, empty for
-/// those that do not run.
-fn container_ids(pods: &[Pod], now: Option<Timestamp>) -> Containers {
-    let mut found = Containers::new();
-    for pod in pods {
-        let (Some(uid), Some(status)) = (&pod.metadata.uid, &pod.status) else { continue };
-        for container in status
-            .container_statuses
-            .iter()
-            .chain(&status.init_container_statuses)
-            .chain(&status.ephemeral_container_statuses)
-            .flatten()
-        {
-            let Some(id) = &container.container_id else { continue };
-            let started = container
-                .state
-                .as_ref()
-                .and_then(|state| state.running.as_ref())
-                .and_then(|running| running.started_at.as_ref());
-            let id = match (now, started) {
-                (None, Some(_)) => id.clone(),
-                // It is there and does not run: not the container that ran before.
-                (None, None) => String::new(),
-                (Some(now), Some(started)) if now.duration_since(started.0) >= SETTLED => id.clone(),
-                (Some(_), _) => continue,
-            };
-            found.insert(format!("{uid}/{}", container.name), id);
-        }
-    }
-    found
-}
-
-/// Containers that ran before and are another one now. A pod that is gone was deleted by somebody, which is no
-/// business of the keeper's.
-pub(crate) fn replaced(before: &Containers, after: &Containers) -> Vec<String> {
-    before
-        .iter()
-        .filter(|(container, id)| after.get(*container).is_some_and(|now| now != *id))
-        .map(|(container, _)| container.clone())
-        .collect()
 }
 
 /// Follows the own Node in a task of its own until dropped.

@@ -142,6 +142,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             .is_ok_and(|journal| journal.is_some_and(|found| found.phase == Phase::Converted))
     }
 
+    /// Whether a conversion was begun on this node.
+    pub(crate) fn has_begun(&self) -> bool {
+        Journal::load(&self.host).is_ok_and(|journal| journal.is_some())
+    }
+
     /// Finds the API server and the node's credentials. A node that cannot be converted can still report why, as
     /// long as its kubeconfig is where kubeadm puts it.
     pub(crate) async fn identify(&mut self) -> Result<(), KeeperError> {
@@ -156,6 +161,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                         client_ca_file: None,
                         port: None,
                         folders: Vec::new(),
+                        other_flags: Vec::new(),
                     };
                     if self.take_access(&assumed).is_ok() {
                         return Ok(());
@@ -260,6 +266,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             tracing::info!(step = step.name(), "converting");
             if let Err(error) = self.forward(step, &mut journal).await {
                 // A lost link is no reason to give up what was reached, nor could kubelet be verified after undoing.
+                let error = match error {
+                    KeeperError::Cluster(error) if error.is_unreachable() => {
+                        return Err(KeeperError::Offline(error));
+                    }
+                    error => error,
+                };
                 if let Err(link) = self.cluster.node().await
                     && link.is_unreachable()
                 {
@@ -273,6 +285,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
         }
         journal.phase = Phase::Converted;
+        journal.before = None;
         journal.save(&self.host)?;
         self.say(ConversionState::Converted, None, "").await;
         tracing::info!(version = %journal.release.version, "converted");

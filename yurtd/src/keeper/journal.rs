@@ -11,11 +11,10 @@
 //! `begun` grows before a step acts and shrinks after the step is undone, so whatever a killed keeper left is inside
 //! the steps that the journal names. The journal is written first and removed last.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use yurt_api::names;
 
+use super::containers::Before;
 use super::host::{Host, HostError};
 use super::look::Original;
 
@@ -102,9 +101,6 @@ pub(crate) enum Phase {
     },
 }
 
-/// Container ids by `pod uid/container`.
-pub(crate) type Containers = BTreeMap<String, String>;
-
 /// The journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -128,9 +124,9 @@ pub(crate) struct Journal {
     /// Digest of what the running kubelet was started with.
     #[serde(default)]
     pub applied_kubelet: Option<String>,
-    /// Long-running containers before kubelet was restarted.
+    /// What ran before kubelet was restarted, until the conversion is verified.
     #[serde(default)]
-    pub containers: Option<Containers>,
+    pub before: Option<Before>,
     /// kubelet's version, as its Node says.
     #[serde(default)]
     pub kubelet_version: String,
@@ -159,7 +155,7 @@ impl Journal {
             rejected: None,
             applied_service: None,
             applied_kubelet: None,
-            containers: None,
+            before: None,
             kubelet_version,
         }
     }
@@ -221,6 +217,7 @@ mod tests {
             client_ca_file: None,
             port: None,
             folders: Vec::new(),
+            other_flags: Vec::new(),
         };
         let release = Release { version: "0.1.0".into(), digest: "ab".repeat(32) };
         Journal::new(original, release, "v1.36.3".into())

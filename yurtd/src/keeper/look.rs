@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use yurt_api::names;
 
+use super::flags;
 use super::host::{Host, HostError};
 use super::kubeconfig::{self, CaSource, KubeconfigError};
 use super::systemd::{self, Systemd, SystemdError};
@@ -40,6 +41,24 @@ pub(crate) enum LookError {
     OtherUnit,
     #[error("kubelet's arguments name no kubeconfig file")]
     NoKubeconfig,
+    #[error(
+        "kubelet's drop-in {path} is read after {ours} and {does} ${variable}; give it a name that sorts before {ours} first",
+        ours = names::KUBELET_DROP_IN.rsplit('/').next().unwrap_or_default(),
+        variable = units::KUBECONFIG_VARIABLE
+    )]
+    LaterDropIn { path: String, does: &'static str },
+    #[error(
+        "kubelet's environment file {path} sets ${variable}, which outweighs every drop-in; move that to a drop-in first",
+        variable = units::KUBECONFIG_VARIABLE
+    )]
+    EnvironmentFile { path: String },
+    #[error(
+        "kubelet does not run with the --kubeconfig that ${variable} of its unit gives it: an environment file ({files}) or a later argument outweighs it, or it was not restarted since",
+        variable = units::KUBECONFIG_VARIABLE
+    )]
+    Overridden { files: String },
+    #[error("{word:?} in ${variable} of kubelet's unit cannot be carried over; move it to $KUBELET_EXTRA_ARGS first", variable = units::KUBECONFIG_VARIABLE)]
+    OddFlag { word: String },
     #[error("kubelet already uses {ours}, but there is no journal of a conversion; remove {drop_in} and restart kubelet first", ours = names::KUBELET_KUBECONFIG, drop_in = names::KUBELET_DROP_IN)]
     AlreadyOurs,
     #[error("{path} is not mounted or does not exist")]
@@ -69,6 +88,9 @@ pub(crate) struct Original {
     pub port: Option<u16>,
     /// Folders for systemd that existed before; others are removed again when they are empty.
     pub folders: Vec<String>,
+    /// What the variable for the kubeconfig carries besides.
+    #[serde(default)]
+    pub other_flags: Vec<String>,
 }
 
 /// kubelet's arguments, as far as they matter here. The last of several wins, as with kubelet.
@@ -81,12 +103,10 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Takes `/proc/PID/cmdline` apart.
-    pub(crate) fn parse(cmdline: &[u8]) -> Self {
+    /// Takes a command line apart; the program's own name is of no interest.
+    pub(crate) fn of(words: &[String]) -> Self {
         let mut found = Self::default();
-        let words: Vec<String> =
-            cmdline.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        let mut words = words.iter().skip(1).peekable();
+        let mut words = words.iter().peekable();
         while let Some(word) = words.next() {
             let Some(flag) = word.strip_prefix('-').map(|rest| rest.strip_prefix('-').unwrap_or(rest)) else {
                 continue;
@@ -113,11 +133,22 @@ impl Arguments {
 
 /// Arguments of the running kubelet; `None` when it does not run.
 pub(crate) fn arguments(host: &Host, main_pid: u32) -> Result<Option<Arguments>, HostError> {
-    if main_pid == 0 {
+    Ok(command_line(host, main_pid)?.map(|words| Arguments::of(&words)))
+}
+
+/// The words of a process's command line; `None` when it does not run.
+fn command_line(host: &Host, pid: u32) -> Result<Option<Vec<String>>, HostError> {
+    if pid == 0 {
         return Ok(None);
     }
-    let cmdline = host.read(format!("/proc/{main_pid}/cmdline"))?;
-    Ok(cmdline.filter(|cmdline| !cmdline.is_empty()).map(|cmdline| Arguments::parse(&cmdline)))
+    let cmdline = host.read(format!("/proc/{pid}/cmdline"))?;
+    Ok(cmdline.filter(|cmdline| !cmdline.is_empty()).map(|cmdline| split(&cmdline)))
+}
+
+/// The words of `/proc/PID/cmdline`.
+pub(crate) fn split(cmdline: &[u8]) -> Vec<String> {
+    let cmdline = cmdline.strip_suffix(&[0]).unwrap_or(cmdline);
+    cmdline.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Finds kubelet and how it is configured, or says why this node cannot be converted.
@@ -132,30 +163,29 @@ pub(crate) async fn look<S: Systemd>(host: &Host, systemd: &mut S) -> Result<Ori
         }
     }
     let kubelet = systemd.unit(units::KUBELET).await?;
-    let arguments = arguments(host, kubelet.service.main_pid)?;
-    let (true, Some(arguments)) = (kubelet.is_active(), arguments) else {
+    let command_line = command_line(host, kubelet.service.main_pid)?;
+    let (true, Some(command_line)) = (kubelet.is_active(), command_line) else {
         let state = if kubelet.is_loaded() { kubelet.active_state } else { kubelet.load_state };
         return Err(LookError::NoKubelet(state));
     };
     let variable = units::KUBECONFIG_VARIABLE;
-    if !kubelet
-        .service
-        .exec_start
-        .iter()
-        .any(|word| *word == format!("${variable}") || *word == format!("${{{variable}}}"))
-    {
+    // Not `${…}`: that is one word, whatever is in it.
+    if !kubelet.service.exec_start.iter().any(|word| *word == format!("${variable}")) {
         return Err(LookError::OtherUnit);
     }
+    let arguments = Arguments::of(&command_line);
     let kubeconfig = arguments.kubeconfig.ok_or(LookError::NoKubeconfig)?;
     if kubeconfig == names::KUBELET_KUBECONFIG {
         return Err(LookError::AlreadyOurs);
     }
+    let other_flags = flags::check(host, &kubelet, &command_line)?;
     let original = Original {
         kubeconfig,
         config: arguments.config,
         client_ca_file: arguments.client_ca_file,
         port: arguments.port,
         folders: shared_folders().into_iter().filter(|folder| host.exists(folder)).collect(),
+        other_flags,
     };
     // Refuse now what would fail later.
     facts(host, &original)?;
@@ -264,7 +294,7 @@ mod tests {
             --kubeconfig\0/etc/kubernetes/kubelet.conf\0--config=/var/lib/kubelet/config.yaml\0--v=2\0\
             -kubeconfig=/second.conf\0--port=10255\0--fail-swap-on\0--client-ca-file=/ca.crt\0";
         assert_eq!(
-            Arguments::parse(cmdline),
+            Arguments::of(&split(cmdline)),
             Arguments {
                 kubeconfig: Some("/second.conf".into()),
                 config: Some("/var/lib/kubelet/config.yaml".into()),
@@ -276,7 +306,7 @@ mod tests {
 
     #[test]
     fn an_empty_value_is_none() {
-        assert_eq!(Arguments::parse(b"kubelet\0--kubeconfig=\0").kubeconfig, None);
-        assert_eq!(Arguments::parse(b""), Arguments::default());
+        assert_eq!(Arguments::of(&split(b"kubelet\0--kubeconfig=\0")).kubeconfig, None);
+        assert_eq!(Arguments::of(&split(b"")), Arguments::default());
     }
 }

@@ -140,6 +140,21 @@ fn the_keeper_sees_exactly_the_folders_it_works_in() {
 }
 
 #[test]
+fn the_keeper_makes_nothing_on_a_node_by_being_mounted_and_is_not_confined_where_it_must_not_be() {
+    let pod = &objects("keeper")[0]["spec"]["template"]["spec"];
+    for volume in pod["volumes"].as_array().unwrap().iter().filter(|volume| volume.get("hostPath").is_some())
+    {
+        let kind = text(volume, "/hostPath/type");
+        // kubeadm's packages and most distributions have /opt.
+        let may_be_made = text(volume, "/hostPath/path") == "/opt";
+        assert!(["Directory", "File"].contains(&kind) || may_be_made, "{volume}");
+    }
+    let security = pod.pointer("/containers/0/securityContext").unwrap();
+    assert_eq!(text(security, "/seLinuxOptions/type"), "spc_t");
+    assert_eq!(text(security, "/appArmorProfile/type"), "Unconfined");
+}
+
+#[test]
 fn the_tunnel_server_has_its_ports_its_certificate_and_one_capability() {
     let server = &objects("tunnel-server")[0];
     let container = server.pointer("/spec/template/spec/containers/0").unwrap();

@@ -2,7 +2,7 @@
 //! fuse that stops the world before any one of its effects, as `kill -9` would.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 
 use super::cluster::{Access, Cluster, ClusterError, OwnNode};
-use super::journal::Containers;
+use super::containers::{Container, End, Running};
 use super::kubeconfig;
 use super::systemd::{Service, Systemd, SystemdError, Unit};
 use super::units;
@@ -58,6 +58,11 @@ pub(crate) struct World {
     pub others: BTreeSet<String>,
     /// kubelet's arguments as its unit has them.
     pub exec_start: Vec<String>,
+    /// kubelet's other drop-ins and its environment files.
+    pub drop_ins: Vec<String>,
+    pub environment_files: Vec<String>,
+    /// What kubeadm's drop-in sets the variable to.
+    pub vanilla_arguments: String,
     /// Text of every unit file as systemd last read it.
     loaded: BTreeMap<String, String>,
     active: BTreeSet<String>,
@@ -77,9 +82,14 @@ pub(crate) struct World {
     pub broken_program: Option<Vec<u8>>,
     /// kubelet cannot work through the hub.
     pub kubelet_broken: bool,
-    /// Restarting kubelet through the hub restarts containers.
-    pub kills_containers: bool,
-    pub containers: Containers,
+    /// What happens to the containers when kubelet is restarted through the hub.
+    pub churn: fn(&mut Running),
+    pub containers: Running,
+    boots: u32,
+    /// What the next questions get for an answer.
+    pub hiccups: VecDeque<ClusterError>,
+    /// The same once kubelet has been restarted.
+    pub hiccups_after_restart: Vec<ClusterError>,
     pub clock_skew: i64,
     pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
     pub reports: Vec<ConversionStatus>,
@@ -146,6 +156,9 @@ impl World {
             exec_start: ["/usr/bin/kubelet", "$KUBELET_KUBECONFIG_ARGS", "$KUBELET_CONFIG_ARGS"]
                 .map(Into::into)
                 .into(),
+            drop_ins: Vec::new(),
+            environment_files: Vec::new(),
+            vanilla_arguments: VANILLA_ARGUMENTS.into(),
             loaded: BTreeMap::new(),
             active: BTreeSet::new(),
             kubelet_arguments: VANILLA_ARGUMENTS.into(),
@@ -159,13 +172,17 @@ impl World {
             hub_broken: false,
             broken_program: None,
             kubelet_broken: false,
-            kills_containers: false,
-            containers: Containers::from([("uid/nginx".into(), "containerd://1".into())]),
+            churn: |_| {},
+            containers: Running::from([("uid/nginx".into(), container("containerd://1"))]),
+            boots: 0,
+            hiccups: VecDeque::new(),
+            hiccups_after_restart: Vec::new(),
             clock_skew: 0,
             config_maps: BTreeMap::new(),
             reports: Vec::new(),
             kubelet_version: "v1.36.3".into(),
         };
+        world.boot();
         world.start_kubelet();
         world.kubelet_restarts = 0;
         Rc::new(RefCell::new(world))
@@ -185,7 +202,7 @@ impl World {
             .and_then(|text| {
                 text.lines().find_map(|line| line.strip_prefix(&prefix)?.strip_suffix('"').map(str::to_owned))
             })
-            .unwrap_or_else(|| VANILLA_ARGUMENTS.into())
+            .unwrap_or_else(|| self.vanilla_arguments.clone())
     }
 
     fn start_kubelet(&mut self) {
@@ -197,15 +214,23 @@ impl World {
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("cmdline"), cmdline).unwrap();
         self.link_down |= self.cut_at_kubelet_restart;
-        if self.kills_containers && self.kubelet_uses_hub() {
-            for id in self.containers.values_mut() {
-                id.push_str("-again");
-            }
+        self.hiccups.extend(self.hiccups_after_restart.drain(..));
+        if self.kubelet_uses_hub() {
+            (self.churn)(&mut self.containers);
         }
     }
 
-    /// Cuts the power: units that are enabled come back, everything else does not.
+    fn boot(&mut self) {
+        self.boots += 1;
+        let folder = self.file("proc/sys/kernel/random");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("boot_id"), format!("boot-{}\n", self.boots)).unwrap();
+    }
+
+    /// Cuts the power: units that are enabled come back, everything else does not, and every container is another one.
     pub(crate) fn power_cut(&mut self) {
+        self.boot();
+        replace(&mut self.containers, None);
         self.active.clear();
         self.loaded.clear();
         self.hub_program = None;
@@ -219,9 +244,9 @@ impl World {
     }
 
     pub(crate) fn kubelet_uses_hub(&self) -> bool {
-        let arguments = super::look::Arguments::parse(
+        let arguments = super::look::Arguments::of(&super::look::split(
             &std::fs::read(self.root.join(format!("proc/{}/cmdline", self.kubelet_pid))).unwrap_or_default(),
-        );
+        ));
         arguments.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG)
     }
 
@@ -316,9 +341,12 @@ impl Systemd for FakeSystemd {
                 load_state: "loaded".into(),
                 active_state: "active".into(),
                 need_reload: world.kubelet_arguments != world.drop_in_arguments(),
+                drop_in_paths: world.drop_ins.clone(),
                 service: Service {
                     main_pid: world.kubelet_pid,
                     exec_start: world.exec_start.clone(),
+                    environment: vec![format!("{}={}", units::KUBECONFIG_VARIABLE, world.kubelet_arguments)],
+                    environment_files: world.environment_files.clone(),
                     ..Service::default()
                 },
             });
@@ -341,7 +369,7 @@ impl Systemd for FakeSystemd {
             load_state: if loaded.is_some() { "loaded" } else { "not-found" }.into(),
             active_state: if world.is_active(unit) { "active" } else { "inactive" }.into(),
             need_reload: loaded.is_some() && loaded != on_disk,
-            service: Service::default(),
+            ..Unit::default()
         })
     }
 
@@ -401,6 +429,37 @@ impl FakeCluster {
         }
         Ok(world)
     }
+
+    fn question(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
+        let mut world = self.direct()?;
+        match world.hiccups.pop_front() {
+            Some(error) => Err(error),
+            None => Ok(world),
+        }
+    }
+}
+
+/// A container that has been running for an hour.
+fn container(id: &str) -> Container {
+    let hour = jiff::SignedDuration::from_hours(1);
+    Container { id: id.into(), started: Timestamp::now() - hour, previous: None }
+}
+
+/// Every container is another one from now on; the old ones ended with this code.
+pub(crate) fn replace(containers: &mut Running, code: Option<i32>) {
+    for found in containers.values_mut() {
+        let end = |code| End {
+            id: Some(found.id.clone()),
+            finished: Some(Timestamp::now()),
+            code,
+            reason: String::new(),
+        };
+        *found = Container {
+            id: format!("{}-again", found.id),
+            started: Timestamp::now(),
+            previous: code.map(end),
+        };
+    }
 }
 
 impl Cluster for FakeCluster {
@@ -409,7 +468,7 @@ impl Cluster for FakeCluster {
     }
 
     async fn node(&mut self) -> Result<OwnNode, ClusterError> {
-        let world = self.direct()?;
+        let world = self.question()?;
         Ok(OwnNode {
             ready: world.kubelet_works(),
             kubelet_version: world.kubelet_version.clone(),
@@ -424,19 +483,15 @@ impl Cluster for FakeCluster {
     }
 
     async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError> {
-        let mut world = self.direct()?;
+        let mut world = self.question()?;
         if world.kubelet_works() {
             world.renewals += 1;
         }
         Ok(Some(Timestamp::from_second(world.renewals).unwrap()))
     }
 
-    async fn containers(&mut self) -> Result<Containers, ClusterError> {
-        Ok(self.direct()?.containers.clone())
-    }
-
-    async fn all_containers(&mut self) -> Result<Containers, ClusterError> {
-        Ok(self.direct()?.containers.clone())
+    async fn containers(&mut self) -> Result<Running, ClusterError> {
+        Ok(self.question()?.containers.clone())
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {

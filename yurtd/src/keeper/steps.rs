@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use yurt_api::names;
 use yurt_api::status::ClusterConfig;
 
-use super::cluster::{Cluster, OwnNode, replaced};
+use super::cluster::{Cluster, ClusterError, OwnNode};
+use super::containers::{self, Before};
 use super::engine::{Engine, KeeperError};
 use super::journal::{Journal, Release, Step};
 use super::look::{self, Arguments, Facts};
@@ -57,11 +59,33 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     async fn ready_node(&mut self) -> Result<OwnNode, KeeperError> {
         let deadline = Instant::now() + self.settings.kubelet_limit;
         loop {
-            let node = self.cluster.node().await?;
-            if node.ready || Instant::now() >= deadline {
-                return Ok(node);
+            match self.cluster.node().await {
+                Ok(node) if node.ready || Instant::now() >= deadline => return Ok(node),
+                // Without a link there is nothing to wait for here: nothing has been begun.
+                Err(error)
+                    if error.is_unreachable() || !error.is_transient() || Instant::now() >= deadline =>
+                {
+                    return Err(error.into());
+                }
+                Ok(_) | Err(_) => tokio::time::sleep(self.settings.poll).await,
             }
-            tokio::time::sleep(self.settings.poll).await;
+        }
+    }
+
+    /// Asks until there is an answer; what may pass by itself is none until the deadline.
+    async fn ask<T>(
+        &mut self,
+        deadline: Instant,
+        question: impl AsyncFn(&mut C) -> Result<T, ClusterError>,
+    ) -> Result<T, ClusterError> {
+        loop {
+            match question(&mut self.cluster).await {
+                Err(error) if error.is_transient() && Instant::now() < deadline => {
+                    tracing::debug!(%error, "asking again");
+                    tokio::time::sleep(self.settings.poll).await;
+                }
+                answer => return answer,
+            }
         }
     }
 
@@ -86,8 +110,15 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 self.hub_serves(limit).await
             }
             Step::Kubelet => {
-                if journal.containers.is_none() {
-                    journal.containers = Some(self.cluster.containers().await?);
+                // Once kubelet uses the hub, only what was written before that tells what the restart did.
+                if !uses_hub(self.kubelet().await?.1.as_ref()) {
+                    let deadline = Instant::now() + self.settings.kubelet_limit;
+                    let running = self.ask(deadline, async |cluster| cluster.containers().await).await?;
+                    journal.before = Some(Before {
+                        boot_id: self.boot_id(),
+                        ids: containers::settled(&running, Timestamp::now()),
+                        restarted: None,
+                    });
                     journal.save(&self.host)?;
                 }
                 self.ensure_kubelet(journal).await
@@ -316,7 +347,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             .map_err(|error| KeeperError::Refused(format!("kubelet's kubeconfig {error}")))?;
         let mut changed = self.host.write(names::KUBELET_KUBECONFIG, text.as_bytes(), 0o600)?;
         self.host.make_dir(drop_in_dir(), 0o755)?;
-        let drop_in = units::kubelet_drop_in();
+        let drop_in = units::kubelet_drop_in(&journal.original.other_flags);
         changed |= self.host.write(names::KUBELET_DROP_IN, drop_in.as_bytes(), 0o644)?;
         let (kubelet, arguments) = self.kubelet().await?;
         if changed || kubelet.need_reload {
@@ -325,6 +356,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let wanted = fingerprint(&[text.as_bytes(), drop_in.as_bytes()]);
         if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
             tracing::info!("restarting kubelet, which then works through the hub");
+            if let Some(before) = &mut journal.before
+                && before.restarted.is_none()
+            {
+                before.restarted = Some(Timestamp::now().as_second());
+                journal.save(&self.host)?;
+            }
             self.systemd.restart(units::KUBELET).await?;
         }
         if journal.applied_kubelet.as_ref() != Some(&wanted) {
@@ -360,17 +397,30 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         Ok((unit, arguments))
     }
 
+    /// Changes with every boot of the node.
+    fn boot_id(&self) -> Option<String> {
+        let text = self.host.read_text("/proc/sys/kernel/random/boot_id").ok().flatten();
+        text.map(|text| text.trim().to_owned())
+    }
+
     async fn verify(&mut self, journal: &Journal) -> Result<(), KeeperError> {
         self.kubelet_back(true).await?;
+        let boot_id = self.boot_id();
+        let Some(before) = journal.before.as_ref().filter(|before| before.boot_id == boot_id) else {
+            tracing::info!("the node was booted since, there are no containers to compare");
+            return Ok(());
+        };
         // Whatever a restart does to containers it does at once; what is there after a while stays.
-        let before = journal.containers.clone().unwrap_or_default();
         let until = Instant::now() + self.settings.settle;
+        let deadline = until + self.settings.kubelet_limit;
         loop {
-            let containers = replaced(&before, &self.cluster.all_containers().await?);
+            let at = Instant::now();
+            let running = self.ask(deadline, async |cluster| cluster.containers().await).await?;
+            let containers = containers::replaced(before, &running);
             if !containers.is_empty() {
                 return Err(KeeperError::ContainersChanged { containers });
             }
-            if Instant::now() >= until {
+            if at >= until {
                 return Ok(());
             }
             tokio::time::sleep(self.settings.poll).await;
@@ -378,11 +428,23 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     }
 
     /// Waits until kubelet runs with the right kubeconfig, has renewed its Lease since, and its node is Ready. The
-    /// Lease tells by changing, not by its time: a node's clock may jump when it boots.
+    /// Lease tells by changing, not by its time: a node's clock may jump when it boots. A question that was not answered
+    /// is asked again until the time is up.
     async fn kubelet_back(&mut self, through_hub: bool) -> Result<(), KeeperError> {
-        let deadline = Instant::now() + self.settings.kubelet_limit;
-        let first = self.cluster.lease().await?;
+        let limit = self.settings.kubelet_limit;
+        let deadline = Instant::now() + limit;
+        let mut first = None;
         loop {
+            let mut unanswered = None;
+            let lease = match self.heartbeat(&mut first).await {
+                Ok(news) => news,
+                Err(error) if error.is_transient() => {
+                    let text = error.to_string();
+                    unanswered = Some(error);
+                    Some(text)
+                }
+                Err(error) => return Err(error.into()),
+            };
             let (unit, arguments) = self.kubelet().await?;
             let last = if !unit.is_active() || arguments.is_none() {
                 format!("kubelet.service is {} ({})", unit.active_state, unit.service.result)
@@ -392,18 +454,35 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                     "kubelet runs with --kubeconfig={found}; something else sets ${}",
                     units::KUBECONFIG_VARIABLE
                 )
-            } else if self.cluster.lease().await? == first {
-                "it has not renewed its Lease".into()
-            } else if !self.cluster.node().await?.ready {
-                "the node is not Ready".into()
+            } else if let Some(text) = lease {
+                text
             } else {
                 return Ok(());
             };
             if Instant::now() >= deadline {
-                return Err(KeeperError::KubeletNotBack { limit: self.settings.kubelet_limit, last });
+                return Err(match unanswered {
+                    Some(error) if error.is_unreachable() => error.into(),
+                    _ => KeeperError::KubeletNotBack { limit, last },
+                });
             }
             tokio::time::sleep(self.settings.poll).await;
         }
+    }
+
+    /// What kubelet has not yet done since `first`, the first Lease that was seen.
+    async fn heartbeat(
+        &mut self,
+        first: &mut Option<Option<Timestamp>>,
+    ) -> Result<Option<String>, ClusterError> {
+        let first = match *first {
+            Some(lease) => lease,
+            None => *first.insert(self.cluster.lease().await?),
+        };
+        if self.cluster.lease().await? == first {
+            return Ok(Some("it has not renewed its Lease".into()));
+        }
+        let ready = self.cluster.node().await?.ready;
+        Ok((!ready).then(|| "the node is not Ready".into()))
     }
 
     /// Waits until the hub says that it is ready.

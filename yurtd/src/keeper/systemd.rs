@@ -40,6 +40,8 @@ pub(crate) struct Unit {
     pub active_state: String,
     /// Whether the unit's files changed since systemd read them.
     pub need_reload: bool,
+    /// Its drop-ins, in the order in which they are read.
+    pub drop_in_paths: Vec<String>,
     /// What only services have; default for other units.
     pub service: Service,
 }
@@ -53,6 +55,10 @@ pub(crate) struct Service {
     pub started_micros: u64,
     /// Arguments of `ExecStart=` as written, variables not expanded.
     pub exec_start: Vec<String>,
+    /// Every `Environment=` assignment (`NAME=value`) of its files, later ones in the place of earlier ones.
+    pub environment: Vec<String>,
+    /// Paths of its `EnvironmentFile=`, as written.
+    pub environment_files: Vec<String>,
     /// Why the service last ended (`success`, `exit-code`, `watchdog`, …).
     pub result: String,
     /// What the service last said of itself (`sd_notify` `STATUS=`).
@@ -126,6 +132,8 @@ trait UnitObject {
     fn active_state(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn need_daemon_reload(&self) -> zbus::Result<bool>;
+    #[zbus(property)]
+    fn drop_in_paths(&self) -> zbus::Result<Vec<String>>;
 }
 
 /// path, arguments, ignore failure, four timestamps, pid, code, status
@@ -143,6 +151,11 @@ trait ServiceObject {
     fn exec_main_start_timestamp(&self) -> zbus::Result<u64>;
     #[zbus(property)]
     fn exec_start(&self) -> zbus::Result<Vec<ExecCommand>>;
+    #[zbus(property)]
+    fn environment(&self) -> zbus::Result<Vec<String>>;
+    /// path, whether it may be missing
+    #[zbus(property)]
+    fn environment_files(&self) -> zbus::Result<Vec<(String, bool)>>;
     #[zbus(property)]
     fn result(&self) -> zbus::Result<String>;
     #[zbus(property)]
@@ -268,6 +281,7 @@ impl Systemd for Bus {
                 load_state: object.load_state().await?,
                 active_state: object.active_state().await?,
                 need_reload: object.need_daemon_reload().await?,
+                drop_in_paths: object.drop_in_paths().await?,
                 service: Service::default(),
             })
         };
@@ -280,6 +294,13 @@ impl Systemd for Bus {
                     main_pid: service.main_pid().await?,
                     started_micros: service.exec_main_start_timestamp().await?,
                     exec_start: commands.into_iter().next().map(|command| command.1).unwrap_or_default(),
+                    environment: service.environment().await?,
+                    environment_files: service
+                        .environment_files()
+                        .await?
+                        .into_iter()
+                        .map(|(path, _)| path)
+                        .collect(),
                     result: service.result().await?,
                     status_text: service.status_text().await?,
                     restarts: service.n_restarts().await?,
@@ -374,14 +395,20 @@ mod tests {
         assert!(!bus.unit("yurt-test.socket").await.unwrap().is_loaded());
 
         let file = units.join("yurt-test.service");
-        let text = "[Service]\nType=exec\nStateDirectory=yurt-test\nEnvironment=SECONDS_=1000\nExecStart=/bin/sleep $SECONDS_\n";
+        let text = "[Service]\nType=exec\nStateDirectory=yurt-test\nEnvironment=SECONDS_=1000\nEnvironmentFile=-/does/not/exist\nExecStart=/bin/sleep $SECONDS_\n";
         std::fs::write(&file, text).unwrap();
+        let drop_in = units.join("yurt-test.service.d/10-test.conf");
+        std::fs::create_dir(drop_in.parent().unwrap()).unwrap();
+        std::fs::write(&drop_in, "[Service]\n").unwrap();
         bus.reload().await.unwrap();
         bus.start("yurt-test.service").await.unwrap();
         let first = bus.unit("yurt-test.service").await.unwrap();
         assert!(first.is_active() && first.is_loaded() && !first.need_reload, "{first:?}");
         assert!(first.service.main_pid > 0 && first.service.started_micros > 0);
         assert_eq!(first.service.exec_start, ["/bin/sleep", "$SECONDS_"]);
+        assert_eq!(first.service.environment, ["SECONDS_=1000"]);
+        assert_eq!(first.service.environment_files, ["/does/not/exist"]);
+        assert_eq!(first.drop_in_paths, [drop_in.display().to_string()]);
         assert_eq!(first.service.result, "success");
         bus.restart("yurt-test.service").await.unwrap();
         let second = bus.unit("yurt-test.service").await.unwrap();
@@ -404,6 +431,7 @@ mod tests {
         bus.reset_failed("yurt-test.service").await.unwrap();
         bus.clean_state("yurt-test.service").await.unwrap();
         std::fs::remove_file(&file).unwrap();
+        std::fs::remove_dir_all(drop_in.parent().unwrap()).unwrap();
         bus.reload().await.unwrap();
         bus.reset_failed("yurt-test.service").await.unwrap();
         assert!(!bus.unit("yurt-test.service").await.unwrap().is_loaded());

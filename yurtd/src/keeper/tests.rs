@@ -8,10 +8,12 @@ use tempfile::TempDir;
 use yurt_api::names;
 use yurt_api::status::{ClusterConfig, ConversionState};
 
+use super::cluster::ClusterError;
+use super::containers::Running;
 use super::engine::{Engine, KeeperError, Settings, Sources, Target};
 use super::host::{self, Host};
 use super::journal::{Journal, Phase, Release};
-use super::sim::{FakeCluster, FakeSystemd, Shared, World, snapshot};
+use super::sim::{FakeCluster, FakeSystemd, Shared, World, replace, snapshot};
 use super::units;
 
 type TestEngine = Engine<FakeSystemd, FakeCluster>;
@@ -291,10 +293,138 @@ async fn a_kubelet_that_does_not_work_through_the_hub_is_given_back_to_the_api_s
 
 #[tokio::test]
 async fn containers_that_change_undo_the_conversion() {
+    // Seen to have been ended by kubelet, or not seen at all.
+    let churns: [fn(&mut Running); 3] =
+        [|all| replace(all, None), |all| replace(all, Some(137)), |all| replace(all, Some(0))];
+    for churn in churns {
+        let node = Node::new();
+        node.world.borrow_mut().churn = churn;
+        let message = fails_and_is_undone(&node, "verify").await;
+        assert!(message.contains("uid/nginx"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn containers_that_come_and_go_by_themselves_undo_nothing() {
+    let churns: [fn(&mut Running); 2] = [|all| replace(all, Some(1)), Running::clear];
+    for churn in churns {
+        let node = Node::new();
+        node.world.borrow_mut().churn = churn;
+        pass(&mut node.keeper(), Target::Edge).await.unwrap();
+        node.assert_converted();
+        assert_eq!(node.journal().unwrap().before, None, "of no use any more");
+    }
+}
+
+/// A node whose keeper was killed right after it had restarted kubelet, which did this to its containers.
+async fn killed_after_the_restart(churn: fn(&mut Running)) -> Node {
+    for effects in 0.. {
+        let node = Node::new();
+        node.world.borrow_mut().churn = churn;
+        node.kill_after(effects);
+        let _ = pass(&mut node.keeper(), Target::Edge).await;
+        let killed = node.revive();
+        if node.world.borrow().kubelet_uses_hub() {
+            assert!(killed && node.journal().unwrap().before.is_some());
+            return node;
+        }
+    }
+    unreachable!("there is an end to the effects of a conversion")
+}
+
+#[tokio::test]
+async fn what_a_restart_replaced_is_found_by_the_next_keeper_too() {
+    let node = killed_after_the_restart(|all| replace(all, Some(143))).await;
+    fails_and_is_undone(&node, "verify").await;
+}
+
+#[tokio::test]
+async fn containers_of_an_earlier_boot_are_not_compared() {
+    let node = killed_after_the_restart(|_| {}).await;
+    node.world.borrow_mut().power_cut();
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.assert_converted();
+}
+
+#[tokio::test]
+async fn what_ran_is_looked_at_again_until_kubelet_is_restarted() {
     let node = Node::new();
-    node.world.borrow_mut().kills_containers = true;
-    let message = fails_and_is_undone(&node, "verify").await;
-    assert!(message.contains("uid/nginx"), "{message}");
+    for effects in 0.. {
+        node.kill_after(effects);
+        let _ = pass(&mut node.keeper(), Target::Edge).await;
+        assert!(node.revive() && !node.world.borrow().kubelet_uses_hub());
+        if node.journal().is_some_and(|journal| journal.before.is_some()) {
+            break;
+        }
+    }
+    // Somebody updates the program before the next keeper comes.
+    replace(&mut node.world.borrow_mut().containers, Some(0));
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.assert_converted();
+}
+
+fn hiccups() -> Vec<ClusterError> {
+    let refused = |code: u16, text: &str| ClusterError::Refused {
+        what: "the API server",
+        code: Some(code),
+        message: text.into(),
+    };
+    let lost = ClusterError::Unreachable { what: "the API server", message: "connection reset".into() };
+    vec![
+        lost,
+        refused(500, "etcdserver: leader changed"),
+        refused(429, "too many requests"),
+        refused(503, ""),
+    ]
+}
+
+#[tokio::test]
+async fn a_question_that_was_not_answered_is_asked_again() {
+    let node = Node::new();
+    // Enough for each question: the first Lease, the next, the node, the containers.
+    let many = || (0..4).flat_map(|_| hiccups()).collect::<Vec<_>>();
+    node.world.borrow_mut().hiccups_after_restart = many();
+    let mut keeper = node.keeper();
+    keeper.settings.kubelet_limit = Duration::from_secs(60);
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert!(node.world.borrow().hiccups.is_empty());
+
+    node.world.borrow_mut().hiccups_after_restart = many();
+    keeper.settings.kubelet_limit = Duration::from_secs(60);
+    pass(&mut keeper, Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_busy_before_anything_is_touched_is_waited_for() {
+    let node = Node::new();
+    node.world.borrow_mut().hiccups = hiccups().into_iter().skip(1).collect();
+    let mut keeper = node.keeper();
+    keeper.settings.kubelet_limit = Duration::from_secs(60);
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    node.assert_converted();
+}
+
+#[tokio::test]
+async fn an_api_server_that_goes_on_refusing_undoes_the_conversion_with_its_words() {
+    let node = Node::new();
+    let mut keeper = node.keeper();
+    keeper.settings.kubelet_limit = Duration::from_millis(20);
+    let refused = || ClusterError::Refused {
+        what: "the API server",
+        code: Some(500),
+        message: "etcdserver: no leader".into(),
+    };
+    node.world.borrow_mut().hiccups_after_restart = (0..2000).map(|_| refused()).collect();
+    let outcome = pass(&mut keeper, Target::Edge).await;
+    // Undoing has to wait for the API server as well.
+    assert!(outcome.is_err(), "{outcome:?}");
+    let journal = node.journal().unwrap();
+    let Phase::Undoing { failure: Some(failure) } = &journal.phase else { panic!("{:?}", journal.phase) };
+    assert!(failure.message.contains("etcdserver: no leader"), "{failure:?}");
+    node.world.borrow_mut().hiccups.clear();
+    fails_and_is_undone(&node, "verify").await;
 }
 
 #[tokio::test]
@@ -319,7 +449,28 @@ async fn an_undoing_killed_anywhere_is_finished() {
 #[tokio::test]
 async fn what_is_refused_is_refused_before_anything_is_touched() {
     type Change = fn(&mut World);
-    let cases: [(&str, Change, &str); 6] = [
+    let cases: [(&str, Change, &str); 8] = [
+        (
+            "look",
+            |world| {
+                let path = "/etc/systemd/system/kubelet.service.d/zzz-mine.conf";
+                let file = world.root.join(path.trim_start_matches('/'));
+                std::fs::create_dir(file.parent().unwrap()).unwrap();
+                std::fs::write(file, "[Service]\nEnvironment=KUBELET_KUBECONFIG_ARGS=--kubeconfig=/mine\n")
+                    .unwrap();
+                world.drop_ins = vec![path.into()];
+            },
+            "zzz-mine.conf",
+        ),
+        (
+            "look",
+            |world| {
+                std::fs::write(world.root.join("etc/kubelet.env"), "KUBELET_KUBECONFIG_ARGS=--v=2\n")
+                    .unwrap();
+                world.environment_files = vec!["/etc/kubelet.env".into()];
+            },
+            "/etc/kubelet.env",
+        ),
         ("look", |world| world.others = ["k3s-agent.service".to_owned()].into(), "k3s"),
         ("look", |world| world.systemd_version = "241".into(), "too old"),
         ("look", |world| world.exec_start = vec!["/usr/bin/kubelet".into()], "KUBELET_KUBECONFIG_ARGS"),
@@ -398,7 +549,7 @@ async fn a_revert_waits_for_the_link_with_kubelet_on_the_hub() {
 async fn drift_is_repaired_also_without_a_link() {
     let drifts: [fn(&Node); 7] = [
         |node| {
-            std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/20-yurt.conf"))
+            std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/zz-yurt.conf"))
                 .unwrap()
         },
         |node| node.world.borrow_mut().stop_behind_its_back(units::SERVICE.name),
@@ -427,7 +578,7 @@ async fn drift_is_repaired_also_without_a_link() {
 async fn a_drop_in_removed_and_reloaded_is_put_back_with_kubelet() {
     let node = Node::new();
     node.reach(Target::Edge).await.unwrap();
-    std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/20-yurt.conf")).unwrap();
+    std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/zz-yurt.conf")).unwrap();
     node.world.borrow_mut().power_cut();
     assert!(!node.world.borrow().kubelet_uses_hub());
     node.reach(Target::Edge).await.unwrap();
@@ -569,4 +720,91 @@ async fn a_folder_for_drop_ins_that_was_there_stays() {
     node.reach(Target::Edge).await.unwrap();
     node.reach(Target::Vanilla).await.unwrap();
     node.assert_vanilla();
+}
+
+#[tokio::test]
+async fn other_flags_in_kubelets_variable_survive() {
+    let node = Node::new();
+    let flags = "--kubeconfig=/etc/kubernetes/kubelet.conf --node-ip=192.168.0.100";
+    {
+        let mut world = node.world.borrow_mut();
+        world.vanilla_arguments = flags.into();
+        world.power_cut();
+    }
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    let drop_in = std::fs::read_to_string(node.root().join(&names::KUBELET_DROP_IN[1..])).unwrap();
+    assert!(drop_in.contains(" --node-ip=192.168.0.100\""), "{drop_in}");
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+}
+
+/// The keeper's whole loop on a node whose kubelet has this kubeconfig; how it ended, if it did, and its last words.
+async fn last_words(node: &Node, change: fn(String) -> String) -> (Option<String>, String) {
+    let path = node.root().join("etc/kubernetes/kubelet.conf");
+    std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+    let before = snapshot(node.root());
+    let file = node.pod.path().join("termination-log");
+    std::fs::write(&file, "").unwrap();
+    let keeper = node.keeper();
+    let engine = Engine::new(
+        keeper.host,
+        keeper.systemd,
+        super::KubeCluster::new("edge-node", "kube-system"),
+        "edge-node",
+        keeper.sources,
+        keeper.settings,
+        keeper.release,
+    );
+    let said = async {
+        while std::fs::read(&file).unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It has had its chance to end.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let ended = tokio::select! {
+        biased;
+        end = super::watch_over(engine, "edge-node", &file) => Some(format!("{:#}", end.unwrap_err())),
+        () = said => None,
+    };
+    assert_eq!(snapshot(node.root()), before);
+    (ended, std::fs::read_to_string(file).unwrap())
+}
+
+#[tokio::test]
+async fn a_keeper_that_cannot_report_ends_with_its_reason_where_kubelet_reads_it() {
+    type Change = fn(String) -> String;
+    let cases: [(Change, &str); 4] = [
+        (|text| text.replace("    server:", "    proxy-url: http://proxy:3128\n    server:"), "proxy"),
+        (|text| text.replace("client-key: /", "client-key-data: "), "client-key"),
+        (
+            |text| {
+                text.replace(
+                    "certificate-authority-data: Y2VydGlmaWNhdGU=",
+                    "certificate-authority: /srv/ca.crt",
+                )
+            },
+            "/srv/ca.crt is not mounted",
+        ),
+        // Its files are there, but are no certificate and no key.
+        (|text| text, "client certificate cannot be used"),
+    ];
+    for (change, expected) in cases {
+        let (end, words) = last_words(&Node::new(), change).await;
+        assert!(words.contains(expected), "{words:?}");
+        assert!(
+            end.is_some_and(|end| end.contains(&words)),
+            "it ends, and says the same to whoever reads its log"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_keeper_of_a_converted_node_that_cannot_report_stays() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    let (end, words) = last_words(&node, |_| "{ half".into()).await;
+    assert_eq!(end, None);
+    assert!(words.contains("kubelet.conf"), "{words:?}");
 }

@@ -49,13 +49,19 @@ pub(crate) const KUBELET: &str = "kubelet.service";
 /// The variable by which kubeadm's drop-in gives kubelet its kubeconfig.
 pub(crate) const KUBECONFIG_VARIABLE: &str = "KUBELET_KUBECONFIG_ARGS";
 
-/// Drop-in that points kubelet at the hub. It sorts after kubeadm's `10-kubeadm.conf`, and the last word counts.
-pub(crate) fn kubelet_drop_in() -> String {
+/// Drop-in that points kubelet at the hub. Of drop-ins the last by file name counts; what the variable carries besides
+/// stays as it is.
+pub(crate) fn kubelet_drop_in(other_flags: &[String]) -> String {
+    let kubeconfig = format!("--kubeconfig={}", names::KUBELET_KUBECONFIG);
+    // `%` begins a specifier in a unit.
+    let others = other_flags.iter().map(|word| word.replace('%', "%%"));
+    let flags: Vec<String> =
+        ["--bootstrap-kubeconfig=".into(), kubeconfig].into_iter().chain(others).collect();
     format!(
         "# Written by kubectl-yurt (`yurtd keeper`), removed by `kubectl yurt revert`.\n\
          [Service]\n\
-         Environment=\"{KUBECONFIG_VARIABLE}=--bootstrap-kubeconfig= --kubeconfig={}\"\n",
-        names::KUBELET_KUBECONFIG
+         Environment=\"{KUBECONFIG_VARIABLE}={}\"\n",
+        flags.join(" ")
     )
 }
 
@@ -76,7 +82,17 @@ mod tests {
         assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address add\n", names::CURRENT_LINK)));
         assert_eq!(names::STATE_DIR, "/var/lib/yurt");
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
-        assert!(kubelet_drop_in().contains(names::KUBELET_KUBECONFIG));
+    }
+
+    #[test]
+    fn the_drop_in_carries_other_flags_and_sorts_after_those_of_distributions_and_administrators() {
+        let text = kubelet_drop_in(&["--node-ip=10.0.0.7".into(), "--x=100%".into()]);
+        let expected = format!("--kubeconfig={} --node-ip=10.0.0.7 --x=100%%\"\n", names::KUBELET_KUBECONFIG);
+        assert!(text.ends_with(&expected), "{text}");
+        let (_, name) = names::KUBELET_DROP_IN.rsplit_once('/').unwrap();
+        for other in ["10-kubeadm.conf", "90-local.conf", "kubeadm.conf", "override.conf", "service.conf"] {
+            assert!(other < name, "{other}");
+        }
     }
 
     #[test]

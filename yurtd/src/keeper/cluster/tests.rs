@@ -22,26 +22,6 @@ fn pod(uid: &str, id: &str, started: &str) -> Pod {
 }
 
 #[test]
-fn only_containers_that_run_for_a_while_are_held_to_stay() {
-    let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
-    let pods = [
-        pod("old", "containerd://1", "2026-01-01T00:00:00Z"),
-        pod("new", "containerd://2", "2026-01-01T00:09:30Z"),
-    ];
-    let held = container_ids(&pods, Some(now));
-    assert_eq!(held.keys().collect::<Vec<_>>(), ["old/app"]);
-    assert_eq!(container_ids(&pods, None).len(), 2);
-}
-
-#[test]
-fn a_container_with_another_id_was_replaced_and_a_deleted_pod_was_not() {
-    let before = Containers::from([("a/app".into(), "1".into()), ("b/app".into(), "2".into())]);
-    let after = Containers::from([("a/app".into(), "9".into()), ("c/app".into(), "3".into())]);
-    assert_eq!(replaced(&before, &after), ["a/app"]);
-    assert!(replaced(&before, &before).is_empty());
-}
-
-#[test]
 fn an_own_node_is_read_from_labels_annotations_and_conditions() {
     let node: Node = serde_json::from_value(serde_json::json!({
         "metadata": {
@@ -209,6 +189,13 @@ async fn answer(
             serde_json::json!({"apiVersion": "v1", "kind": "PodList", "metadata": {},
                 "items": [pod("uid", "containerd://1", "2026-01-01T00:00:00Z")]}),
         ),
+        busy if busy.starts_with("/api/v1/nodes/busy-") => {
+            let code: u16 = busy.rsplit('-').next().unwrap().parse().unwrap();
+            json(
+                code,
+                serde_json::json!({"kind": "Status", "code": code, "message": "etcdserver: leader changed"}),
+            )
+        }
         _ => json(
             404,
             serde_json::json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no such thing"}),
@@ -227,12 +214,15 @@ fn cluster(access: Access) -> KubeCluster {
 async fn the_api_server_is_asked_with_kubelets_certificate() {
     let server = ApiServer::start().await;
     let mut cluster = cluster(server.access.clone());
-    assert!(cluster.take_changed() && !cluster.take_changed());
+    assert!(cluster.has_changed());
+    cluster.forget_change();
+    cluster.set_access(server.access.clone());
+    assert!(!cluster.has_changed());
     let node = cluster.node().await.unwrap();
     assert!(node.ready && node.edge);
     assert_eq!(node.kubelet_version, "v1.36.3");
     assert_eq!(cluster.lease().await.unwrap().unwrap().to_string(), "2026-01-01T00:00:00.123456Z");
-    assert_eq!(cluster.containers().await.unwrap()["uid/app"], "containerd://1");
+    assert_eq!(cluster.containers().await.unwrap()["uid/app"].id, "containerd://1");
     assert!(cluster.clock_skew().await.unwrap() > 0, "the server's clock stands still");
     assert_eq!(cluster.config_map(names::CONFIG_MAP).await.unwrap(), None);
 
@@ -275,11 +265,29 @@ async fn a_server_that_is_not_there_is_unreachable_and_one_that_says_no_is_not()
     other.set_access(access.clone());
     let refused = other.node().await.unwrap_err();
     assert!(!refused.is_unreachable() && refused.to_string().contains("no such thing"), "{refused}");
+    assert!(!refused.is_transient() && matches!(refused, ClusterError::Refused { code: Some(404), .. }));
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     access.server = format!("https://{free}");
     let lost = cluster(access).node().await.unwrap_err();
     assert!(lost.is_unreachable() && lost.to_string().contains("refused"), "{lost}");
+    assert!(lost.is_transient());
+}
+
+#[tokio::test]
+async fn a_busy_api_server_is_told_from_one_that_says_no() {
+    let server = ApiServer::start().await;
+    // kube itself asks again after 429, 503 and 504, until our limit.
+    for (node, code) in [("busy-500", 500), ("busy-502", 502)] {
+        let mut cluster = KubeCluster::new(node, "kube-system");
+        cluster.set_access(server.access.clone());
+        let error = cluster.node().await.unwrap_err();
+        assert!(error.is_transient() && !error.is_unreachable(), "{error}");
+        assert!(
+            matches!(error, ClusterError::Refused { code: Some(found), .. } if found == code),
+            "{error:?}"
+        );
+    }
 }
 
 #[tokio::test]
