@@ -111,7 +111,7 @@ impl Edge {
             client_key: config.client_key.clone(),
         };
         let (upstream, link) = Upstream::start(&upstream_config, stop.clone())?;
-        let views = Views::load(&store, &upstream, &link, stop.clone())?;
+        let views = Views::load(&store, &upstream, &link, &node_permit, stop.clone())?;
         let client = NodeClient::new(upstream.clone());
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;

@@ -491,6 +491,7 @@ fn matches(object: &Object, namespace: Option<&str>, selector: &str) -> bool {
         && match selector.split_once('=') {
             Some(("app", app)) => object.app == app,
             Some(("metadata.name", name)) => object.name == name,
+            Some(("spec.nodeName", _)) => true,
             Some(other) => panic!("{other:?}"),
             None => true,
         }

@@ -60,6 +60,9 @@ pub enum OfflineError {
     /// 503: what was never cached, or cannot be done now.
     #[error("the edge node is offline and {0}")]
     Unavailable(String),
+    /// 403: the API server's last word.
+    #[error("the edge node is offline, and the API server refused {0} when it was last asked")]
+    Refused(String),
     /// 409: the object is there already.
     #[error("{plural} {name:?} already exists")]
     AlreadyExists {
@@ -196,6 +199,7 @@ impl Offline {
             Lookup::Found { .. } => {
                 Err(OfflineError::AlreadyExists { plural: "nodes".into(), name: self.node_name.clone() })
             }
+            Lookup::Refused => Err(OfflineError::Refused("its Node".into())),
             Lookup::ProvenAbsent | Lookup::Unknown => Err(never_cached("its Node")),
         }
     }
@@ -214,6 +218,7 @@ impl Offline {
                 return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
             }
             Lookup::ProvenAbsent => return Err(not_found(target)),
+            Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => {}
         }
         self.recall(&self.answers, permit.identity().as_str(), class, parts)?
@@ -266,6 +271,7 @@ impl Offline {
                 serde_json::from_slice(&body).map_err(|error| OfflineError::Damaged(error.to_string()))
             }
             Lookup::ProvenAbsent => Err(not_found(target)),
+            Lookup::Refused => Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => Err(never_cached(&describe(target))),
         }
     }

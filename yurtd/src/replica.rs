@@ -4,9 +4,10 @@
 //!
 //! - resumes its watch at the last resourceVersion after the link was lost, and lists again only on 410; the
 //!   difference reaches local watchers as ordinary events (`view::table`),
-//! - sleeps while the link is down, and while its credential is refused,
+//! - sleeps while the link is down, and while its credential is refused; a 403 is marked in the store, and the view
+//!   served to nobody until a list succeeds,
 //! - uses the freshest credential that the identity has shown,
-//! - ends when nobody has used its view for a while. The view stays in the store.
+//! - ends when nobody has used its view for a while, unless kubelet needs it. The view stays in the store.
 
 mod fetch;
 mod step;
@@ -41,6 +42,9 @@ const NO_VIEW_FOR: Duration = Duration::from_secs(600);
 /// A refused credential is tried again after about this time: the node's certificate, a token.
 const NODE_AGAIN: Duration = Duration::from_secs(60);
 const BEARER_AGAIN: Duration = Duration::from_secs(600);
+/// The first times after a 403 to the node: just after its start the API server does not know yet which pods the node
+/// has, and refuses what they refer to.
+const FORBIDDEN_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
 /// Changes that go into one transaction.
 const GROUP: usize = 256;
 /// Bytes of watch events that are collected before they are stored.
@@ -58,12 +62,16 @@ pub(crate) struct Reflector {
     pub(crate) credential: watch::Receiver<Credential>,
     /// What is stored of the view cannot be read: its next list replaces everything.
     pub(crate) rebuild: bool,
+    /// 403s in a row.
+    pub(crate) refusals: usize,
 }
 
 impl Reflector {
     /// Runs until nobody uses the view.
     pub(crate) async fn run(mut self, start: Start) {
-        let mut step = Step::new(start, self.view.is_complete());
+        let (complete, refused) = (self.view.is_complete(), self.view.is_refused());
+        let start = if refused { Start::Fresh } else { start };
+        let mut step = Step::new(start, complete || refused);
         let mut outcome = Outcome::Started;
         loop {
             if self.view.idle() > IDLE_SECONDS {
@@ -78,6 +86,11 @@ impl Reflector {
                 Action::AwaitCredential => self.await_credential().await,
                 Action::End => break,
             };
+            match outcome {
+                Outcome::Forbidden => self.mark_refused().await,
+                Outcome::Listed | Outcome::Ended => self.refusals = 0,
+                _ => {}
+            }
         }
         self.view.status.send_modify(|status| status.live = false);
         tracing::debug!(view = %self.view.name(), "the reflector ends");
@@ -114,7 +127,11 @@ impl Reflector {
     async fn await_credential(&mut self) -> Outcome {
         sleep(PATIENCE).await;
         let node = matches!(*self.credential.borrow(), Credential::Node);
-        let pause = if node { NODE_AGAIN } else { BEARER_AGAIN };
+        let pause = match self.refusals.checked_sub(1).and_then(|index| FORBIDDEN_AGAIN.get(index)) {
+            Some(pause) if node => *pause,
+            _ if node => NODE_AGAIN,
+            _ => BEARER_AGAIN,
+        };
         let again = Instant::now() + pause.mul_f64(0.75 + 0.5 * jitter());
         loop {
             tokio::select! {
@@ -141,6 +158,9 @@ impl Reflector {
         }
         self.view.status.send_modify(|status| {
             status.live = false;
+            if outcome == Outcome::Forbidden {
+                (status.complete, status.refused) = (false, true);
+            }
             if error.is_some() {
                 status.attempts += 1;
                 let no_view = outcome == Outcome::NotAView;
@@ -149,6 +169,27 @@ impl Reflector {
             }
         });
         outcome
+    }
+
+    /// The mark outlives the process: what the identity may not read is not read to it after a restart either.
+    async fn mark_refused(&mut self) {
+        self.refusals += 1;
+        let id = self.view.id;
+        let marked = self
+            .view
+            .store
+            .write(Durability::Durable, move |tx| {
+                let Some(value) = tx.get(Table::Views, &id.prefix())? else { return Ok(()) };
+                let mut record = ViewRecord::decode(value)?;
+                if !std::mem::replace(&mut record.refused, true) {
+                    tx.put(Table::Views, &id.prefix(), &record.encode()?)?;
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = marked {
+            tracing::warn!(%error, view = %self.view.name(), "that the view was refused cannot be stored");
+        }
     }
 
     fn store_failed(&mut self, error: StoreError) -> Outcome {
@@ -171,7 +212,8 @@ impl Reflector {
             }
             Answer::Status(status) => {
                 let outcome = match status.code.as_u16() {
-                    401 | 403 => Outcome::Refused,
+                    401 => Outcome::Refused,
+                    403 => Outcome::Forbidden,
                     410 => Outcome::Expired,
                     // Not a collection any more, or never: a CRD that was removed.
                     404 => Outcome::Gone,
@@ -389,7 +431,8 @@ impl Reflector {
                 Ok(Some(Event::Error(status))) => {
                     taken.end = Some(match status.code {
                         410 => Outcome::Expired,
-                        401 | 403 => Outcome::Refused,
+                        401 => Outcome::Refused,
+                        403 => Outcome::Forbidden,
                         _ => Outcome::Failed,
                     });
                     tracing::debug!(?status, view = %self.view.name(), "upstream ends the watch");
@@ -418,8 +461,8 @@ impl Reflector {
         } else if version > 0 {
             self.view.publish_bookmark(version);
         }
-        if taken.end.is_some() {
-            self.view.status.send_modify(|status| status.live = false);
+        if let Some(outcome) = taken.end {
+            self.failed(None, outcome);
         }
         Ok(taken)
     }

@@ -1,8 +1,9 @@
 //! Requests to the API servers: an explicit pool of HTTP/2 connections, because hyper's own keeps one and would make
 //! the 101st watch wait (an API server allows 100 streams a connection).
 //!
-//! Connections of the node's certificate and of bearer tokens are two pools: a request with a token never travels on a
-//! connection that authenticates as the node. The first node connection doubles as the link's probe (see `link`); when
+//! Connections of the node's certificate and of bearer tokens are separate: a request with a token never travels on a
+//! connection that authenticates as the node. So are those of views and of forwarded requests ([`Traffic`]): whatever a
+//! local client does or fails to do with its answers, views go on. The first node connection doubles as the link's probe (see `link`); when
 //! the link is declared lost, every connection is closed, so that whatever hangs in one fails at once.
 //!
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::identity::Credential;
 use crate::link::Link;
-use pool::Pool;
+use pool::{Class, Pool};
 use tls::Kind;
 
 /// Body of a request that goes upstream.
@@ -60,9 +61,21 @@ pub enum UpstreamError {
     /// The link broke under the request: whether it was carried out is unknown.
     #[error("the connection to the API server broke: {0}")]
     Broken(String),
+    /// Too much is under way at the same time; nothing was sent.
+    #[error("too many requests to the API server: {0}")]
+    Busy(String),
     /// The request itself, or the configuration, cannot be used.
     #[error("the request cannot be sent: {0}")]
     Request(String),
+}
+
+/// What a request is for. Each has connections of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Traffic {
+    /// What local clients ask for, and the hub's own small requests. How fast answers are read is up to the clients.
+    Requests,
+    /// Lists and watches of views, which are always read.
+    Views,
 }
 
 /// Connections to the API servers. Cheap to clone.
@@ -70,6 +83,7 @@ pub enum UpstreamError {
 pub struct Upstream {
     pool: Arc<Pool>,
     link: Link,
+    traffic: Traffic,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -87,7 +101,12 @@ impl Upstream {
     pub fn start(config: &UpstreamConfig, stop: CancellationToken) -> Result<(Self, Link), UpstreamError> {
         let pool = Arc::new(Pool::new(config, stop.clone())?);
         let link = keeper::start(Arc::clone(&pool), stop);
-        Ok((Self { pool, link: link.clone() }, link))
+        Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests }, link))
+    }
+
+    /// The same servers, on the connections of views.
+    pub(crate) fn for_views(&self) -> Self {
+        Self { traffic: Traffic::Views, ..self.clone() }
     }
 
     /// Sends a request and returns as soon as response headers are there. `request.uri()` needs path and query alone;
@@ -110,7 +129,7 @@ impl Upstream {
         *request.version_mut() = http::Version::HTTP_2;
         for _ in 0..RESENDS {
             self.check()?;
-            let mut lease = self.pool.lease(kind).await?;
+            let mut lease = self.pool.lease(Class { kind, traffic: self.traffic }).await?;
             *request.uri_mut() = absolute(lease.authority(), path.clone())?;
             match lease.sender.try_send_request(request).await {
                 Ok(response) => {

@@ -6,13 +6,14 @@
 //! [`Permit`](crate::request::authorise::Permit).
 
 pub(crate) mod feed;
+pub(crate) mod needs;
 pub(crate) mod record;
 mod registry;
 pub mod spec;
 mod stream;
 pub(crate) mod table;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -52,6 +53,9 @@ pub enum ViewError {
     /// Offline, and nothing complete is stored.
     #[error("the edge node is offline and this was never cached")]
     NeverCached,
+    /// Offline, and the API server's last word on this was a 403.
+    #[error("the edge node is offline, and the API server refused this when it was last asked")]
+    Refused,
     /// Not a collection that can be a view: forward the request instead.
     #[error("this collection cannot be cached")]
     NotAView,
@@ -116,6 +120,8 @@ pub enum Lookup {
     },
     /// A complete view that covers it does not have it.
     ProvenAbsent,
+    /// The API server's last word on a view that covers it was a 403.
+    Refused,
     /// No complete view covers it.
     Unknown,
 }
@@ -132,8 +138,10 @@ pub(crate) struct Progress {
 /// What its reflector is doing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Status {
-    /// A whole list is stored.
+    /// A whole list is stored and may be served.
     pub(crate) complete: bool,
+    /// The API server's last word was a 403: what is stored is served to nobody, until a list succeeds.
+    pub(crate) refused: bool,
     /// The reflector follows upstream.
     pub(crate) live: bool,
     /// Requests that have been answered or have failed.
@@ -163,6 +171,8 @@ pub struct View {
     used: AtomicU64,
     /// In use until then although nobody asks, in seconds since 1970.
     warm_until: AtomicU64,
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`registry::kept`).
+    kept: AtomicBool,
 }
 
 impl std::fmt::Debug for View {
@@ -206,7 +216,11 @@ impl View {
             sequence: record.sequence,
             resource_version: record.resource_version,
         });
-        let status = Status { complete: record.is_some_and(|record| record.complete), ..Status::default() };
+        let status = Status {
+            complete: record.is_some_and(ViewRecord::may_be_served),
+            refused: record.is_some_and(|record| record.refused),
+            ..Status::default()
+        };
         Self {
             id,
             identity,
@@ -221,6 +235,7 @@ impl View {
             clients: AtomicUsize::new(0),
             used: AtomicU64::new(record.map_or_else(now, |record| record.used)),
             warm_until: AtomicU64::new(0),
+            kept: AtomicBool::new(false),
         }
     }
 
@@ -335,6 +350,17 @@ impl View {
         self.status.borrow().complete
     }
 
+    /// Whether the API server's last word on it was a 403.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.status.borrow().refused
+    }
+
+    /// Whether a whole list is stored, served or not.
+    fn is_stored(&self) -> bool {
+        let status = self.status.borrow();
+        status.complete || status.refused
+    }
+
     /// Starts a watch.
     ///
     /// # Errors
@@ -365,13 +391,23 @@ impl View {
         self.warm_until.fetch_max(now() + seconds, Ordering::Relaxed);
     }
 
-    /// Seconds since somebody used it; none while somebody watches.
+    /// Whether kubelet needs the view.
+    fn keep(&self, kept: bool) {
+        self.kept.store(kept, Ordering::Relaxed);
+    }
+
+    /// Seconds since somebody used it; none while somebody watches, or kubelet needs it.
     pub(crate) fn idle(&self) -> u64 {
-        let warm = self.warm_until.load(Ordering::Relaxed) > now();
-        if warm || self.clients.load(Ordering::Relaxed) > 0 {
+        self.idle_at(now())
+    }
+
+    fn idle_at(&self, now: u64) -> u64 {
+        let warm = self.warm_until.load(Ordering::Relaxed) > now;
+        let kept = self.kept.load(Ordering::Relaxed);
+        if warm || kept || self.clients.load(Ordering::Relaxed) > 0 {
             return 0;
         }
-        now().saturating_sub(self.used.load(Ordering::Relaxed))
+        now.saturating_sub(self.used.load(Ordering::Relaxed))
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -380,7 +416,12 @@ impl View {
 
     /// What a transaction has made of the view, told to its watchers.
     pub(crate) fn publish(&self, record: &ViewRecord) {
-        self.status.send_if_modified(|status| !std::mem::replace(&mut status.complete, record.complete));
+        self.status.send_if_modified(|status| {
+            let new = (record.may_be_served(), record.refused);
+            let changed = (status.complete, status.refused) != new;
+            (status.complete, status.refused) = new;
+            changed
+        });
         self.progress.send_if_modified(|progress| {
             let reset = record.sequence > progress.sequence && record.horizon_sequence >= progress.sequence;
             let version = if reset {

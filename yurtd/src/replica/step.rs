@@ -24,8 +24,10 @@ pub(crate) enum Outcome {
     Ended,
     /// 410: the resourceVersion (or the continue token) is too old.
     Expired,
-    /// 401 or 403.
+    /// 401: the credential is not good, or not any more.
     Refused,
+    /// 403: the identity may not read this.
+    Forbidden,
     /// 404.
     Gone,
     /// The collection cannot be a view.
@@ -109,6 +111,11 @@ impl Step {
                 self.go(Action::List { at: None })
             }
             Outcome::Refused => Action::AwaitCredential,
+            // Only a list shows that all of it may be read again.
+            Outcome::Forbidden => {
+                self.next = Action::List { at: None };
+                Action::AwaitCredential
+            }
             Outcome::Gone if self.complete => self.pause(jitter),
             // Nothing is stored and nothing can be: the next opener starts anew.
             Outcome::Gone | Outcome::NotAView | Outcome::Closed => Action::End,
@@ -194,6 +201,14 @@ mod tests {
         let mut step = watching();
         assert_eq!(step.next(Outcome::Refused, 0.0), Action::AwaitCredential);
         assert_eq!(step.next(Outcome::Rested, 0.0), Action::Watch);
+    }
+
+    #[test]
+    fn a_forbidden_collection_is_listed_again_before_it_is_watched() {
+        let mut step = watching();
+        assert_eq!(step.next(Outcome::Forbidden, 0.0), Action::AwaitCredential);
+        assert_eq!(step.next(Outcome::Rested, 0.0), Action::List { at: None });
+        assert_eq!(step.next(Outcome::Forbidden, 0.0), Action::AwaitCredential);
     }
 
     #[test]

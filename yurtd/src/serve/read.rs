@@ -92,8 +92,12 @@ pub fn last_known(
     permit: &Permit,
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
-    match (&collection.read, find(hub, permit, &specs(permit, collection))) {
+    let specs = specs(permit, collection);
+    match (&collection.read, find(hub, permit, &specs)) {
         (Read::List(_), Some(view)) => list_now(hub, permit, &view).map(Some),
+        (_, None) if specs.iter().any(|spec| hub.views.is_refused(permit, spec)) => {
+            Err(ViewError::Refused.into())
+        }
         _ => Ok(None),
     }
 }

@@ -2,7 +2,9 @@
 //! encoding that the client negotiated.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, VARY, WWW_AUTHENTICATE};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 
@@ -106,6 +108,9 @@ pub fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
         encoding.content_type(),
         status.encode(encoding),
     ));
+    if status.code == 429 {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
     if status.code == 401 {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -125,6 +130,7 @@ fn status_of(failure: &Failure) -> Status {
     };
     match failure {
         Failure::Auth(_) => Status::new(401, "Unauthorized", text()),
+        Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
         Failure::View(ViewError::Store(_)) | Failure::Store(_) | Failure::Watch(WatchError::Store(_)) => {
             Status::new(500, "InternalError", text())
@@ -148,6 +154,7 @@ fn status_of(failure: &Failure) -> Status {
         },
         Failure::Offline(error) => match error {
             OfflineError::Unavailable(_) => Status::new(503, "ServiceUnavailable", text()),
+            OfflineError::Refused(_) => Status::new(403, "Forbidden", text()),
             OfflineError::AlreadyExists { plural, name } => {
                 Status { details: details(name, "", plural), ..Status::new(409, "AlreadyExists", text()) }
             }
@@ -170,6 +177,10 @@ fn status_of(failure: &Failure) -> Status {
         Failure::Upstream(UpstreamError::Unreachable(_) | UpstreamError::Broken(_)) => {
             Status::new(503, "ServiceUnavailable", text())
         }
+        Failure::Upstream(UpstreamError::Busy(_)) => Status {
+            details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
+            ..Status::new(429, "TooManyRequests", text())
+        },
         Failure::Upstream(UpstreamError::Request(_)) | Failure::Filter(_) => {
             Status::new(500, "InternalError", text())
         }
@@ -180,8 +191,6 @@ fn status_of(failure: &Failure) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use http::header::RETRY_AFTER;
-
     use super::*;
 
     async fn refused(failure: Failure, encoding: Encoding) -> (Response<()>, Status) {
@@ -218,6 +227,12 @@ mod tests {
         let (_, status) = refused(node().into(), Encoding::Protobuf).await;
         assert_eq!((status.code, &*status.reason), (409, "AlreadyExists"));
         assert_eq!(status.details.unwrap().name, "edge");
+        let (response, status) = refused(UpstreamError::Busy("x".into()).into(), Encoding::Protobuf).await;
+        assert_eq!((status.code, &*status.reason), (429, "TooManyRequests"));
+        assert_eq!(
+            (&response.headers()[RETRY_AFTER], response.status().as_u16()),
+            (&"1".parse().unwrap(), 429)
+        );
         let (response, status) = refused(AuthError::Nobody.into(), Encoding::Json).await;
         assert_eq!((status.code, &*status.reason), (401, "Unauthorized"));
         assert!(response.headers().contains_key(WWW_AUTHENTICATE));

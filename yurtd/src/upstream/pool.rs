@@ -19,13 +19,21 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::tls::{Kind, Protocol, Tls};
-use super::{RequestBody, UpstreamConfig, UpstreamError};
+use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
 use crate::net::{self, Liveness, NetError};
 
 /// Streams a connection, kube-apiserver's default bound.
 const STREAMS: usize = 100;
-/// Connections a pool: a thousand watches.
-const CONNECTIONS: usize = 10;
+/// Bytes that a stream may hold for whoever does not read them: at 100 ms of round trip 2.5 MB/s.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same for a connection. Every stream's window fits, with one to spare: nobody who stops reading stops the others.
+/// (hyper's own figures are 2 MiB and 5 MiB: three such readers and nothing moves.) It is also what h2 derives its
+/// budget of small DATA frames from, which ends a connection that holds too many of them unread.
+const CONNECTION_WINDOW: u32 = (STREAMS as u32 + 1) * STREAM_WINDOW;
+/// Connections for forwarded requests, by credential: a thousand streams.
+const REQUEST_CONNECTIONS: usize = 10;
+/// Connections for views, by credential: as many watches as there may be views.
+const VIEW_CONNECTIONS: usize = 20;
 /// For a TCP connection when a request waits for it.
 const CONNECT: Duration = Duration::from_secs(3);
 /// For a name whose addresses are known from before.
@@ -84,12 +92,35 @@ impl Server {
     }
 }
 
+/// Who may use a connection, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Class {
+    pub(super) kind: Kind,
+    pub(super) traffic: Traffic,
+}
+
+impl Class {
+    /// The link's probe is one of these.
+    const SENTINEL: Self = Self { kind: Kind::Node, traffic: Traffic::Requests };
+
+    fn index(self) -> usize {
+        2 * self.kind as usize + self.traffic as usize
+    }
+
+    fn connections(self) -> usize {
+        match self.traffic {
+            Traffic::Requests => REQUEST_CONNECTIONS,
+            Traffic::Views => VIEW_CONNECTIONS,
+        }
+    }
+}
+
 /// One HTTP/2 connection.
 pub(super) struct Connection {
     sender: http2::SendRequest<RequestBody>,
     streams: Arc<Semaphore>,
     server: usize,
-    kind: Kind,
+    class: Class,
     generation: u64,
     /// The server takes no more requests on it (GOAWAY); those under way go on.
     retired: AtomicBool,
@@ -137,8 +168,8 @@ pub(super) struct Pool {
     servers: Vec<Server>,
     tls: Tls,
     connections: Mutex<Vec<Arc<Connection>>>,
-    /// One connection attempt a kind at a time, and how the last one failed: whoever waited for it shares that.
-    connecting: [tokio::sync::Mutex<Option<Failure>>; 2],
+    /// One connection attempt a class at a time, and how the last one failed: whoever waited for it shares that.
+    connecting: [tokio::sync::Mutex<Option<Failure>>; 4],
     /// The server that answered last.
     preferred: AtomicUsize,
     stop: CancellationToken,
@@ -187,13 +218,13 @@ impl Pool {
     }
 
     /// A place on a connection, which may have to be made first.
-    pub(super) async fn lease(&self, kind: Kind) -> Result<Lease, UpstreamError> {
-        if let Some(lease) = self.free_place(kind) {
+    pub(super) async fn lease(&self, class: Class) -> Result<Lease, UpstreamError> {
+        if let Some(lease) = self.free_place(class) {
             return Ok(lease);
         }
         let asked = Instant::now();
-        let mut last_failure = self.connecting[kind as usize].lock().await;
-        if let Some(lease) = self.free_place(kind) {
+        let mut last_failure = self.connecting[class.index()].lock().await;
+        if let Some(lease) = self.free_place(class) {
             return Ok(lease);
         }
         if let Some(failure) = &*last_failure
@@ -201,24 +232,27 @@ impl Pool {
         {
             return Err(UpstreamError::Unreachable(failure.reason.clone()));
         }
-        if self.count(kind) >= CONNECTIONS {
-            return Err(UpstreamError::Request(format!("{} requests are under way", CONNECTIONS * STREAMS)));
+        if self.count(class) >= class.connections() {
+            return Err(UpstreamError::Busy(format!(
+                "{} requests are under way",
+                class.connections() * STREAMS
+            )));
         }
-        if let Err(error) = self.open_any(kind).await {
+        if let Err(error) = self.open_any(class).await {
             *last_failure = Some(Failure { at: Instant::now(), reason: error.to_string() });
             return Err(error.into());
         }
-        self.free_place(kind)
+        self.free_place(class)
             .ok_or_else(|| UpstreamError::Unreachable("the new connection broke at once".to_owned()))
     }
 
     /// Connects to the preferred server, or else to the next that answers.
-    async fn open_any(&self, kind: Kind) -> Result<(), OpenError> {
+    async fn open_any(&self, class: Class) -> Result<(), OpenError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last = OpenError::Failed("no API server is configured".to_owned());
         for offset in 0..self.servers.len() {
             let server = (first + offset) % self.servers.len();
-            match self.open(server, kind, CONNECT, OTHER).await {
+            match self.open(server, class, CONNECT, OTHER).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error,
             }
@@ -232,17 +266,17 @@ impl Pool {
         server: usize,
         patience: Duration,
     ) -> Result<Arc<Connection>, OpenError> {
-        self.open(server, Kind::Node, patience, SENTINEL).await
+        self.open(server, Class::SENTINEL, patience, SENTINEL).await
     }
 
     async fn open(
         &self,
         server: usize,
-        kind: Kind,
+        class: Class,
         patience: Duration,
         liveness: Liveness,
     ) -> Result<Arc<Connection>, OpenError> {
-        let (stream, generation) = self.dial(server, kind, Protocol::Http2, patience, liveness).await?;
+        let (stream, generation) = self.dial(server, class.kind, Protocol::Http2, patience, liveness).await?;
         let close = self.stop.child_token();
         let mut builder = http2::Builder::new(Closable(close.clone()));
         builder
@@ -250,6 +284,8 @@ impl Pool {
             // A server that hangs behind a kernel that does not.
             .keep_alive_interval(Duration::from_secs(60))
             .keep_alive_timeout(Duration::from_secs(10))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(64 << 10);
         let handshake = tokio::time::timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)));
         let (sender, driver) = handshake
@@ -261,7 +297,7 @@ impl Pool {
             sender,
             streams: Arc::new(Semaphore::new(STREAMS)),
             server,
-            kind,
+            class,
             generation,
             retired: AtomicBool::new(false),
             close: close.clone(),
@@ -329,13 +365,13 @@ impl Pool {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn free_place(&self, kind: Kind) -> Option<Lease> {
+    fn free_place(&self, class: Class) -> Option<Lease> {
         let mut connections = self.lock();
         connections.retain(|connection| connection.usable());
-        let current = if kind == Kind::Node { self.tls.refresh() } else { 0 };
+        let current = if class.kind == Kind::Node { self.tls.refresh() } else { 0 };
         connections
             .iter()
-            .filter(|connection| connection.kind == kind && connection.generation == current)
+            .filter(|connection| connection.class == class && connection.generation == current)
             .filter(|connection| !connection.retired.load(Ordering::Relaxed))
             .find_map(|connection| {
                 let stream = Arc::clone(&connection.streams).try_acquire_owned().ok()?;
@@ -345,8 +381,8 @@ impl Pool {
             })
     }
 
-    fn count(&self, kind: Kind) -> usize {
-        self.lock().iter().filter(|connection| connection.kind == kind).count()
+    fn count(&self, class: Class) -> usize {
+        self.lock().iter().filter(|connection| connection.class == class).count()
     }
 
     /// Closes what nobody uses of the connections with a certificate from before the rotation.
@@ -354,7 +390,7 @@ impl Pool {
         let current = self.tls.refresh();
         for connection in self.lock().iter() {
             let idle = connection.streams.available_permits() == STREAMS;
-            if connection.kind == Kind::Node && connection.generation != current && idle {
+            if connection.class.kind == Kind::Node && connection.generation != current && idle {
                 connection.close.cancel();
             }
         }

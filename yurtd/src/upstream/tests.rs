@@ -59,6 +59,46 @@ async fn the_hundred_and_first_watch_gets_a_connection_of_its_own() {
 }
 
 #[tokio::test]
+async fn readers_that_stand_still_hold_up_nobody_else() {
+    let api = FakeApi::start().await;
+    api.put("pods", "n", "big", "a", &"x".repeat(8 << 20));
+    let (upstream, _, _stop) = started(&api).await;
+    let watch = upstream.send(&bearer("t"), get("/api/v1/configmaps?watch=true")).await.unwrap();
+    let mut watch = watch.into_body();
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let mut body = upstream.send(&bearer("t"), get("/api/v1/pods")).await.unwrap().into_body();
+        // It has begun, and is never read to its end.
+        body.frame().await.unwrap().unwrap();
+        stalled.push(body);
+    }
+    // What arrives before the windows are full is not the question.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for number in 0..10 {
+        api.put("configmaps", "n", "c", "a", &format!("{number}{}", "y".repeat(64 << 10)));
+        let frame = tokio::time::timeout(Duration::from_secs(5), watch.frame()).await;
+        frame.expect("the watch goes on").unwrap().unwrap();
+    }
+    assert_eq!(api.connections(), 2, "the link's probe, and one for the token");
+    let mut next = upstream.send(&bearer("t"), get("/api/v1/configmaps")).await.unwrap().into_body();
+    let answer = tokio::time::timeout(Duration::from_secs(5), next.frame()).await;
+    answer.expect("so do new requests").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn views_have_connections_of_their_own() {
+    let api = FakeApi::start().await;
+    let (upstream, _, _stop) = started(&api).await;
+    let mut open = Vec::new();
+    for upstream in [upstream.clone(), upstream.for_views(), upstream.for_views()] {
+        for credential in [Credential::Node, bearer("t")] {
+            open.push(upstream.send(&credential, get("/api/v1/pods?watch=true")).await.unwrap());
+        }
+    }
+    assert_eq!(api.connections(), 4);
+}
+
+#[tokio::test]
 async fn a_lost_link_fails_everything_at_once_and_comes_back() {
     let api = FakeApi::start().await;
     let (upstream, link, _stop) = started(&api).await;

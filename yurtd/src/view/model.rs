@@ -28,7 +28,11 @@ enum Step {
     Local(usize),
     DropLocal(usize),
     Read(usize),
+    /// One batch alone: the watcher is slow.
+    ReadBatch(usize),
     Reconnect(usize),
+    /// A watch that begins with the state.
+    Stream(usize),
     Restart,
 }
 
@@ -41,7 +45,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..NAMES.len()).prop_map(Step::Local),
         1 => (0..NAMES.len()).prop_map(Step::DropLocal),
         4 => (0..2_usize).prop_map(Step::Read),
+        4 => (0..2_usize).prop_map(Step::ReadBatch),
         2 => (0..2_usize).prop_map(Step::Reconnect),
+        2 => (0..2_usize).prop_map(Step::Stream),
         1 => Just(Step::Restart),
     ]
 }
@@ -73,6 +79,8 @@ struct Client {
     known: Objects,
     version: u64,
     position: Position,
+    /// The state is not there yet.
+    streams: bool,
 }
 
 struct World {
@@ -142,7 +150,7 @@ impl World {
     fn connect(&self) -> Client {
         let (version, known) = self.listed();
         let position = Position::after(&self.record(), version).expect("what was just listed is not expired");
-        Client { known, version, position }
+        Client { known, version, position, streams: false }
     }
 
     fn list(&mut self) {
@@ -163,18 +171,20 @@ impl World {
     }
 
     fn read(&mut self, client: usize) {
-        loop {
-            let store = self.store.as_ref().unwrap();
-            let client = &mut self.clients[client];
-            let batch = store.read(|reader| client.position.read(reader, ID, 0)).unwrap();
-            assert!(!batch.expired, "a watcher lost its place");
-            for frame in &batch.frames {
-                client.take(frame);
-            }
-            if batch.drained {
-                return;
-            }
+        while !self.read_batch(client) {}
+    }
+
+    /// `true` when nothing is left for now.
+    fn read_batch(&mut self, client: usize) -> bool {
+        let store = self.store.as_ref().unwrap();
+        let client = &mut self.clients[client];
+        let batch = store.read(|reader| client.position.read(reader, ID, 0)).unwrap();
+        assert!(!batch.expired, "a watcher lost its place");
+        for frame in &batch.frames {
+            client.take(frame);
         }
+        client.streams &= !batch.drained;
+        batch.drained
     }
 
     fn step(&mut self, step: &Step, dir: &Path) {
@@ -217,11 +227,21 @@ impl World {
                 self.change(move |table| table.drop_local(name));
             }
             Step::Read(client) => self.read(*client),
+            Step::ReadBatch(client) => {
+                self.read_batch(*client);
+            }
+            Step::Stream(client) => {
+                let position = Position::from_state(&self.record(), 0, false);
+                // Its resourceVersion means something only when the state is there.
+                self.clients[*client] = Client { known: Objects::new(), version: 0, position, streams: true };
+            }
             Step::Reconnect(client) => {
                 let version = self.clients[*client].version;
                 match Position::after(&self.record(), version) {
-                    Some(position) => self.clients[*client].position = position,
-                    None => self.clients[*client] = self.connect(),
+                    Some(position) if !self.clients[*client].streams => {
+                        self.clients[*client].position = position;
+                    }
+                    _ => self.clients[*client] = self.connect(),
                 }
             }
             Step::Restart => {
@@ -287,4 +307,16 @@ proptest! {
         prop_assert_eq!(count(Table::Log), server.len() as u64 + record.tombstones);
         prop_assert_eq!((count(Table::Locals), record.locals), (0, 0));
     }
+}
+
+#[test]
+fn what_comes_and_goes_while_the_state_is_sent_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path());
+    let run = |world: &mut World, steps: &[Step]| steps.iter().for_each(|step| world.step(step, dir.path()));
+    run(&mut world, &[Step::Put(0), Step::Put(1), Step::Deliver(2), Step::Stream(0), Step::ReadBatch(0)]);
+    assert_eq!(world.clients[0].known.len(), 1, "a batch holds one object here");
+    run(&mut world, &[Step::Put(3), Step::Deliver(1), Step::ReadBatch(0), Step::ReadBatch(0)]);
+    run(&mut world, &[Step::Delete(3), Step::Deliver(1), Step::Read(0)]);
+    assert_eq!(world.clients[0].known, world.listed().1);
 }

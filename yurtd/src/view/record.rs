@@ -49,6 +49,9 @@ pub(crate) struct ViewRecord {
     pub(crate) kind: Option<TypeMeta>,
     /// Whether a whole list has ever been committed. Never served before.
     pub(crate) complete: bool,
+    /// Whether the API server has answered 403 since. Not served until another list is committed.
+    #[serde(default)]
+    pub(crate) refused: bool,
     /// Of the collection, as far as it is stored.
     pub(crate) resource_version: u64,
     /// Watches from before this resourceVersion may miss deletions: 410.
@@ -73,6 +76,7 @@ impl ViewRecord {
             spec: spec.clone(),
             kind: None,
             complete: false,
+            refused: false,
             resource_version: 0,
             horizon: 0,
             horizon_sequence: 0,
@@ -82,6 +86,11 @@ impl ViewRecord {
             locals: 0,
             used: now,
         }
+    }
+
+    /// Whether the view is complete and nobody has said since that its identity may not read it.
+    pub(crate) fn may_be_served(&self) -> bool {
+        self.complete && !self.refused
     }
 
     pub(crate) fn encode(&self) -> Result<Vec<u8>, StoreError> {

@@ -1,6 +1,8 @@
 //! All views of the node: finding them, starting their reflectors with the right credential, asking them about
 //! single objects, changing objects offline.
 
+mod kept;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +39,7 @@ const HOUSEKEEP_EVERY: Duration = Duration::from_secs(60);
 const SAVE_EVERY: u32 = 5;
 /// A stored view that nobody has used for so long is forgotten, while online.
 const FORGET_AFTER: u64 = 7 * 24 * 3600;
-/// The same when the store is full. kubelet's own views are in use all the time.
+/// The same when the store is full. What kubelet needs is in use all the time (`kept`).
 const FORGET_WHEN_FULL: u64 = 3600;
 
 /// All views of the node. Cheap to clone.
@@ -58,6 +60,9 @@ struct Inner {
     store: Store,
     upstream: Upstream,
     link: Link,
+    /// The hub's own work for its node.
+    node: Permit,
+    pods: Mutex<Option<kept::KnownPods>>,
     stop: CancellationToken,
     views: Mutex<HashMap<Key, Arc<View>>>,
     credentials: Mutex<HashMap<Identity, watch::Sender<Credential>>>,
@@ -65,8 +70,9 @@ struct Inner {
 }
 
 impl Views {
-    /// Finds the stored views. Reflectors start when somebody with a credential asks; they end with `stop`. A view whose
-    /// record cannot be read is removed: it costs itself and nothing else.
+    /// Finds the stored views. Reflectors of what kubelet needs start now, as `node`, others when somebody with a
+    /// credential asks; they end with `stop`. A view whose record cannot be read is removed: it costs itself and
+    /// nothing else.
     ///
     /// # Errors
     ///
@@ -75,6 +81,7 @@ impl Views {
         store: &Store,
         upstream: &Upstream,
         link: &Link,
+        node: &Permit,
         stop: CancellationToken,
     ) -> Result<Self, StoreError> {
         let mut views = HashMap::new();
@@ -103,8 +110,10 @@ impl Views {
         })?;
         let inner = Inner {
             store: store.clone(),
-            upstream: upstream.clone(),
+            upstream: upstream.for_views(),
             link: link.clone(),
+            node: node.clone(),
+            pods: Mutex::default(),
             stop: stop.clone(),
             views: Mutex::new(views),
             credentials: Mutex::default(),
@@ -162,6 +171,12 @@ impl Views {
         view.is_complete().then_some(view)
     }
 
+    /// Whether the API server's last word on this view was a 403.
+    pub fn is_refused(&self, permit: &Permit, spec: &ViewSpec) -> bool {
+        let views = self.lock();
+        views.get(&(permit.identity().clone(), spec.clone())).is_some_and(|view| view.is_refused())
+    }
+
     /// How many views there are, and how many of them are complete.
     pub fn count(&self) -> (usize, usize) {
         let views = self.lock();
@@ -193,7 +208,8 @@ impl Views {
             return Ok(view);
         }
         if offline {
-            return Err(ViewError::NeverCached);
+            let refused = self.is_refused(permit, spec);
+            return Err(if refused { ViewError::Refused } else { ViewError::NeverCached });
         }
         let view = self.entry(permit, spec).ok_or(ViewError::NotAView)?;
         view.touch();
@@ -228,7 +244,11 @@ impl Views {
                 _ => {}
             }
             if *link.borrow_and_update() == LinkState::Offline {
-                return if now.complete { Ok(view) } else { Err(ViewError::NeverCached) };
+                return match (now.complete, now.refused) {
+                    (true, _) => Ok(view),
+                    (false, true) => Err(ViewError::Refused),
+                    (false, false) => Err(ViewError::NeverCached),
+                };
             }
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return Err(ViewError::NeverCached) },
@@ -286,6 +306,7 @@ impl Views {
             link: self.inner.link.subscribe(),
             credential,
             rebuild: false,
+            refusals: 0,
         };
         let stop = self.inner.stop.clone();
         *reflector = Some(tokio::spawn(async move {
@@ -309,10 +330,12 @@ impl Views {
         let mut candidates: Vec<_> = self
             .lock()
             .values()
-            .filter(|view| shows(view, permit.identity(), resource) && view.is_complete())
+            .filter(|view| shows(view, permit.identity(), resource))
             .filter(|view| view.spec.namespace().is_none_or(|own| Some(own) == namespace))
             .cloned()
             .collect();
+        let refused = candidates.iter().any(|view| view.is_refused() && view.spec.covers(namespace, name));
+        candidates.retain(|view| view.is_complete());
         let preference = |view: &View| accept.iter().position(|encoding| *encoding == view.spec.encoding());
         candidates.sort_by_key(|view| (!view.is_live(), preference(view).unwrap_or(usize::MAX)));
         for view in candidates {
@@ -326,7 +349,7 @@ impl Views {
                 Err(error) => tracing::warn!(%error, view = %view.name(), "an object cannot be read"),
             }
         }
-        Lookup::Unknown
+        if refused { Lookup::Refused } else { Lookup::Unknown }
     }
 
     /// Replaces an object in every JSON view of the identity that has it: stored, sent to watchers at once, the
@@ -412,6 +435,7 @@ impl Views {
     async fn housekeep(&self) {
         let mut rounds = 0_u32;
         loop {
+            self.keep();
             tokio::time::sleep(HOUSEKEEP_EVERY).await;
             rounds = rounds.wrapping_add(1);
             if self.inner.store.stats().full
@@ -468,11 +492,16 @@ impl Views {
 
     /// Removes views that nobody has used for `seconds`.
     pub(crate) async fn forget(&self, seconds: u64) -> Result<(), StoreError> {
+        self.forget_at(seconds, super::now()).await
+    }
+
+    pub(crate) async fn forget_at(&self, seconds: u64, now: u64) -> Result<(), StoreError> {
+        self.keep();
         let old: Vec<_> = {
             let mut views = self.lock();
             let old: Vec<_> = views
                 .iter()
-                .filter(|(_, view)| view.idle() > seconds && !view.is_running())
+                .filter(|(_, view)| view.idle_at(now) > seconds && !view.is_running())
                 .map(|(key, view)| (key.clone(), view.id))
                 .collect();
             old.iter().for_each(|(key, _)| drop(views.remove(key)));

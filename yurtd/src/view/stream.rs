@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::feed::{self, Position};
-use super::{Client, Progress, Since, View, WatchError, WatchOptions};
+use super::{Client, Progress, Since, Status as ViewStatus, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
 use crate::wire::frame::{encode_bookmark, encode_error};
@@ -57,6 +57,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     let watcher = Watcher {
         client: Client::new(view),
         progress,
+        status: view.status.subscribe(),
         position,
         queue: VecDeque::new(),
         drained: false,
@@ -76,6 +77,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
 struct Watcher {
     client: Client,
     progress: watch::Receiver<Progress>,
+    status: watch::Receiver<ViewStatus>,
     position: Position,
     queue: VecDeque<Bytes>,
     drained: bool,
@@ -101,9 +103,13 @@ impl Watcher {
                 continue;
             }
             let bookmark_at = self.bookmark_at.unwrap_or(self.ends_at);
+            let status = &mut self.status;
+            let refused = async { drop(status.wait_for(|status| status.refused).await) };
             tokio::select! {
                 biased;
                 () = sleep_until(self.ends_at) => self.ended = true,
+                // The client comes again and is told why.
+                () = refused => self.ended = true,
                 changed = self.progress.changed() => match changed {
                     Ok(()) => self.drained = false,
                     Err(_) => self.ended = true,

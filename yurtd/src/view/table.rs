@@ -134,6 +134,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         }
         self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
         self.record.complete = true;
+        self.record.refused = false;
         self.record.resource_version = version;
         self.trim()
     }

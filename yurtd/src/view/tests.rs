@@ -36,7 +36,7 @@ impl Hub {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
         let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
-        let views = Views::load(&store, &upstream, &link, stop.clone()).unwrap();
+        let views = Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }
     }
@@ -651,7 +651,12 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     let stop = CancellationToken::new();
     let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
     let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
-    let hub = Hub { views: Views::load(&store, &upstream, &link, stop.clone()).unwrap(), link, store, stop };
+    let hub = Hub {
+        views: Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap(),
+        link,
+        store,
+        stop,
+    };
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let before = view.list().unwrap();
     api.put("pods", "n", "big", "x", &"x".repeat(2 << 20));
@@ -764,4 +769,89 @@ async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_othe
     tokio::time::timeout(Duration::from_secs(10), removed).await.expect("what is stored of it goes");
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}
+
+fn one(plural: &str, name: &str) -> ViewSpec {
+    let field = format!("metadata.name={name}");
+    ViewSpec::new(Resource::new("", "v1", plural), Some("n"), "", &field, Encoding::Protobuf)
+}
+
+/// Data that ends in the fake server's JSON as a pod's spec.
+fn with_spec(spec: &str) -> String {
+    format!("x\"}},\"spec\":{spec},\"y\":{{\"k\":\"")
+}
+
+#[tokio::test]
+async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_asks() {
+    const MONTH: u64 = 30 * 24 * 3600;
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for name in ["named", "other"] {
+        api.put("configmaps", "n", name, "x", "1");
+    }
+    let refers = with_spec(r#"{"containers":[{"envFrom":[{"configMapRef":{"name":"named"}}]}]}"#);
+    api.put("pods", "n", "p", "x", &refers);
+    let hub = Hub::start(&api, dir.path()).await;
+    let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
+    for spec in [own_pods.clone(), one("configmaps", "named"), one("configmaps", "other")] {
+        hub.views.open(&node(), &spec).await.unwrap();
+    }
+    let remains = hub.remains(dir.path());
+    drop(hub);
+    let hub = Hub::start(&api, remains.path()).await;
+    let view = |spec: &ViewSpec| hub.views.find(&node(), spec);
+    // A month later nobody has come for any of them.
+    let later = now() + MONTH;
+    hub.views.forget_at(7 * 24 * 3600, later).await.unwrap();
+    assert!(view(&one("configmaps", "other")).is_none(), "nobody needs it");
+    let (named, pods) = (view(&one("configmaps", "named")).unwrap(), view(&own_pods).unwrap());
+    assert_eq!((named.idle_at(later), pods.idle_at(later)), (0, 0));
+    // Nobody asks, and they are followed.
+    let newer = api.put("configmaps", "n", "named", "x", "2");
+    caught_up(&named, newer.version).await;
+    api.delete("pods", "n", "p");
+    caught_up(&pods, api.version()).await;
+    hub.views.keep();
+    assert_eq!(pods.idle_at(later), 0);
+    assert!(named.idle_at(later) >= MONTH, "no pod refers to it any more");
+}
+
+#[tokio::test]
+async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put("pods", "n", "a", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let (permit, pods, resource) =
+        (service_account("t"), pods(Encoding::Json), Resource::new("", "v1", "pods"));
+    let lookup = |hub: &Hub| hub.views.lookup(&permit, &resource, Some("n"), "a", &ENCODINGS);
+    let view = hub.views.open(&permit, &pods).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    assert!(matches!(lookup(&hub), Lookup::Found { .. }));
+    api.answer_with(Some(403));
+    api.cut_connections();
+    let mut status = view.status.subscribe();
+    let refused = status.wait_for(|status| status.refused);
+    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap().unwrap();
+    assert!(watch.stream.next().await.is_none(), "who watches has to ask again");
+    assert!(hub.views.find(&permit, &pods).is_none());
+    assert!(matches!(lookup(&hub), Lookup::Refused));
+    let online = hub.views.open(&permit, &pods).await;
+    assert!(matches!(&online, Err(ViewError::Upstream(status)) if status.code == 403), "{online:?}");
+    // The mark is on the disk.
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    assert!(matches!(hub.views.open(&permit, &pods).await, Err(ViewError::Refused)));
+    let remains = hub.remains(dir.path());
+    drop(hub);
+    let hub = Hub::start(&api, remains.path()).await;
+    assert!(matches!(hub.views.open_at(&permit, &pods, api.version()).await, Err(ViewError::Refused)));
+    assert!(matches!(lookup(&hub), Lookup::Refused));
+    // Allowed again: a list, even for those who only want to watch on.
+    api.answer_with(None);
+    api.restore();
+    hub.reaches(LinkState::Online).await;
+    let lists = api.lists();
+    let view = hub.views.open_at(&permit, &pods, api.version()).await.unwrap();
+    assert!(view.is_complete() && !view.is_refused());
+    assert_eq!(api.lists(), lists + 1);
+    assert!(matches!(lookup(&hub), Lookup::Found { .. }));
 }

@@ -1,0 +1,246 @@
+//! What a pod needs of other objects: the ConfigMaps and Secrets that kubelet reads to start it. Pure.
+//!
+//! kubelet watches such an object only while it has lately asked for it: with the default change detection the watch
+//! of an object that is used in `env` alone ends some minutes after the container has started, that of an immutable one
+//! at once. To start the container again it reads the object again. The places are those that kubelet visits
+//! (`pkg/api/v1/pod`: `VisitPodSecretNames`, `VisitPodConfigmapNames`).
+
+use std::collections::HashSet;
+
+use serde::Deserialize;
+
+/// A kind of object that pods refer to by name, in their own namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    ConfigMap,
+    Secret,
+}
+
+/// One object that a pod refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Need {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+/// The pods of the node, as far as other decisions depend on them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodePods {
+    pub(crate) uids: HashSet<String>,
+    pub(crate) needs: HashSet<Need>,
+}
+
+impl NodePods {
+    /// Adds one pod, in JSON.
+    pub(crate) fn add(&mut self, pod: &[u8]) -> Result<(), serde_json::Error> {
+        let pod: Pod = serde_json::from_slice(pod)?;
+        let namespace = pod.metadata.namespace;
+        let need = |(kind, name)| Need { kind, namespace: namespace.clone(), name };
+        self.needs.extend(pod.spec.names().into_iter().map(need));
+        self.uids.insert(pod.metadata.uid);
+        Ok(())
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Pod {
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    namespace: String,
+    uid: String,
+}
+
+/// A list that may be `null`.
+type List<T> = Option<Vec<T>>;
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    containers: List<Container>,
+    init_containers: List<Container>,
+    ephemeral_containers: List<Container>,
+    image_pull_secrets: List<Name>,
+    volumes: List<Volume>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    env: List<Env>,
+    env_from: List<Source>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Env {
+    value_from: Option<Source>,
+}
+
+/// A source of `env`, `envFrom` or a projected volume.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Source {
+    config_map_key_ref: Option<Name>,
+    config_map_ref: Option<Name>,
+    config_map: Option<Name>,
+    secret_key_ref: Option<Name>,
+    secret_ref: Option<Name>,
+    secret: Option<Name>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Name {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Volume {
+    config_map: Option<Name>,
+    projected: Option<Projected>,
+    secret: Option<Mount>,
+    azure_file: Option<Mount>,
+    cephfs: Option<Mount>,
+    csi: Option<Mount>,
+    flex_volume: Option<Mount>,
+    iscsi: Option<Mount>,
+    rbd: Option<Mount>,
+    #[serde(rename = "scaleIO")]
+    scale_io: Option<Mount>,
+    storageos: Option<Mount>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Projected {
+    sources: List<Source>,
+}
+
+/// A kind of volume that needs a Secret, by whichever field it has for that.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Mount {
+    secret_name: Option<String>,
+    secret_ref: Option<Name>,
+    node_publish_secret_ref: Option<Name>,
+}
+
+impl Spec {
+    fn names(self) -> Vec<(Kind, String)> {
+        let mut names = Vec::new();
+        let mut add = |kind, name: Option<String>| {
+            names.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name)));
+        };
+        let mut add_source = |source: Source| {
+            for name in [source.config_map_key_ref, source.config_map_ref, source.config_map] {
+                add(Kind::ConfigMap, name.map(|name| name.name));
+            }
+            for name in [source.secret_key_ref, source.secret_ref, source.secret] {
+                add(Kind::Secret, name.map(|name| name.name));
+            }
+        };
+        let containers = [self.containers, self.init_containers, self.ephemeral_containers];
+        for container in containers.into_iter().flatten().flatten() {
+            container.env.into_iter().flatten().filter_map(|env| env.value_from).for_each(&mut add_source);
+            container.env_from.into_iter().flatten().for_each(&mut add_source);
+        }
+        for volume in self.volumes.into_iter().flatten() {
+            volume.projected.into_iter().filter_map(|it| it.sources).flatten().for_each(&mut add_source);
+            add_source(Source { config_map: volume.config_map, ..Source::default() });
+            let mounts = [
+                volume.secret,
+                volume.azure_file,
+                volume.cephfs,
+                volume.csi,
+                volume.flex_volume,
+                volume.iscsi,
+                volume.rbd,
+                volume.scale_io,
+                volume.storageos,
+            ];
+            for mount in mounts.into_iter().flatten() {
+                let named = mount.secret_name.map(|name| Name { name });
+                for secret in [named, mount.secret_ref, mount.node_publish_secret_ref] {
+                    add_source(Source { secret, ..Source::default() });
+                }
+            }
+        }
+        for secret in self.image_pull_secrets.into_iter().flatten() {
+            add_source(Source { secret: Some(secret), ..Source::default() });
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn needs(spec: &Value) -> Vec<(Kind, String)> {
+        let pod = json!({"metadata": {"name": "p", "namespace": "shop", "uid": "u-1"}, "spec": spec});
+        let mut pods = NodePods::default();
+        pods.add(pod.to_string().as_bytes()).unwrap();
+        assert!(pods.uids.contains("u-1"));
+        assert!(pods.needs.iter().all(|need| need.namespace == "shop"));
+        let mut needs: Vec<_> = pods.needs.into_iter().map(|need| (need.kind, need.name)).collect();
+        needs.sort();
+        needs
+    }
+
+    #[test]
+    fn every_place_that_names_a_config_map_or_secret_is_found() {
+        use Kind::{ConfigMap, Secret};
+        let env_map = json!({"env": [{"name": "plain", "value": "x"},
+            {"name": "a", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+            {"name": "node", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]});
+        let env_secret =
+            json!({"env": [{"name": "a", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]});
+        let env_from = json!({"envFrom": [{"configMapRef": {"name": "c"}}, {"secretRef": {"name": "s"}}]});
+        let both = vec![(ConfigMap, "c".to_owned()), (Secret, "s".to_owned())];
+        let (map, secret) = (vec![both[0].clone()], vec![both[1].clone()]);
+        let volume = |volume: Value| json!({"volumes": [{"name": "v", "emptyDir": {}}, volume]});
+        let table = [
+            (json!({"containers": [{}, env_map]}), map.clone()),
+            (json!({"initContainers": [env_secret]}), secret.clone()),
+            (json!({"ephemeralContainers": [env_from]}), both.clone()),
+            (json!({"containers": [env_from], "initContainers": null}), both.clone()),
+            (json!({"imagePullSecrets": [{"name": "s"}, {}]}), secret.clone()),
+            (volume(json!({"configMap": {"name": "c", "optional": true}})), map),
+            (volume(json!({"secret": {"secretName": "s"}})), secret.clone()),
+            (
+                volume(json!({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}},
+                    {"configMap": {"name": "c"}}, {"secret": {"name": "s"}}]}})),
+                both,
+            ),
+            (volume(json!({"csi": {"driver": "d", "nodePublishSecretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"azureFile": {"secretName": "s"}})), secret.clone()),
+            (volume(json!({"cephfs": {"secretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"flexVolume": {"secretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"iscsi": {"secretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"rbd": {"secretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"scaleIO": {"secretRef": {"name": "s"}}})), secret.clone()),
+            (volume(json!({"storageos": {"secretRef": {"name": "s"}}})), secret),
+            (json!({"containers": [{"name": "a", "image": "b"}]}), vec![]),
+            (json!({}), vec![]),
+        ];
+        for (spec, expected) in table {
+            assert_eq!(needs(&spec), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pod_is_an_error() {
+        assert!(NodePods::default().add(b"k8s\0").is_err());
+        assert!(NodePods::default().add(br#"{"spec":{"containers":7}}"#).is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! Views that are followed and never forgotten although nobody watches them right now, because kubelet will need them
+//! to start the node's pods again without a link.
+//!
+//! - what kubelet lists for itself: the node's own pods and Node, Services, RuntimeClasses, CSIDrivers and so on;
+//! - the ConfigMaps and Secrets that a pod of the node refers to (see [`needs`](crate::view::needs)). kubelet's own
+//!   watch of such an object may have ended long ago. While the node's pods are not known, all of them.
+
+use std::sync::{Arc, PoisonError};
+
+use super::Views;
+use crate::replica::Start;
+use crate::store::{StoreError, Table};
+use crate::view::needs::{Kind, Need, NodePods};
+use crate::view::record::{ObjectRecord, ViewId};
+use crate::view::{View, ViewSpec, feed};
+use crate::wire::Encoding;
+
+/// Whole collections that kubelet has informers for, by group and plural.
+const COLLECTIONS: [(&str, &str); 8] = [
+    ("", "services"),
+    ("node.k8s.io", "runtimeclasses"),
+    ("storage.k8s.io", "csidrivers"),
+    ("storage.k8s.io", "volumeattachments"),
+    ("", "persistentvolumes"),
+    ("", "persistentvolumeclaims"),
+    ("certificates.k8s.io", "clustertrustbundles"),
+    ("resource.k8s.io", "resourceslices"),
+];
+
+/// The pods as they were at this change of this view.
+pub(super) type KnownPods = (ViewId, u64, Arc<NodePods>);
+
+/// Whether kubelet needs the view, whether or not it watches it. `pods`: nothing, while they are not known.
+fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool {
+    let (resource, fields) = (spec.resource(), spec.field_selector());
+    if !spec.label_selector().is_empty() {
+        return false;
+    }
+    let kind = match (&*resource.group, &*resource.plural) {
+        ("", "pods") => return is_own_pods(spec, node_name),
+        ("", "nodes") => return fields.strip_prefix("metadata.name=") == Some(node_name),
+        ("", "configmaps") => Kind::ConfigMap,
+        ("", "secrets") => Kind::Secret,
+        other => return spec.namespace().is_none() && COLLECTIONS.contains(&other),
+    };
+    let (Some(namespace), Some(name)) = (spec.namespace(), fields.strip_prefix("metadata.name=")) else {
+        return false;
+    };
+    let need = Need { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+    pods.is_none_or(|pods| pods.needs.contains(&need))
+}
+
+fn is_own_pods(spec: &ViewSpec, node_name: &str) -> bool {
+    spec.namespace().is_none() && spec.field_selector().strip_prefix("spec.nodeName=") == Some(node_name)
+}
+
+impl Views {
+    /// Decides which views kubelet needs, and follows those that nobody follows.
+    pub(crate) fn keep(&self) {
+        let node = self.inner.node.clone();
+        let Some(node_name) = self.node_name() else { return };
+        let pods = self.node_pods();
+        let own: Vec<_> =
+            self.lock().values().filter(|view| view.identity == *node.identity()).cloned().collect();
+        for view in own {
+            let kept = is_needed(&view.spec, node_name, pods.as_deref());
+            view.keep(kept);
+            if kept && view.is_stored() {
+                self.start(&node, &view, Start::Resume);
+            }
+        }
+    }
+
+    /// The node's pods; nothing while no complete view has them.
+    pub(crate) fn node_pods(&self) -> Option<Arc<NodePods>> {
+        let node_name = self.node_name()?;
+        let views = self.lock();
+        let view = views.values().find(|view| {
+            view.identity == *self.inner.node.identity()
+                && view.spec.resource().group.is_empty()
+                && view.spec.resource().plural == "pods"
+                && view.spec.label_selector().is_empty()
+                && view.spec.encoding() == Encoding::Json
+                && is_own_pods(&view.spec, node_name)
+                && view.is_complete()
+        });
+        let view = view?.clone();
+        drop(views);
+        let mut known = self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, sequence, pods)) = &*known
+            && (*id, *sequence) == (view.id, view.progress.borrow().sequence)
+        {
+            return Some(Arc::clone(pods));
+        }
+        match read_pods(&view) {
+            Ok((sequence, pods)) => {
+                let pods = Arc::new(pods);
+                *known = Some((view.id, sequence, Arc::clone(&pods)));
+                Some(pods)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the node's pods cannot be read; every ConfigMap and Secret is kept");
+                None
+            }
+        }
+    }
+
+    fn node_name(&self) -> Option<&str> {
+        self.inner.node.identity().as_str().strip_prefix("system:node:")
+    }
+}
+
+fn read_pods(view: &View) -> Result<(u64, NodePods), StoreError> {
+    view.read(|reader| {
+        let record = feed::load(reader, view.id)?;
+        let mut pods = NodePods::default();
+        reader.scan(Table::Objects, &view.id.prefix(), None, |key, value| {
+            let body = feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?;
+            pods.add(&body).map_err(|error| StoreError::Failed(format!("a pod: {error}")))?;
+            Ok(true)
+        })?;
+        Ok((record.sequence, pods))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Resource;
+
+    #[test]
+    fn what_kubelet_lists_and_what_its_pods_name_is_needed() {
+        let mut pods = NodePods::default();
+        let need = |kind, name: &str| Need { kind, namespace: "shop".into(), name: name.into() };
+        pods.needs.extend([need(Kind::ConfigMap, "named"), need(Kind::Secret, "named")]);
+        let table = [
+            (("", "pods", None, "spec.nodeName=edge"), true),
+            (("", "pods", None, "spec.nodeName=other"), false),
+            (("", "pods", None, ""), false),
+            (("", "pods", Some("shop"), "spec.nodeName=edge"), false),
+            (("", "nodes", None, "metadata.name=edge"), true),
+            (("", "nodes", None, ""), false),
+            (("", "services", None, ""), true),
+            (("", "services", Some("shop"), ""), false),
+            (("node.k8s.io", "runtimeclasses", None, ""), true),
+            (("storage.k8s.io", "csidrivers", None, ""), true),
+            (("apps", "services", None, ""), false),
+            (("", "configmaps", Some("shop"), "metadata.name=named"), true),
+            (("", "configmaps", Some("shop"), "metadata.name=other"), false),
+            (("", "configmaps", Some("bank"), "metadata.name=named"), false),
+            (("", "configmaps", Some("shop"), ""), false),
+            (("", "secrets", Some("shop"), "metadata.name=named"), true),
+            (("", "secrets", Some("shop"), "metadata.name=other"), false),
+        ];
+        for ((group, plural, namespace, fields), expected) in table {
+            let spec = |labels| {
+                let resource = Resource::new(group, "v1", plural);
+                ViewSpec::new(resource, namespace, labels, fields, Encoding::Protobuf)
+            };
+            assert_eq!(is_needed(&spec(""), "edge", Some(&pods)), expected, "{plural} {fields}");
+            assert!(!is_needed(&spec("a=b"), "edge", Some(&pods)), "{plural} {fields}");
+        }
+        let other = ViewSpec::new(
+            Resource::new("", "v1", "secrets"),
+            Some("shop"),
+            "",
+            "metadata.name=other",
+            Encoding::Json,
+        );
+        assert!(is_needed(&other, "edge", None), "while the pods are not known");
+    }
+}
