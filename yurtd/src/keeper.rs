@@ -17,6 +17,7 @@ mod flags;
 mod host;
 mod journal;
 mod kubeconfig;
+mod kubelet;
 mod look;
 mod maintain;
 #[cfg(test)]
