@@ -251,7 +251,7 @@ async fn ends(session: &Session, requests: &mut Requests) -> Result<(TcpStream, 
         let (connected, accepted) = tokio::try_join!(TcpStream::connect(address), listener.accept())?;
         socket::prepare_end(&connected)?;
         socket::prepare_end(&accepted.0)?;
-        tokio::spawn(pipe::pipe(accepted.0, stream));
+        tokio::spawn(pipe::pipe(accepted.0, stream, pipe::Side::Caller));
         outer.push(connected);
     }
     let (Some(far), Some(near)) = (outer.pop(), outer.pop()) else { return Err("no connections".into()) };

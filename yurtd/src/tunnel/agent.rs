@@ -25,8 +25,9 @@ use yurt_api::names;
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
 
 use super::backoff::{Backoff, STABLE, fraction};
+use super::pipe::{self, Side};
 use super::session::{self, Driver, End, OpenRequest, Role, Session, Settings};
-use super::{pipe, socket};
+use super::socket;
 use crate::config::EdgeConfig;
 use crate::link::LinkState;
 use crate::net::{self, NetError};
@@ -261,7 +262,7 @@ async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
     match connect_target(target, &config.kubelet).await {
         Ok(tcp) => {
             if let Some(stream) = request.accept()
-                && let Err(error) = pipe::pipe(tcp, stream).await
+                && let Err(error) = pipe::pipe(tcp, stream, Side::Target).await
             {
                 tracing::debug!(%error, "stream broke");
             }

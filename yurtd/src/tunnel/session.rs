@@ -305,6 +305,10 @@ impl Shared {
         poll_fn(|cx| self.with(|state| state.poll_room(id, cx))).await
     }
 
+    pub(super) async fn broken(&self, id: StreamId) -> std::io::Error {
+        poll_fn(|cx| self.with(|state| state.poll_broken(id, cx))).await
+    }
+
     pub(super) fn drop_stream(&self, id: StreamId, code: ResetCode) {
         self.with(|state| state.drop_stream(id, code));
     }

@@ -117,6 +117,7 @@ struct Stream {
     reset: Option<ResetCode>,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    watcher: Option<Waker>,
 }
 
 impl Stream {
@@ -126,7 +127,7 @@ impl Stream {
     }
 
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+        for waker in [self.reader.take(), self.writer.take(), self.watcher.take()].into_iter().flatten() {
             waker.wake();
         }
     }
@@ -236,6 +237,7 @@ impl State {
             reset: None,
             reader: None,
             writer: None,
+            watcher: None,
         };
         self.streams.insert(stream, new);
     }

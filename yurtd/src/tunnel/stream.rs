@@ -48,6 +48,11 @@ impl TunnelStream {
         self.shared.room(self.id).await
     }
 
+    /// Waits until the other end has reset the stream, or the session has ended.
+    pub(super) async fn broken(&self) -> io::Error {
+        self.shared.broken(self.id).await
+    }
+
     /// Sends a piece that is no longer than [`Self::room`] said.
     pub(super) fn write_piece(&self, piece: Bytes) {
         self.shared.with(|state| state.queue(self.id, piece));

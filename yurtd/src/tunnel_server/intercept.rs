@@ -18,7 +18,8 @@ use yurt_api::tunnel::Target;
 
 use super::nodes::Endpoints;
 use super::{DialError, Registry};
-use crate::tunnel::{pipe, socket};
+use crate::tunnel::pipe::{self, Side};
+use crate::tunnel::socket;
 
 /// How many connections may be open.
 const CONNECTIONS: usize = 16 * 1024;
@@ -110,7 +111,7 @@ impl Intercept {
                 return Err(error);
             }
         };
-        pipe::pipe(tcp, stream).await.map_err(InterceptError::Broken)
+        pipe::pipe(tcp, stream, Side::Caller).await.map_err(InterceptError::Broken)
     }
 
     async fn open(&self, tcp: &TcpStream) -> Result<crate::tunnel::TunnelStream, InterceptError> {

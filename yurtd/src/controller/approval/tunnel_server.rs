@@ -1,8 +1,9 @@
 //! The tunnel server's client certificate, with which it comes to kubelets as [`names::TUNNEL_SERVER_USER`].
 //!
-//! The signer `kubernetes.io/kube-apiserver-client` issues whatever subject is approved, but for the group
-//! `system:masters`. So nothing is approved that is not, to the last field, what `tunnel_server::api::identity` asks
-//! for: by the tunnel server's own ServiceAccount, one common name, no group, no other name, a day at most.
+//! The signer `kubernetes.io/kube-apiserver-client` issues whatever subject is approved; only the group
+//! `system:masters` is refused before, by the API server's admission. So nothing is approved that is not, to the last
+//! field, what `tunnel_server::api::identity` asks for: by the tunnel server's own ServiceAccount, one common name, no
+//! group, no other name, a day at most.
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
 use x509_parser::certification_request::X509CertificationRequest;

@@ -74,6 +74,17 @@ impl State {
         }
     }
 
+    /// Ready when the peer has reset the stream or the session has ended, whatever can still be read.
+    pub(in crate::tunnel) fn poll_broken(&mut self, id: StreamId, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let stream = self.streams.get_mut(&id).filter(|_| self.end.is_none());
+        let Some(stream) = stream else { return Poll::Ready(gone(&self.end)) };
+        if let Some(code) = stream.reset {
+            return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, code.to_string()));
+        }
+        stream.watcher = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Queues a piece, no longer than [`Self::poll_room`] said.
     pub(in crate::tunnel) fn queue(&mut self, id: StreamId, piece: Bytes) {
         let Some(stream) = self.streams.get_mut(&id) else { return };

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The key is never written; a server that starts again asks again, and every replica has its own. The old
-//! certificate is used until the new one is there. Requests are left to the API server's garbage collector (an hour
-//! after they were issued): the right to delete them could not be bound to ours.
+//! certificate is used until the new one is there. Requests are left to kube-controller-manager, which collects them
+//! an hour after they were issued: the right to delete them could not be bound to ours.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
