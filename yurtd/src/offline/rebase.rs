@@ -212,7 +212,16 @@ async fn replay(client: &NodeClient, object: &ObjectKey, replay: &Replay) -> Res
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::fake_api::FakeApi;
+    use crate::offline::Row;
+    use crate::request::Class;
+    use crate::store::Store;
+    use crate::upstream::Upstream;
+    use crate::view::{ViewSpec, Views};
+    use crate::wire::Encoding;
 
     #[test]
     fn an_object_that_fails_comes_again_later_and_later_and_is_given_up() {
@@ -224,5 +233,48 @@ mod tests {
             trouble = Some(next);
         }
         assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[tokio::test]
+    async fn an_offline_patch_and_the_replay_never_meet() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        api.put("pods", "n", "p", "x", "1");
+        let stop = CancellationToken::new();
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, stop.clone()).unwrap();
+        let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
+        views.open(&node, &pods).await.unwrap();
+        let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3").await);
+        let object = ObjectKey { plural: "pods".into(), namespace: Some("n".into()), name: "p".into() };
+
+        let claim = offline.journal().claim(&object).await;
+        let patching = tokio::spawn({
+            let (offline, node) = (offline.clone(), node.clone());
+            async move {
+                let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
+                    .header("content-type", "application/merge-patch+json")
+                    .body(());
+                let parts = request.unwrap().into_parts().0;
+                let body = Bytes::from_static(b"{\"status\":{\"phase\":\"Running\"}}");
+                let class = Class::of(&parts);
+                offline.answer(&node, &class, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!patching.is_finished() && !offline.journal().has(&object), "not while it is replayed");
+        drop(claim);
+        patching.await.unwrap().unwrap();
+        assert!(offline.journal().has(&object));
+
+        // And not the other way round: journal and local version belong together.
+        let client = NodeClient::new(upstream);
+        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles: HashMap::new() };
+        let claim = offline.journal().claim(&object).await;
+        assert!(rebase.object(&object, None).await.is_some(), "it comes again");
+        assert!(offline.journal().has(&object) && rebase.troubles.is_empty());
+        drop(claim);
+        stop.cancel();
     }
 }
