@@ -80,6 +80,23 @@ impl Filters {
     }
 }
 
+impl Filters {
+    /// The filter for what kubelet reads without a view, a list (no name) or one object: nothing when what may touch
+    /// the answer depends on the link.
+    pub fn for_forwarded(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: Option<&str>,
+    ) -> Option<Filter> {
+        let filter = self.for_kubelet(resource, false)?;
+        let (own_namespace, own_name) = filter.object_name()?;
+        let touches = namespace.is_none_or(|namespace| namespace == own_namespace)
+            && name.is_none_or(|name| name == own_name);
+        touches.then_some(filter)
+    }
+}
+
 /// Whether kubelet's view of this collection is kept in JSON: the hub changes objects of it, or filters them.
 pub fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, field_selector: &str) -> bool {
     resource.group.is_empty()
@@ -218,13 +235,18 @@ impl Filter {
         changed.then(|| serde_json::value::to_raw_value(&object)).transpose()
     }
 
+    /// Namespace and name of the one object that it touches.
+    fn object_name(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::HubAsService => Some(("default", "kubernetes")),
+            Self::HubForKubeProxy => Some(("kube-system", "kube-proxy")),
+            Self::PullIfNotPresent => None,
+        }
+    }
+
     /// A look at the object's name, without building the object.
     fn concerns(self, text: &str) -> Result<bool, serde_json::Error> {
-        let named = match self {
-            Self::HubAsService => ("default", "kubernetes"),
-            Self::HubForKubeProxy => ("kube-system", "kube-proxy"),
-            Self::PullIfNotPresent => return Ok(text.contains("\"Always\"")),
-        };
+        let Some(named) = self.object_name() else { return Ok(text.contains("\"Always\"")) };
         let probe: Probe<'_> = serde_json::from_str(text)?;
         Ok(probe.metadata.is_some_and(|meta| (&*meta.namespace, &*meta.name) == named))
     }
@@ -403,6 +425,27 @@ mod tests {
         }
         let other = Resource::new("apps", "v1", "services");
         assert_eq!(Filters::new("v1.36.3").for_kubelet(&other, true), None);
+    }
+
+    #[test]
+    fn only_what_may_hold_the_object_is_filtered_on_its_way() {
+        let filters = Filters::new("v1.36.3");
+        let table = [
+            ("services", None, None, true),
+            ("services", Some("default"), None, true),
+            ("services", Some("default"), Some("kubernetes"), true),
+            ("services", Some("default"), Some("web"), false),
+            ("services", Some("shop"), None, false),
+            ("configmaps", None, None, true),
+            ("configmaps", Some("kube-system"), Some("kube-proxy"), true),
+            ("configmaps", Some("shop"), Some("kube-proxy"), false),
+            ("pods", None, None, false),
+            ("secrets", None, None, false),
+        ];
+        for (plural, namespace, name, expected) in table {
+            let filter = filters.for_forwarded(&core(plural), namespace, name);
+            assert_eq!(filter.is_some(), expected, "{plural} {namespace:?} {name:?}");
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ use crate::wire::{Encoding, Resource, WireError};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
-use remember::{Bounds, Key, Remembered};
+use remember::{Bounds, Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
 const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
@@ -170,7 +170,7 @@ impl Offline {
                 Row::Token => self.token(target, class, parts, body),
                 Row::Unchanged => self.unchanged(permit, class, target, parts, body),
                 Row::List => self
-                    .recall(&self.answers, permit.identity().as_str(), class, parts)?
+                    .recall(&self.answers, Owner::of(permit), class, parts)?
                     .ok_or_else(|| never_cached(&describe(target))),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
                     "{} {} needs the API server",
@@ -179,8 +179,9 @@ impl Offline {
                 ))),
             },
             (Target::NonResource { path }, Row::Discovery) => {
-                let answer =
-                    self.recall(&self.discovery, "", class, parts)?.ok_or_else(|| never_cached(path))?;
+                let answer = self
+                    .recall(&self.discovery, Owner::Everybody, class, parts)?
+                    .ok_or_else(|| never_cached(path))?;
                 let known = parts.headers.get(IF_NONE_MATCH).and_then(|etag| etag.to_str().ok());
                 if known.is_some() && known == answer.etag.as_deref() {
                     return Ok(Answer { code: StatusCode::NOT_MODIFIED, body: Bytes::new(), ..answer });
@@ -221,7 +222,7 @@ impl Offline {
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => {}
         }
-        self.recall(&self.answers, permit.identity().as_str(), class, parts)?
+        self.recall(&self.answers, Owner::of(permit), class, parts)?
             .ok_or_else(|| never_cached(&describe(target)))
     }
 
@@ -241,14 +242,16 @@ impl Offline {
         if !class.accept.accepts(Encoding::Json.content_type()) {
             return Err(OfflineError::Unavailable("status patches are answered in JSON alone".into()));
         }
+        let object = ObjectKey {
+            plural: target.resource.plural.clone(),
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+        };
+        // Journal and local version come and go together: a replay in between would leave the local version behind.
+        let _claim = self.journal.claim(&object).await;
         let stored = self.json(permit, &target.resource, namespace, name, target)?;
         let patched = patch::apply_to_status(&stored, patch_type, body, schema)?;
         if patched != stored {
-            let object = ObjectKey {
-                plural: target.resource.plural.clone(),
-                namespace: namespace.map(str::to_owned),
-                name: name.to_owned(),
-            };
             let text = std::str::from_utf8(body)
                 .map_err(|error| OfflineError::Damaged(format!("the patch is not UTF-8: {error}")))?;
             // First on the disk, then visible: what a watcher has seen is never lost.
@@ -351,19 +354,19 @@ impl Offline {
     fn recall(
         &self,
         memory: &Remembered,
-        identity: &str,
+        owner: Owner<'_>,
         class: &Class,
         parts: &Parts,
     ) -> Result<Option<Answer>, OfflineError> {
         let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
-        let answer = memory.recall(&key(identity, class, parts))?;
+        let answer = memory.recall(&key(owner, class, parts))?;
         Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
     }
 }
 
-fn key(identity: &str, class: &Class, parts: &Parts) -> Key {
+fn key(owner: Owner<'_>, class: &Class, parts: &Parts) -> Key {
     let query = class.query.canonical(&IGNORED_PARAMETERS);
-    Key::new(identity, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
+    Key::new(owner, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
 }
 
 fn parse_token_request(

@@ -45,6 +45,9 @@ const BEARER_AGAIN: Duration = Duration::from_secs(600);
 /// The first times after a 403 to the node: just after its start the API server does not know yet which pods the node
 /// has, and refuses what they refer to.
 const FORBIDDEN_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
+/// And a refusal of the node is believed when it has lasted that long: a link that goes down in those seconds must not
+/// cost the node its pods.
+const FORBIDDEN_FOR: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
 /// Changes that go into one transaction.
 const GROUP: usize = 256;
 /// Bytes of watch events that are collected before they are stored.
@@ -62,8 +65,9 @@ pub(crate) struct Reflector {
     pub(crate) credential: watch::Receiver<Credential>,
     /// What is stored of the view cannot be read: its next list replaces everything.
     pub(crate) rebuild: bool,
-    /// 403s in a row.
+    /// 403s in a row, and when the first of them came.
     pub(crate) refusals: usize,
+    pub(crate) refused_since: Option<Instant>,
 }
 
 impl Reflector {
@@ -88,7 +92,7 @@ impl Reflector {
             };
             match outcome {
                 Outcome::Forbidden => self.mark_refused().await,
-                Outcome::Listed | Outcome::Ended => self.refusals = 0,
+                Outcome::Listed | Outcome::Ended => (self.refusals, self.refused_since) = (0, None),
                 _ => {}
             }
         }
@@ -156,9 +160,10 @@ impl Reflector {
         if let Some(error) = &error {
             tracing::debug!(%error, ?outcome, view = %self.view.name(), "upstream");
         }
+        let believed = self.believes_refusal();
         self.view.status.send_modify(|status| {
             status.live = false;
-            if outcome == Outcome::Forbidden {
+            if outcome == Outcome::Forbidden && believed {
                 (status.complete, status.refused) = (false, true);
             }
             if error.is_some() {
@@ -171,9 +176,20 @@ impl Reflector {
         outcome
     }
 
+    /// Whether a 403 now would be the API server's considered word.
+    fn believes_refusal(&self) -> bool {
+        let node = matches!(*self.credential.borrow(), Credential::Node);
+        !node || self.refused_since.is_some_and(|since| since.elapsed() >= FORBIDDEN_FOR)
+    }
+
     /// The mark outlives the process: what the identity may not read is not read to it after a restart either.
     async fn mark_refused(&mut self) {
+        let believed = self.believes_refusal();
         self.refusals += 1;
+        self.refused_since.get_or_insert_with(Instant::now);
+        if !believed {
+            return;
+        }
         let id = self.view.id;
         let marked = self
             .view

@@ -14,9 +14,10 @@ pub(crate) use keeper::jitter;
 mod pool;
 mod tls;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -25,11 +26,12 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::Credential;
+use crate::identity::{Credential, Identity};
 use crate::link::Link;
+use crate::request::authorise::Permit;
 use pool::{Class, Pool};
 use tls::Kind;
 
@@ -78,12 +80,19 @@ pub(crate) enum Traffic {
     Views,
 }
 
+/// Forwarded requests that anybody but kubelet may have under way: a quarter of what there is for bearer tokens.
+/// kubelet has connections of its own.
+pub(crate) const SHARE: usize = pool::REQUESTS / 4;
+/// Identities whose requests are counted before those without any are forgotten.
+const COUNTED: usize = 256;
+
 /// Connections to the API servers. Cheap to clone.
 #[derive(Clone)]
 pub struct Upstream {
     pool: Arc<Pool>,
     link: Link,
     traffic: Traffic,
+    shares: Arc<Mutex<HashMap<Identity, Arc<Semaphore>>>>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -101,7 +110,30 @@ impl Upstream {
     pub fn start(config: &UpstreamConfig, stop: CancellationToken) -> Result<(Self, Link), UpstreamError> {
         let pool = Arc::new(Pool::new(config, stop.clone())?);
         let link = keeper::start(Arc::clone(&pool), stop);
-        Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests }, link))
+        let shares = Arc::default();
+        Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
+    }
+
+    /// A place among the requests of the caller's identity; nothing is counted for kubelet.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Busy`].
+    pub(crate) fn share(&self, permit: &Permit) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
+        if permit.is_node() {
+            return Ok(None);
+        }
+        let share = {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            if shares.len() >= COUNTED {
+                shares.retain(|_, share| share.available_permits() < SHARE);
+            }
+            let share = shares.entry(permit.identity().clone());
+            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(SHARE))))
+        };
+        let busy =
+            |_| UpstreamError::Busy(format!("{SHARE} requests of {} are under way", permit.identity()));
+        share.try_acquire_owned().map(Some).map_err(busy)
     }
 
     /// The same servers, on the connections of views.
@@ -133,7 +165,11 @@ impl Upstream {
             *request.uri_mut() = absolute(lease.authority(), path.clone())?;
             match lease.sender.try_send_request(request).await {
                 Ok(response) => {
-                    return Ok(response.map(|inner| ResponseBody { inner, _stream: lease.stream }));
+                    return Ok(response.map(|inner| ResponseBody {
+                        inner,
+                        _stream: lease.stream,
+                        _share: None,
+                    }));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => {
@@ -221,6 +257,14 @@ fn absolute(authority: &Authority, path: Option<PathAndQuery>) -> Result<Uri, Up
 pub struct ResponseBody {
     inner: Incoming,
     _stream: OwnedSemaphorePermit,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl ResponseBody {
+    /// Holds a place among an identity's requests, too.
+    pub(crate) fn holding(self, share: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _share: share, ..self }
+    }
 }
 
 impl Body for ResponseBody {

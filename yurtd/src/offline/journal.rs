@@ -15,8 +15,13 @@
 //! then marked, its patches are dropped, and after reconnection it is brought up to date by kubelet alone, which
 //! compares the API server's version with its own state and patches again. The replay makes that faster; it is
 //! not what makes it right.
+//!
+//! # Claims
+//!
+//! One at a time works on an object: the request that changes it offline (journal and local version belong together),
+//! the replay, a newer patch on its way upstream. Whoever does holds its [`Claim`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +34,7 @@ use crate::store::{Bucket, Store, StoreError};
 const MAX_PATCHES: usize = 64;
 
 /// One object with patches in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// `pods` or `nodes`.
     pub plural: String,
@@ -100,6 +105,21 @@ pub struct Journal {
     store: Store,
     index: Mutex<Index>,
     pending: watch::Sender<usize>,
+    claimed: watch::Sender<HashSet<ObjectKey>>,
+}
+
+/// While it is held nobody else works on the object.
+pub struct Claim<'j> {
+    journal: &'j Journal,
+    object: ObjectKey,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.journal.claimed.send_modify(|claimed| {
+            claimed.remove(&self.object);
+        });
+    }
 }
 
 impl Journal {
@@ -127,7 +147,7 @@ impl Journal {
             }
         }
         let pending = watch::Sender::new(index.objects.len());
-        Self { store, index: Mutex::new(index), pending }
+        Self { store, index: Mutex::new(index), pending, claimed: watch::Sender::new(HashSet::new()) }
     }
 
     /// Adds a patch; it is on the disk when this returns.
@@ -224,14 +244,29 @@ impl Journal {
         self.pending.subscribe()
     }
 
-    /// Waits until the object has nothing to replay: a newer patch of it must not go upstream before the older ones.
-    pub async fn settled(&self, object: &ObjectKey) {
-        let mut pending = self.pending.subscribe();
-        while self.has(object) {
-            if pending.changed().await.is_err() {
-                return;
+    /// Claims the object if nobody else has.
+    pub fn try_claim(&self, object: &ObjectKey) -> Option<Claim<'_>> {
+        let free = self.claimed.send_if_modified(|claimed| claimed.insert(object.clone()));
+        free.then(|| Claim { journal: self, object: object.clone() })
+    }
+
+    /// Claims the object as soon as nobody else has.
+    pub async fn claim(&self, object: &ObjectKey) -> Claim<'_> {
+        let mut claimed = self.claimed.subscribe();
+        loop {
+            if let Some(claim) = self.try_claim(object) {
+                return claim;
             }
+            // The sender is ours: this cannot fail.
+            let _ = claimed.wait_for(|claimed| !claimed.contains(object)).await;
         }
+    }
+
+    /// Everything that an object has in the journal, without reading it.
+    pub fn replay_keys(&self, object: &ObjectKey) -> Replay {
+        let index = self.index();
+        let sequences = index.objects.get(object).map(|pending| pending.sequences.clone());
+        Replay { entries: Vec::new(), sequences: sequences.unwrap_or_default() }
     }
 
     fn index(&self) -> std::sync::MutexGuard<'_, Index> {
@@ -300,23 +335,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newer_patch_waits_until_its_object_is_settled() {
+    async fn one_at_a_time_works_on_an_object() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
         let journal = std::sync::Arc::new(Journal::open(store));
-        journal.settled(&pod("a")).await;
-        for name in ["a", "b"] {
-            journal.append(&pod(name), PatchType::Merge, "{}").await.unwrap();
-        }
+        let (a, b) = (journal.claim(&pod("a")).await, journal.try_claim(&pod("b")));
+        assert!(b.is_some() && journal.try_claim(&pod("a")).is_none());
         let waiting = tokio::spawn({
             let journal = journal.clone();
-            async move { journal.settled(&pod("a")).await }
+            async move { drop(journal.claim(&pod("a")).await) }
         });
-        forget(&journal, "b").await;
+        drop(b);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        forget(&journal, "a").await;
+        drop(a);
         waiting.await.unwrap();
+        assert!(journal.try_claim(&pod("a")).is_some());
     }
 
     #[test]

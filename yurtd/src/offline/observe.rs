@@ -1,12 +1,13 @@
 //! While the link is up: what of the answers that pass through is kept for the time without one.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
-use super::remember::Key;
+use super::remember::{Key, Owner};
 use super::row::Row;
 use super::{Answer, Offline, key, parse_token_request, prewarm, token_request};
 use crate::identity::{BearerToken, Caller, Credential, Identity};
@@ -56,11 +57,13 @@ impl Offline {
                 match self.views.lookup(permit, &target.resource, namespace, name, &accept) {
                     // A view knows it, and will know it better.
                     Lookup::Found { .. } => return None,
-                    _ => What::Answer(key(permit.identity().as_str(), class, parts)),
+                    _ => What::Answer(key(Owner::of(permit), class, parts)),
                 }
             }
-            (Target::Resource(_), Row::List) => What::Answer(key(permit.identity().as_str(), class, parts)),
-            (Target::NonResource { .. }, Row::Discovery) => What::Discovery(key("", class, parts)),
+            (Target::Resource(_), Row::List) => What::Answer(key(Owner::of(permit), class, parts)),
+            (Target::NonResource { .. }, Row::Discovery) => {
+                What::Discovery(key(Owner::Everybody, class, parts))
+            }
             _ => return None,
         };
         Some(Observer { offline: self.clone(), tokens: tokens.clone(), what })
@@ -75,6 +78,14 @@ impl Offline {
                 }
             }
             Err(error) => tracing::warn!(%error, "stored tokens cannot be read; nothing is prewarmed"),
+        }
+    }
+
+    /// Forgets the tokens of pods that are gone.
+    async fn purge_tokens(&self) {
+        let Some(pods) = self.views.live_pods() else { return };
+        if let Err(error) = self.replies.purge(&pods.uids, Instant::now()).await {
+            tracing::warn!(%error, "tokens of pods that are gone could not be forgotten");
         }
     }
 
@@ -139,7 +150,9 @@ impl Observer {
             },
             What::Token(request) => {
                 let Some(answer) = answer.decompressed("", MAX_SMALL) else { return };
-                match self.offline.replies.keep(&request, &answer).await {
+                let kept = self.offline.replies.keep(&request, &answer).await;
+                self.offline.purge_tokens().await;
+                match kept {
                     Ok(token) if request.is_for_api_server() => {
                         self.tokens.learn(&token, &request.user()).await;
                         self.offline.warm(&request, token);

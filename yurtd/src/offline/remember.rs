@@ -3,7 +3,9 @@
 //!
 //! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), path, canonical
 //! query, `Accept`. An answer that has not changed is not written again. The memory is bounded; the answers that
-//! were written longest ago go first.
+//! were seen longest ago go first. A quarter is kubelet's alone, and nobody else has more than a quarter: a client that
+//! asks for ten thousand different things forgets its own answers and nobody else's. When an answer was seen last is
+//! known in memory alone; after a restart all are equally old.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
+use crate::request::authorise::Permit;
 use crate::store::{Bucket, Store, StoreError};
 
 /// Bounds of one memory.
@@ -42,19 +45,52 @@ struct Index {
 struct Entry {
     size: usize,
     digest: [u8; 32],
-    written: u64,
+    seen: u64,
 }
+
+/// Whose answer it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner<'i> {
+    /// kubelet.
+    Node(&'i str),
+    /// Somebody else, by user name.
+    Other(&'i str),
+    /// Every authenticated user may read it.
+    Everybody,
+}
+
+impl<'i> Owner<'i> {
+    /// The caller.
+    pub fn of(permit: &'i Permit) -> Self {
+        let identity = permit.identity().as_str();
+        if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
+    }
+}
+
+/// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
+const OWNER: usize = 9;
+/// The whole key: the owner, a digest of everything.
+const KEY: usize = OWNER + 32;
+const OTHER: u8 = 1;
 
 /// Under which key an answer is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key(Vec<u8>);
 
 impl Key {
-    /// `identity` is empty for what every authenticated user may read.
-    pub fn new(identity: &str, path: &str, canonical_query: &str, accept: &str) -> Self {
+    /// The answer's key.
+    pub fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
+        let (kind, identity) = match owner {
+            Owner::Node(identity) => (0, identity),
+            Owner::Other(identity) => (OTHER, identity),
+            Owner::Everybody => (2, ""),
+        };
         let text = [identity, path, canonical_query, accept].join("\0");
-        // LMDB keys are short; the digest keeps them so, and distinct.
-        Self(Sha256::digest(text.as_bytes()).to_vec())
+        // LMDB keys are short; digests keep them so, and distinct.
+        let mut key = vec![kind];
+        key.extend_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        key.extend_from_slice(&Sha256::digest(text.as_bytes()));
+        Self(key)
     }
 }
 
@@ -71,7 +107,8 @@ impl Remembered {
             });
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
-            for (key, value) in page {
+            // Keys of another length are an older release's, and nobody will ask for them.
+            for (key, value) in page.into_iter().filter(|(key, _)| key.len() == KEY) {
                 index.insert(key, &value);
             }
         }
@@ -132,6 +169,7 @@ impl Remembered {
     ///
     /// When the store cannot be read.
     pub fn recall(&self, key: &Key) -> Result<Option<Answer>, StoreError> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).see(&key.0);
         Ok(self.store.get(self.bucket, &key.0)?.and_then(|value| Answer::from_bytes(&value)))
     }
 }
@@ -141,13 +179,21 @@ impl Index {
     fn insert(&mut self, key: Vec<u8>, value: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(value).into();
         if self.entries.get(&key).is_some_and(|entry| entry.digest == digest) {
+            self.see(&key);
             return false;
         }
         self.remove(&key);
         self.clock += 1;
         self.total += value.len();
-        self.entries.insert(key, Entry { size: value.len(), digest, written: self.clock });
+        self.entries.insert(key, Entry { size: value.len(), digest, seen: self.clock });
         true
+    }
+
+    fn see(&mut self, key: &[u8]) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            self.clock += 1;
+            entry.seen = self.clock;
+        }
     }
 
     fn remove(&mut self, key: &[u8]) {
@@ -156,16 +202,67 @@ impl Index {
         }
     }
 
-    /// Takes out what was written longest ago until the bounds hold; never the newest.
+    /// Takes out what was seen longest ago until the bounds hold; never the newest.
     fn evict(&mut self, bounds: &Bounds) -> Vec<Vec<u8>> {
         let mut evicted = Vec::new();
-        while self.entries.len() > 1 && (self.total > bounds.total || self.entries.len() > bounds.count) {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.written);
-            let Some(key) = oldest.map(|(key, _)| key.clone()) else { break };
+        while self.entries.len() > 1 {
+            let Some(key) = self.victim(bounds) else { break };
             self.remove(&key);
             evicted.push(key);
         }
         evicted
+    }
+
+    /// What has to go next: of the owner with more than its share, or else of those without a claim to theirs.
+    fn victim(&self, bounds: &Bounds) -> Option<Vec<u8>> {
+        let newest = self.entries.iter().max_by_key(|(_, entry)| entry.seen)?.0;
+        let quarter = Usage { count: bounds.count.div_ceil(4), size: bounds.total / 4 };
+        let whole = Usage { count: bounds.count, size: bounds.total };
+        let mut owners: HashMap<&[u8], Usage> = HashMap::new();
+        for (key, entry) in &self.entries {
+            owners.entry(&key[..OWNER]).or_default().add(entry);
+        }
+        let others = owners.iter().filter(|(owner, _)| owner[0] == OTHER);
+        let all = owners.values().fold(Usage::default(), |all, usage| all.and(usage));
+        let all_others = others.clone().fold(Usage::default(), |all, (_, usage)| all.and(usage));
+        let greedy = others.clone().find(|(_, usage)| usage.exceeds(&quarter)).map(|(owner, _)| *owner);
+        // Three quarters together.
+        let three = Usage { count: bounds.count - quarter.count, size: bounds.total - quarter.size };
+        let may_go = |key: &[u8]| match greedy {
+            Some(owner) => key.starts_with(owner),
+            None if all_others.exceeds(&three) => key[0] == OTHER,
+            // Shares within the reserve stay.
+            None => key[0] == OTHER || owners[&key[..OWNER]].exceeds(&quarter),
+        };
+        if greedy.is_none() && !all_others.exceeds(&three) && !all.exceeds(&whole) {
+            return None;
+        }
+        self.entries
+            .iter()
+            .filter(|(key, _)| *key != newest && may_go(key))
+            .min_by_key(|(_, entry)| entry.seen)
+            .map(|(key, _)| key.clone())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Usage {
+    count: usize,
+    size: usize,
+}
+
+impl Usage {
+    fn add(&mut self, entry: &Entry) {
+        self.count += 1;
+        self.size += entry.size;
+    }
+
+    fn and(self, other: &Self) -> Self {
+        Self { count: self.count + other.count, size: self.size + other.size }
+    }
+
+    fn exceeds(&self, bound: &Self) -> bool {
+        self.count > bound.count || self.size > bound.size
     }
 }
 
@@ -173,22 +270,53 @@ impl Index {
 mod tests {
     use super::*;
 
+    fn key(owner: Owner<'_>, path: &str) -> Vec<u8> {
+        Key::new(owner, path, "", "").0
+    }
+
     #[test]
-    fn the_index_stays_within_its_bounds_and_drops_the_oldest() {
-        let bounds = Bounds { answer: 100, total: 250, count: 3 };
+    fn the_index_stays_within_its_bounds_and_drops_what_was_seen_longest_ago() {
+        let bounds = Bounds { answer: 100, total: 250, count: 100 };
+        let node = |path: &str| key(Owner::Node("node"), path);
         let mut index = Index::default();
-        assert!(index.insert(vec![1], &[1; 100]));
-        assert!(!index.insert(vec![1], &[1; 100]), "unchanged");
-        assert!(index.insert(vec![2], &[2; 100]));
-        assert!(index.insert(vec![1], &[3; 90]), "changed, and so the newest");
+        assert!(index.insert(node("1"), &[1; 100]));
+        assert!(index.insert(node("2"), &[2; 100]));
+        assert!(!index.insert(node("1"), &[1; 100]), "unchanged, but seen again");
         assert!(index.evict(&bounds).is_empty());
-        assert!(index.insert(vec![3], &[3; 100]));
-        assert_eq!(index.evict(&bounds), [vec![2]]);
+        assert!(index.insert(node("3"), &[3; 90]));
+        assert_eq!(index.evict(&bounds), [node("2")]);
         assert_eq!(index.total, 190);
-        for key in 4..6 {
-            index.insert(vec![key], &[0; 1]);
+        index.see(&node("1"));
+        assert!(index.insert(node("4"), &[4; 100]));
+        assert_eq!(index.evict(&bounds), [node("3")]);
+    }
+
+    #[test]
+    fn nobody_drives_out_kubelets_answers_or_has_more_than_a_quarter() {
+        let bounds = Bounds { answer: 10, total: 10_000, count: 40 };
+        let mut index = Index::default();
+        let insert = |index: &mut Index, owner: Owner<'_>, count: usize| {
+            for number in 0..count {
+                index.insert(key(owner, &number.to_string()), b"x");
+                index.evict(&bounds);
+            }
+            let of = key(owner, "");
+            index.entries.keys().filter(|key| key[..OWNER] == of[..OWNER]).count()
+        };
+        let node = Owner::Node("node");
+        assert_eq!(insert(&mut index, node, 20), 20);
+        for other in ["a", "b", "c", "d", "e", "f"] {
+            assert_eq!(insert(&mut index, Owner::Other(other), 1000), 10);
+            assert!(index_of_others(&index) <= 30);
         }
-        assert_eq!(index.evict(&bounds), [vec![1]]);
+        assert!(insert(&mut index, node, 0) >= 10, "a quarter is kubelet's whatever others do");
+        let others = index_of_others(&index);
+        assert_eq!(insert(&mut index, node, 1000), 40 - index_of_others(&index));
+        assert!(index_of_others(&index) <= others);
+    }
+
+    fn index_of_others(index: &Index) -> usize {
+        index.entries.keys().filter(|key| key[0] == OTHER).count()
     }
 
     #[tokio::test]
@@ -200,7 +328,7 @@ mod tests {
         let answer = |text: &'static str| {
             Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(text.as_bytes()))
         };
-        let key = |path: &str| Key::new("system:node:edge", path, "", "");
+        let key = |path: &str| Key::new(Owner::Node("system:node:edge"), path, "", "");
         memory.keep(&key("/a"), &answer("1")).await.unwrap();
         let commits = store.stats().commits;
         memory.keep(&key("/a"), &answer("1")).await.unwrap();
@@ -220,7 +348,9 @@ mod tests {
 
     #[test]
     fn keys_of_two_identities_never_meet() {
-        assert_ne!(Key::new("a", "/b", "", ""), Key::new("", "a/b", "", ""));
-        assert_ne!(Key::new("a", "/b", "x=1", "j"), Key::new("a", "/b", "x=1", "p"));
+        let (node, other) = (Owner::Node("a"), Owner::Other("a"));
+        assert_ne!(Key::new(node, "/b", "", ""), Key::new(Owner::Everybody, "a/b", "", ""));
+        assert_ne!(Key::new(node, "/b", "", ""), Key::new(other, "/b", "", ""));
+        assert_ne!(Key::new(node, "/b", "x=1", "j"), Key::new(node, "/b", "x=1", "p"));
     }
 }

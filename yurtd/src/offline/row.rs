@@ -45,6 +45,10 @@ pub fn row(class: &Class, method: &Method, is_node: bool, node_name: &str) -> Ro
                 // Long-running ones (log, proxy) are never remembered; of the others status is the one that is read.
                 (Verb::Get, None) => Row::Object,
                 (Verb::Get, Some(subresource)) if subresource == "status" => Row::Object,
+                // A page behind the first is worth nothing alone, and never asked for again.
+                (Verb::List, None) if class.query.get("continue").is_some_and(|token| !token.is_empty()) => {
+                    Row::None
+                }
                 (Verb::List, None) if target.resource.plural != "events" => Row::List,
                 _ => Row::None,
             },
@@ -131,6 +135,8 @@ mod tests {
             ("GET", "/api/v1/namespaces/d/pods/p/log", Row::None),
             ("GET", "/api/v1/namespaces/d/events", Row::None),
             ("GET", "/api/v1/persistentvolumes", Row::List),
+            ("GET", "/api/v1/persistentvolumes?limit=500&continue=", Row::List),
+            ("GET", "/api/v1/persistentvolumes?limit=500&continue=abc", Row::None),
         ];
         for (method, uri, expected) in table {
             assert_eq!(find(method, uri, true), expected, "{method} {uri}");

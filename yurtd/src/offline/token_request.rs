@@ -7,8 +7,13 @@
 //! back after an hour. Never is a token made up.
 //!
 //! The store seals the replies: they would otherwise leave the tmpfs that kubelet keeps them in.
+//!
+//! What is kept is bounded whenever a reply is kept: those that have expired go, those of pods that are gone
+//! ([`Replies::purge`]), then those that expire first.
 
-use std::time::SystemTime;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -23,6 +28,10 @@ use crate::wire::{WireError, proto};
 
 /// Replies kept at most.
 const MAX_REPLIES: usize = 1024;
+/// A reply younger than this is kept whether or not its pod is known: kubelet may have heard of the pod first.
+const GRACE: Duration = Duration::from_secs(600);
+/// Replies read from the store at a time.
+const PAGE: usize = 32;
 /// Bound of a reply.
 const MAX_REPLY: usize = 64 << 10;
 
@@ -197,12 +206,54 @@ struct Head {
 /// The replies that are kept.
 pub struct Replies {
     store: Store,
+    index: Mutex<HashMap<Vec<u8>, Kept>>,
+}
+
+/// What decides how long a reply is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    /// The JWT's `exp`.
+    expires: i64,
+    /// UID of the pod it is bound to.
+    pod: Option<String>,
+    /// When it was kept, or found at the start.
+    since: Instant,
+}
+
+impl Kept {
+    fn of(request: &Request, expires: i64) -> Self {
+        let bound = request.bound_object.as_ref().filter(|bound| bound.kind == "Pod");
+        Self { expires, pod: bound.map(|bound| bound.uid.clone()), since: Instant::now() }
+    }
+}
+
+/// Takes out what is not worth keeping: what has expired, then what expires first beyond `limit`; never `newest`.
+fn excess(
+    index: &mut HashMap<Vec<u8>, Kept>,
+    newest: Option<&[u8]>,
+    limit: usize,
+    now: SystemTime,
+) -> Vec<Vec<u8>> {
+    let mut gone: Vec<_> =
+        index.iter().filter(|(_, kept)| has_expired(kept.expires, now)).map(|(key, _)| key.clone()).collect();
+    let over = (index.len() - gone.len()).saturating_sub(limit);
+    if over > 0 {
+        let mut good: Vec<_> = index
+            .iter()
+            .filter(|(key, kept)| !has_expired(kept.expires, now) && newest != Some(key))
+            .map(|(key, kept)| (kept.expires, key.clone()))
+            .collect();
+        good.sort();
+        gone.extend(good.into_iter().take(over).map(|(_, key)| key));
+    }
+    gone.iter().for_each(|key| drop(index.remove(key)));
+    gone
 }
 
 impl Replies {
     /// Opens the replies and forgets those that have expired.
     pub async fn open(store: Store) -> Self {
-        let this = Self { store };
+        let this = Self { store, index: Mutex::default() };
         if let Err(error) = this.tidy().await {
             tracing::error!(%error, "the stored replies to TokenRequests cannot be tidied up");
         }
@@ -210,23 +261,49 @@ impl Replies {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        let now = SystemTime::now();
-        let mut forget = Vec::new();
-        let mut all = self.scan()?;
-        all.retain(|(key, head, _)| {
-            let expired = has_expired(head.expires, now);
-            if expired {
-                forget.push(key.clone());
+        let mut unreadable = Vec::new();
+        self.each(|key, reply| match reply {
+            Some((head, _)) => {
+                let kept = Kept::of(&head.request, head.expires);
+                self.index().insert(key, kept);
             }
-            !expired
-        });
-        // What expires first goes first.
-        all.sort_by_key(|(_, head, _)| std::cmp::Reverse(head.expires));
-        forget.extend(all.into_iter().skip(MAX_REPLIES).map(|(key, ..)| key));
-        if !forget.is_empty() {
-            self.store.delete(Bucket::Tokens, &forget).await?;
+            None => unreadable.push(key),
+        })?;
+        let mut forget = excess(&mut self.index(), None, MAX_REPLIES, SystemTime::now());
+        forget.append(&mut unreadable);
+        self.delete(&forget).await
+    }
+
+    /// Forgets the replies for pods that are not among these, but for the latest ones. The list must be complete and of
+    /// now.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; the replies are then forgotten at the next start.
+    pub async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
+        let gone: Vec<_> = {
+            let mut index = self.index();
+            let is_gone = |kept: &Kept| {
+                now.saturating_duration_since(kept.since) >= GRACE
+                    && kept.pod.as_ref().is_some_and(|pod| !pods.contains(pod))
+            };
+            let gone: Vec<_> =
+                index.iter().filter(|(_, kept)| is_gone(kept)).map(|(key, _)| key.clone()).collect();
+            gone.iter().for_each(|key| drop(index.remove(key)));
+            gone
+        };
+        self.delete(&gone).await
+    }
+
+    async fn delete(&self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
+        for keys in keys.chunks(PAGE * 4) {
+            self.store.delete(Bucket::Tokens, keys).await?;
         }
         Ok(())
+    }
+
+    fn index(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Kept>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a reply of the API server; returns the token in it.
@@ -242,7 +319,18 @@ impl Replies {
             let mut value = serde_json::to_vec(&Head { request: request.clone(), expires })?;
             value.push(b'\n');
             value.extend(answer.to_bytes());
-            self.store.put_durable(Bucket::Tokens, &request.key(), &value).await?;
+            let key = request.key();
+            let gone = {
+                let mut index = self.index();
+                index.insert(key.clone(), Kept::of(request, expires));
+                excess(&mut index, Some(&key), MAX_REPLIES, SystemTime::now())
+            };
+            let stored = self.store.put_durable(Bucket::Tokens, &key, &value).await;
+            if stored.is_err() {
+                self.index().remove(&key);
+            }
+            self.delete(&gone).await?;
+            stored?;
         }
         Ok(token)
     }
@@ -266,25 +354,38 @@ impl Replies {
     /// When the store cannot be read.
     pub fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
         let now = SystemTime::now();
-        let mut all = self.scan()?;
-        all.retain(|(_, head, _)| !has_expired(head.expires, now) && head.request.is_for_api_server());
-        all.sort_by_key(|(_, head, _)| (head.request.user(), std::cmp::Reverse(head.expires)));
-        all.dedup_by_key(|(_, head, _)| head.request.user());
-        Ok(all
-            .into_iter()
-            .filter_map(|(_, head, answer)| {
+        let mut best: HashMap<String, (i64, Request, Answer)> = HashMap::new();
+        self.each(|_, reply| {
+            let Some((head, answer)) = reply else { return };
+            if has_expired(head.expires, now) || !head.request.is_for_api_server() {
+                return;
+            }
+            let user = head.request.user();
+            if best.get(&user).is_none_or(|(expires, ..)| *expires < head.expires) {
+                best.insert(user, (head.expires, head.request, answer));
+            }
+        })?;
+        Ok(best
+            .into_values()
+            .filter_map(|(_, request, answer)| {
                 let token = token_in(is_protobuf(&answer.content_type), &answer.body).ok()?;
-                Some((head.request, token))
+                Some((request, token))
             })
             .collect())
     }
 
-    fn scan(&self) -> Result<Vec<(Vec<u8>, Head, Answer)>, StoreError> {
-        let all = self.store.scan(Bucket::Tokens, b"", None, MAX_REPLIES * 2)?;
-        Ok(all
-            .into_iter()
-            .filter_map(|(key, value)| split(&value).map(|(head, answer)| (key, head, answer)))
-            .collect())
+    /// Every stored reply, page by page; nothing for one that cannot be read.
+    fn each(&self, mut visit: impl FnMut(Vec<u8>, Option<(Head, Answer)>)) -> Result<(), StoreError> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.store.scan(Bucket::Tokens, b"", after.as_deref(), PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            page.into_iter().for_each(|(key, value)| {
+                let reply = split(&value);
+                visit(key, reply);
+            });
+        }
     }
 }
 
@@ -378,7 +479,11 @@ mod tests {
         let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
         let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
         replies.keep(&request("u-1"), &reply(now + 1000)).await.unwrap();
-        replies.keep(&request("u-2"), &reply(now - 1)).await.unwrap();
+        // One that expires while it lies there.
+        let (two, stale) = (request("u-2"), reply(now - 1));
+        let head = Head { request: two.clone(), expires: now - 1 };
+        let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), stale.to_bytes()].concat();
+        store.put(Bucket::Tokens, &two.key(), &value).await.unwrap();
         assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
         assert_eq!(replies.recall(&request("u-2")).unwrap(), None, "expired");
         assert_eq!(replies.recall(&request("u-3")).unwrap(), None, "another pod");
@@ -387,6 +492,68 @@ mod tests {
         assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 1);
         assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
         assert!(replies.tokens().unwrap().is_empty(), "its audience is not the API server");
+    }
+
+    #[tokio::test]
+    async fn replies_are_bounded_and_those_of_pods_that_are_gone_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let replies = Replies::open(store.clone()).await;
+        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        for (uid, expires) in [("u-1", now + 1000), ("u-2", now + 2000), ("u-3", now - 1)] {
+            replies.keep(&request(uid), &reply(expires)).await.unwrap();
+        }
+        let stored = || store.scan(Bucket::Tokens, b"", None, 10).unwrap().len();
+        replies.keep(&request("u-2"), &reply(now + 2000)).await.unwrap();
+        assert_eq!(stored(), 2, "what has expired is gone with the next one that is kept");
+        let pods = HashSet::from(["u-2".to_owned()]);
+        replies.purge(&pods, Instant::now()).await.unwrap();
+        assert_eq!(stored(), 2, "kubelet may know the pod before we do");
+        replies.purge(&pods, Instant::now() + GRACE).await.unwrap();
+        assert_eq!(stored(), 1);
+        assert!(replies.recall(&request("u-1")).unwrap().is_none());
+        assert!(replies.recall(&request("u-2")).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_store_full_of_old_replies_is_tidied_page_by_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        let request = Request::parse("shop", "web", true, &protobuf_request("u")).unwrap();
+        let values: Vec<_> = (0..MAX_REPLIES as i64 * 2 + 100)
+            .map(|number| {
+                // The good ones come last.
+                let expires = if number < MAX_REPLIES as i64 * 2 { now - 1 } else { now + number };
+                let head = Head { request: request.clone(), expires };
+                let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), reply(expires).to_bytes()];
+                let key = [&[Bucket::Tokens as u8][..], &number.to_be_bytes()].concat();
+                let value = store.sealer().seal(&key, &value.concat()).unwrap();
+                (key, value)
+            })
+            .collect();
+        store
+            .write(crate::store::Durability::Soon, move |tx| {
+                values.iter().try_for_each(|(key, value)| tx.put(crate::store::Table::Buckets, key, value))
+            })
+            .await
+            .unwrap();
+        Replies::open(store.clone()).await;
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10_000).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn what_expires_first_goes_first_and_the_newest_stays() {
+        let now = SystemTime::now();
+        let at = |seconds: i64| i64::try_from(unix_seconds(now)).unwrap() + seconds;
+        let kept = |expires| Kept { expires, pod: None, since: Instant::now() };
+        let mut index: HashMap<_, _> =
+            (1..=5).map(|number| (vec![number], kept(at(i64::from(number) * 100)))).collect();
+        let mut gone = excess(&mut index, Some(&[1]), 3, now);
+        gone.sort();
+        assert_eq!(gone, [vec![2], vec![3]]);
+        assert_eq!(index.len(), 3);
     }
 
     #[test]

@@ -5,21 +5,26 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 
 use super::respond::Failure;
 use super::{Body, BoxError, Hub};
+use crate::filter::FilterError;
 use crate::link::LinkState;
 use crate::offline::observe::Observer;
 use crate::request::authorise::Permit;
 use crate::upstream::{self, RequestBody, UpstreamError};
+
+/// Bound of an answer that the hub changes. A list of ten thousand Services in JSON is half of it.
+const MAX_FILTERED: usize = 48 << 20;
+const JSON: &[u8] = b"application/json";
 
 /// Sends a request upstream; returns when the head of the response is there, or as soon as the link is lost.
 pub async fn send(
@@ -32,9 +37,12 @@ pub async fn send(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = end_to_end(&parts.headers);
+    let share = hub.upstream.share(permit)?;
     let mut link = hub.link.subscribe();
     tokio::select! {
-        response = hub.upstream.send(permit.credential(), request) => response,
+        response = hub.upstream.send(permit.credential(), request) => {
+            Ok(response?.map(|body| body.holding(share)))
+        }
         // Whoever watches over the link knows better than this one request.
         _ = link.wait_for(|state| *state == LinkState::Offline) => {
             Err(UpstreamError::Broken("the link went down under the request".into()))
@@ -70,6 +78,31 @@ pub fn relay(
     relayed
 }
 
+/// The same for an answer that the hub changes: it has to be there as a whole. The observer gets it as it was.
+pub async fn relay_filtered(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+    observer: Option<Observer>,
+    filter: impl FnOnce(Bytes) -> Result<Bytes, FilterError>,
+) -> Result<Response<Body>, Failure> {
+    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(JSON));
+    let plain = response.headers().get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+    if response.status() != StatusCode::OK || !json || !plain {
+        return Ok(relay(hub, response, observer));
+    }
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, MAX_FILTERED).collect().await;
+    let body = body.map_err(|error| UpstreamError::Broken(error.to_string()))?.to_bytes();
+    let mut headers = end_to_end(&parts.headers);
+    if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {
+        hub.tasks.spawn(observer.seen(headers.clone(), body.clone()));
+    }
+    headers.remove(CONTENT_LENGTH);
+    let mut relayed = Response::new(super::respond::full(filter(body)?));
+    *relayed.headers_mut() = headers;
+    Ok(relayed)
+}
+
 /// Forwards an upgrade (exec, attach, port-forward in SPDY or WebSocket) and then copies both ways until one side ends.
 pub async fn upgrade(
     hub: &Hub,
@@ -83,6 +116,7 @@ pub async fn upgrade(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = upgrading(&parts.headers, protocol);
+    let share = hub.upstream.share(permit)?;
     let mut link = hub.link.subscribe();
     let mut response = tokio::select! {
         response = hub.upstream.upgrade(permit.credential(), request) => response?,
@@ -101,6 +135,7 @@ pub async fn upgrade(
     let server = hyper::upgrade::on(&mut response);
     let stop = hub.stop.clone();
     hub.tasks.spawn(async move {
+        let _share = share;
         let copy = async {
             let (client, server) = tokio::try_join!(client, server)?;
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));

@@ -4,19 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use super::respond::{self, Failure};
 use super::{Body, Hub, forward, read};
+use crate::filter::Filter;
 use crate::link::LinkState;
-use crate::offline::journal::ObjectKey;
-use crate::offline::{OfflineError, Row};
+use crate::offline::journal::{Claim, ObjectKey};
+use crate::offline::{Answer, OfflineError, Row};
+use crate::request::accept::Accept;
 use crate::request::authorise::{Permit, authorise};
+use crate::request::classify::Verb;
 use crate::request::{Class, Peer};
 use crate::upstream::{RequestBody, UpstreamError};
+use crate::wire::Encoding;
 
 /// Bound of a request body that the hub has to know; the API server takes no more either.
 const MAX_BODY: usize = 3 << 20;
@@ -38,9 +43,9 @@ pub async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) 
 async fn answer(
     hub: &Hub,
     peer: &Peer,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
-    class: Class,
+    mut class: Class,
 ) -> Result<Response<Body>, Failure> {
     let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
     let permit = authorise(caller);
@@ -53,23 +58,41 @@ async fn answer(
         return Ok(response);
     }
 
+    let filter = filter_of_forwarded(hub, &permit, &class, &parts.method);
+    if filter.is_some() {
+        // What the hub is to change it has to read.
+        parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        class.accept = Accept::from_headers(&parts.headers);
+    }
     let row = hub.offline.row(&class, &parts, &permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
     let mut state = *hub.link.subscribe().borrow();
     if state == LinkState::Unknown {
         // Just started. What is known without the API server need not wait for it.
         if let Ok(answer) = hub.offline.answer(&permit, &class, row, &parts, body.bytes()).await {
-            return Ok(respond::answer(answer));
+            return Ok(respond::answer(filtered(hub, &permit, &class, row, answer)?));
         }
         state = hub.link.settled(SETTLE).await;
     }
     if state != LinkState::Online {
         return offline(hub, &permit, &class, row, &parts, &body).await;
     }
-    if row == Row::PatchStatus {
-        before_newer_patch(hub, &class).await;
+    // One of the replay at the same time could overtake it.
+    let patched = if row == Row::PatchStatus { patched_object(hub, &class) } else { None };
+    let claim = match &patched {
+        Some(object) => claim(hub, object).await,
+        None => None,
+    };
+    let response = exchange(hub, &permit, &parts, &mut body).await;
+    if let (Some(object), Some(_), Ok(response)) = (&patched, &claim, &response)
+        && response.status().is_success()
+    {
+        hub.offline.superseded(&permit, object).await;
     }
-    match exchange(hub, &permit, &parts, &mut body).await {
+    // The patch may have to be answered without the API server, which claims the object, too.
+    drop(claim);
+    match response {
         Ok(response) => {
             let known = class.collection.as_ref().is_some_and(|list| read::is_known(hub, &permit, list));
             let tokens = hub.authenticator.tokens();
@@ -78,7 +101,14 @@ async fn answer(
             } else {
                 hub.offline.observer(tokens, &permit, &class, row, &parts, body.bytes())
             };
-            Ok(forward::relay(hub, response, observer))
+            match filter {
+                Some(filter) => {
+                    let filter =
+                        |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
+                    forward::relay_filtered(hub, response, observer, filter).await
+                }
+                None => Ok(forward::relay(hub, response, observer)),
+            }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
             match offline(hub, &permit, &class, row, &parts, &body).await {
@@ -123,24 +153,66 @@ async fn offline(
     {
         return Ok(response);
     }
-    Ok(respond::answer(hub.offline.answer(permit, class, row, parts, body.bytes()).await?))
+    let answer = hub.offline.answer(permit, class, row, parts, body.bytes()).await?;
+    Ok(respond::answer(filtered(hub, permit, class, row, answer)?))
 }
 
-/// Patches from the time without a link go upstream before a newer one of the same object.
-async fn before_newer_patch(hub: &Hub, class: &Class) {
-    let Some(target) = class.resource() else { return };
+/// The filter for a GET or list of kubelet's that the API server answers; nothing when kubelet would not take JSON.
+fn filter_of_forwarded(hub: &Hub, permit: &Permit, class: &Class, method: &Method) -> Option<Filter> {
+    let target = class.resource()?;
+    let read = *method == Method::GET
+        && matches!(target.verb, Verb::Get | Verb::List)
+        && target.subresource.is_none();
+    let filterable = permit.is_node()
+        && read
+        && !class.impersonates
+        && class.accept.view_encodings().contains(&Encoding::Json);
+    if !filterable {
+        return None;
+    }
+    hub.filters.for_forwarded(&target.resource, target.namespace.as_deref(), target.name.as_deref())
+}
+
+/// What kubelet is answered without the API server, changed like what it reads from views.
+fn filtered(hub: &Hub, permit: &Permit, class: &Class, row: Row, answer: Answer) -> Result<Answer, Failure> {
+    let Some(target) = class.resource() else { return Ok(answer) };
+    let json = answer.content_type.starts_with("application/json") && answer.content_encoding.is_none();
+    if !permit.is_node() || !json {
+        return Ok(answer);
+    }
+    let Some(filter) = hub.filters.for_kubelet(&target.resource, !hub.link.is_online()) else {
+        return Ok(answer);
+    };
+    let body = match row {
+        Row::Object => filter.single(answer.body)?,
+        Row::List => filter.list(answer.body)?,
+        _ => return Ok(answer),
+    };
+    Ok(Answer { body, ..answer })
+}
+
+/// The object of a status patch that has older ones in the journal.
+fn patched_object(hub: &Hub, class: &Class) -> Option<ObjectKey> {
+    let target = class.resource()?;
     let object = ObjectKey {
         plural: target.resource.plural.clone(),
         namespace: target.namespace.clone(),
         name: target.name.clone().unwrap_or_default(),
     };
-    if tokio::time::timeout(SETTLE, hub.offline.journal().settled(&object)).await.is_err() {
-        // kubelet compares and patches again: late is better than never.
+    hub.offline.journal().has(&object).then_some(object)
+}
+
+/// Waits while the object is being replayed right now, and keeps it from being replayed. Nothing if that takes too
+/// long: kubelet compares and patches again, late is better than never.
+async fn claim<'h>(hub: &'h Hub, object: &ObjectKey) -> Option<Claim<'h>> {
+    let claim = tokio::time::timeout(SETTLE, hub.offline.journal().claim(object)).await;
+    if claim.is_err() {
         tracing::warn!(
             path = object.status_path(),
             "a status patch overtakes those from the time without a link"
         );
     }
+    claim.ok()
 }
 
 /// The body of the client's request.

@@ -32,6 +32,7 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = (STREAMS as u32 + 1) * STREAM_WINDOW;
 /// Connections for forwarded requests, by credential: a thousand streams.
 const REQUEST_CONNECTIONS: usize = 10;
+pub(super) const REQUESTS: usize = REQUEST_CONNECTIONS * STREAMS;
 /// Connections for views, by credential: as many watches as there may be views.
 const VIEW_CONNECTIONS: usize = 20;
 /// For a TCP connection when a request waits for it.

@@ -25,7 +25,11 @@ use crate::wire::object::object_key;
 use crate::wire::{Encoding, Resource};
 
 /// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
-const MAX_VIEWS: usize = 2000;
+const MAX_VIEWS: usize = if cfg!(test) { 20 } else { 2000 };
+/// Views that are kubelet's alone, and that anybody else may have at most.
+const SHARE: usize = MAX_VIEWS / 4;
+/// A view that nobody has used for so long may make room for another. Longer than anybody waits for its first list.
+const MAKES_ROOM_AFTER: u64 = 60;
 /// For the first complete list, or for catching up.
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// A complete view that cannot catch up within this time is served as it is.
@@ -41,6 +45,48 @@ const SAVE_EVERY: u32 = 5;
 const FORGET_AFTER: u64 = 7 * 24 * 3600;
 /// The same when the store is full. What kubelet needs is in use all the time (`kept`).
 const FORGET_WHEN_FULL: u64 = 3600;
+
+/// Among whose views room has to be made for another one.
+enum Crowd {
+    /// This identity has its share.
+    Of(Identity),
+    /// Everybody but kubelet has what is not kubelet's.
+    Others(Identity),
+    /// There are too many altogether.
+    All,
+}
+
+impl Crowd {
+    /// Nothing while there is room for one more view of the caller.
+    fn of(views: &HashMap<Key, Arc<View>>, permit: &Permit, node: &Identity) -> Option<Self> {
+        let identity = permit.identity();
+        let own = views.keys().filter(|(owner, _)| owner == identity).count();
+        let others = views.keys().filter(|(owner, _)| owner != node).count();
+        if identity == node {
+            (views.len() >= MAX_VIEWS).then_some(Self::All)
+        } else if own >= SHARE {
+            Some(Self::Of(identity.clone()))
+        } else if others >= MAX_VIEWS - SHARE {
+            Some(Self::Others(node.clone()))
+        } else {
+            (views.len() >= MAX_VIEWS).then(|| Self::Others(node.clone()))
+        }
+    }
+
+    /// The view that was used longest ago; nothing if all are in use.
+    fn oldest(&self, views: &HashMap<Key, Arc<View>>, now: u64) -> Option<Key> {
+        let concerns = |owner: &Identity| match self {
+            Self::Of(identity) => owner == identity,
+            Self::Others(node) => owner != node,
+            Self::All => true,
+        };
+        views
+            .iter()
+            .filter(|((owner, _), view)| concerns(owner) && view.idle_at(now) >= MAKES_ROOM_AFTER)
+            .max_by_key(|(_, view)| view.idle_at(now))
+            .map(|(key, _)| key.clone())
+    }
+}
 
 /// All views of the node. Cheap to clone.
 #[derive(Clone)]
@@ -266,11 +312,15 @@ impl Views {
         if let Some(view) = views.get(&key) {
             return Some(Arc::clone(view));
         }
-        if views.len() >= MAX_VIEWS {
-            views.retain(|_, view| view.is_complete() || view.is_running());
-            if views.len() >= MAX_VIEWS {
-                tracing::warn!(views = views.len(), "too many views; requests are forwarded instead");
+        if let Some(crowd) = Crowd::of(&views, permit, self.inner.node.identity()) {
+            let now = super::now();
+            let Some(victim) = crowd.oldest(&views, now) else {
+                tracing::warn!(views = views.len(), identity = %key.0, "too many views; requests are forwarded instead");
                 return None;
+            };
+            if let Some(view) = views.remove(&victim) {
+                tracing::info!(view = %view.name(), "unused; it makes room for another view");
+                tokio::spawn(self.clone().discard(view));
             }
         }
         let id = ViewId(self.inner.next_id.fetch_add(1, Ordering::Relaxed));
@@ -307,6 +357,7 @@ impl Views {
             credential,
             rebuild: false,
             refusals: 0,
+            refused_since: None,
         };
         let stop = self.inner.stop.clone();
         *reflector = Some(tokio::spawn(async move {
@@ -430,6 +481,20 @@ impl Views {
             }
         }
         Ok(found)
+    }
+
+    /// Ends a view that is in the map no more.
+    async fn discard(self, view: Arc<View>) {
+        let reflector = view.reflector.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reflector) = reflector {
+            reflector.abort();
+            // Whatever it was about to write comes before what follows.
+            let _ = reflector.await;
+        }
+        view.status.send_modify(|status| status.live = false);
+        if let Err(error) = self.destroy(vec![view.id]).await {
+            tracing::warn!(%error, view = %view.name(), "what is stored of a view could not be removed");
+        }
     }
 
     async fn housekeep(&self) {

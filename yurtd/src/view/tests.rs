@@ -855,3 +855,75 @@ async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() 
     assert_eq!(api.lists(), lists + 1);
     assert!(matches!(lookup(&hub), Lookup::Found { .. }));
 }
+
+#[tokio::test]
+async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let selected = |number: usize| spec("pods", &format!("app={number}"), "", Encoding::Json);
+    let greedy = |number: usize| {
+        let credential = Credential::Bearer(BearerToken::new("t"));
+        let identity = Identity::new(&format!("greedy-{number}"));
+        Permit::for_test(Caller { identity, credential })
+    };
+    let count = |permit: &Permit| {
+        (0..40).filter(|number| hub.views.find(permit, &selected(*number)).is_some()).count()
+    };
+    let open = async |permit: &Permit, number| hub.views.open(permit, &selected(number)).await.map(drop);
+    // Twenty views here, a share is five.
+    for number in 0..5 {
+        open(&greedy(0), number).await.unwrap();
+    }
+    let full = open(&greedy(0), 5).await;
+    assert!(matches!(full, Err(ViewError::NotAView)), "all are in use: {full:?}");
+    let age = |permit: &Permit, number: usize, seconds: u64| {
+        let view = hub.views.find(permit, &selected(number)).unwrap();
+        view.used.store(now() - seconds, Ordering::Relaxed);
+        view
+    };
+    for number in 0..5 {
+        age(&greedy(0), number, 100 + number as u64);
+    }
+    let oldest = hub.views.find(&greedy(0), &selected(4)).unwrap();
+    open(&greedy(0), 5).await.unwrap();
+    assert_eq!(count(&greedy(0)), 5);
+    assert!(hub.views.find(&greedy(0), &selected(4)).is_none(), "the one that was used longest ago");
+    let gone = async {
+        let stored = || hub.store.read(|reader| Ok(reader.get(Table::Views, &oldest.id.prefix())?.is_some()));
+        while stored().unwrap() || oldest.is_live() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("with what is stored of it");
+    // Others take what is there but kubelet's share.
+    for (identity, number) in (1..=3).flat_map(|identity| (0..5).map(move |number| (identity, number))) {
+        let opened = open(&greedy(identity), number).await;
+        // Four of the first identity's are old: they make room.
+        assert_eq!(opened.is_ok(), identity < 3 || number < 4, "{identity} {number} {opened:?}");
+    }
+    assert_eq!((1..=3).map(|identity| count(&greedy(identity))).sum::<usize>() + count(&greedy(0)), 15);
+    for number in 0..5 {
+        open(&node(), number).await.unwrap();
+    }
+    assert_eq!(count(&node()), 5);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_node_is_believed_when_it_lasts() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let pods = pods(Encoding::Json);
+    let view = hub.views.open(&node(), &pods).await.unwrap();
+    // As an API server answers that has just started.
+    api.answer_with(Some(403));
+    api.cut_connections();
+    let mut status = view.status.subscribe();
+    let failed = status.wait_for(|status| status.failure.is_some());
+    drop(tokio::time::timeout(Duration::from_secs(10), failed).await.unwrap().unwrap());
+    assert!(hub.views.open(&node(), &pods).await.is_err(), "online it is the answer");
+    assert!(view.is_complete(), "and without a link the node has its pods");
+    // It goes on saying so.
+    let refused = status.wait_for(|status| status.refused);
+    drop(tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap().unwrap());
+    assert!(hub.views.find(&node(), &pods).is_none());
+}

@@ -53,6 +53,8 @@ struct State {
     tokens: HashMap<String, String>,
     requests: Vec<Seen>,
     csrs: HashMap<String, String>,
+    /// Paths whose PATCH is answered with 500.
+    failing: Vec<String>,
 }
 
 /// The server. Clones are the same.
@@ -148,6 +150,11 @@ impl Api {
 
     pub(crate) fn accept_token(&self, token: &str, user: &str) {
         self.state.lock().unwrap().tokens.insert(token.to_owned(), user.to_owned());
+    }
+
+    /// From now on every PATCH of these paths fails.
+    pub(crate) fn fail_patches(&self, paths: &[&str]) {
+        self.state.lock().unwrap().failing = paths.iter().map(|path| (*path).to_owned()).collect();
     }
 
     /// Requests whose method and path match.
@@ -329,6 +336,9 @@ impl Api {
     }
 
     fn patch(&self, path: &str, patch: &Value) -> Response<Body> {
+        if self.state.lock().unwrap().failing.iter().any(|failing| failing == path) {
+            return status(500, "InternalError");
+        }
         let at = path.strip_suffix("/status").unwrap_or(path);
         let Some(mut object) = self.get(at) else { return status(404, "NotFound") };
         let uid = &patch["metadata"]["uid"];

@@ -362,6 +362,90 @@ async fn a_status_patch_offline_is_seen_by_a_watch_and_replayed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_patch_that_fails_holds_up_no_other_and_gives_way_to_a_newer_one() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200);
+    cluster.cut(&hub).await;
+    let status = |name: &str| format!("{PODS}/{name}/status");
+    let patch = async |name: &str, ip: &str| {
+        let patch = json!({"metadata": {"uid": format!("uid-{name}")}, "status": {"podIP": ip}});
+        kubelet.write(Method::PATCH, &status(name), STRATEGIC, &patch).await
+    };
+    for name in ["web-0", "web-1"] {
+        patch(name, "10.0.0.1").await.expect(200);
+    }
+    cluster.api.fail_patches(&[&status("web-0")]);
+    cluster.restore(&hub).await;
+    let pending = || hub.edge.health.readiness().pending_status_patches;
+    until("the other object's replay", async || (pending() == 1).then_some(())).await;
+    assert_eq!(cluster.api.get(&format!("{PODS}/web-1")).unwrap()["status"]["podIP"], "10.0.0.1");
+    // It waits for its own next try; nobody waits for it.
+    let asked = tokio::time::Instant::now();
+    patch("web-0", "10.0.0.2").await.expect(500);
+    assert!(asked.elapsed().as_secs() < 2, "{:?}", asked.elapsed());
+    assert_eq!(pending(), 1, "what fails changes nothing");
+    cluster.api.fail_patches(&[]);
+    patch("web-0", "10.0.0.3").await.expect(200);
+    assert_eq!(pending(), 0, "the older patch is no longer wanted");
+    let sent = cluster.api.seen("PATCH", &status("web-0"));
+    let last: Value = serde_json::from_slice(&sent.last().unwrap().body).unwrap();
+    assert_eq!(last["status"]["podIP"], "10.0.0.3");
+    let view = until("upstream's version", async || {
+        let pods = kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json();
+        (pods["items"][0]["status"]["podIP"] == "10.0.0.3").then_some(pods)
+    })
+    .await;
+    assert_eq!(names(&view), ["web-0", "web-1"]);
+    hub.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kubelet_gets_and_lists_without_a_view_leads_to_the_hub_too() {
+    let cluster = Cluster::new().await;
+    cluster.api.put("/api/v1/namespaces/kube-system/configmaps", json!({"kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": "kube-proxy"}, "data": {"kubeconfig.conf": "clusters:\n- cluster:\n    server: https://10.80.0.2:6443\n"}}));
+    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web"}));
+    cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let accept =
+        [("accept", "application/vnd.kubernetes.protobuf,application/json"), ("accept-encoding", "gzip")];
+    let map = "/api/v1/namespaces/kube-system/configmaps/kube-proxy";
+    let service = "/api/v1/namespaces/default/services/kubernetes";
+    let get = async |path: &str| kubelet.send(Method::GET, path, &accept, Bytes::new()).await.expect(200);
+    let check = async || {
+        let kubeconfig = get(map).await.json()["data"]["kubeconfig.conf"].as_str().unwrap().to_owned();
+        assert!(kubeconfig.contains("server: https://127.0.0.1:10261\n"), "{kubeconfig}");
+        assert_eq!(get(service).await.json()["spec"]["clusterIP"], "169.254.2.1");
+        let services = get("/api/v1/services").await.json();
+        assert_eq!(services["items"][0]["spec"]["clusterIP"], "169.254.2.1");
+    };
+    check().await;
+    assert_eq!(get(map).await.headers["audit-id"], "a-1");
+    let asked = &cluster.api.seen("GET", map)[0].headers;
+    assert_eq!(
+        (&asked["accept"], &asked["accept-encoding"]),
+        (&"application/json".parse().unwrap(), &"identity".parse().unwrap())
+    );
+    // Anything else is asked for as kubelet does.
+    kubelet.send(Method::GET, "/api/v1/namespaces/shop/pods/web-0", &accept, Bytes::new()).await.expect(200);
+    let asked = &cluster.api.seen("GET", "/api/v1/namespaces/shop/pods/web-0")[0].headers;
+    assert_eq!(
+        (&asked["accept"], &asked["accept-encoding"]),
+        (&accept[0].1.parse().unwrap(), &"gzip".parse().unwrap())
+    );
+    // Remembered.
+    cluster.cut(&hub).await;
+    check().await;
+    cluster.restore(&hub).await;
+    let pod = cluster.client(&hub, &As::Token(token)).await;
+    assert_eq!(pod.get(service).await.expect(200).json()["spec"]["clusterIP"], "10.96.0.1");
+    hub.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_certificate_of_the_node_is_served_while_the_link_is_down() {
     let cluster = Cluster::new().await;
     let hub = cluster.boot().await;

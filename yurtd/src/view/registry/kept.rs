@@ -71,8 +71,17 @@ impl Views {
         }
     }
 
-    /// The node's pods; nothing while no complete view has them.
-    pub(crate) fn node_pods(&self) -> Option<Arc<NodePods>> {
+    /// The node's pods as they are now; nothing while that cannot be known.
+    pub(crate) fn live_pods(&self) -> Option<Arc<NodePods>> {
+        self.pods_view().filter(|view| view.is_live()).and_then(|view| self.pods_of(&view))
+    }
+
+    /// The node's pods as last known; nothing while no complete view has them.
+    fn node_pods(&self) -> Option<Arc<NodePods>> {
+        self.pods_view().and_then(|view| self.pods_of(&view))
+    }
+
+    fn pods_view(&self) -> Option<Arc<View>> {
         let node_name = self.node_name()?;
         let views = self.lock();
         let view = views.values().find(|view| {
@@ -84,15 +93,17 @@ impl Views {
                 && is_own_pods(&view.spec, node_name)
                 && view.is_complete()
         });
-        let view = view?.clone();
-        drop(views);
+        view.cloned()
+    }
+
+    fn pods_of(&self, view: &View) -> Option<Arc<NodePods>> {
         let mut known = self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((id, sequence, pods)) = &*known
             && (*id, *sequence) == (view.id, view.progress.borrow().sequence)
         {
             return Some(Arc::clone(pods));
         }
-        match read_pods(&view) {
+        match read_pods(view) {
             Ok((sequence, pods)) => {
                 let pods = Arc::new(pods);
                 *known = Some((view.id, sequence, Arc::clone(&pods)));
