@@ -71,6 +71,8 @@ pub const EVICTION_POLICY: &str = "yurt-autonomy-eviction";
 /// Name of the MutatingAdmissionPolicy (or, before Kubernetes 1.36, of the second
 /// ValidatingAdmissionPolicy) and of its binding.
 pub const READINESS_POLICY: &str = "yurt-autonomy-readiness";
+/// The policy that bounds what the controller may approve.
+pub const APPROVAL_POLICY: &str = "yurt-controller-approval";
 /// Lease that keeps two converters apart.
 pub const CONVERT_LEASE: &str = "kubectl-yurt-convert";
 /// DNS name in the tunnel server's certificate that every agent and plugin verifies.

@@ -16,6 +16,7 @@ const KEEP_NAMESPACE: &str = "openyurt.io/keep-namespace";
 const DEFINITION: &str = include_str!("../../../manifests/crd.yaml");
 const RBAC: &str = include_str!("../../../manifests/rbac.yaml");
 const ACCESS: &str = include_str!("../../../manifests/access.yaml");
+const APPROVAL: &str = include_str!("../../../manifests/approval.yaml");
 const POLICIES: &str = include_str!("../../../manifests/policies.yaml");
 const READINESS_MUTATING: &str = include_str!("../../../manifests/readiness-mutating.yaml");
 const READINESS_VALIDATING: &str = include_str!("../../../manifests/readiness-validating.yaml");
@@ -156,7 +157,8 @@ impl Object {
 ///
 /// [`ManifestError`] when a file is broken.
 pub fn render(settings: &Settings) -> Result<Vec<Object>, ManifestError> {
-    let mut files = vec![DEFINITION, RBAC, ACCESS];
+    // What binds the controller is there before its rights are used.
+    let mut files = vec![DEFINITION, APPROVAL, RBAC, ACCESS];
     files.extend([POLICIES, if settings.mutating { READINESS_MUTATING } else { READINESS_VALIDATING }]);
     files.push(CONTROLLER);
     if !settings.config.tunnel_addresses.is_empty() {

@@ -3,9 +3,10 @@
 use serde_json::Value;
 use yurt_api::names;
 
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("crd", include_str!("../../../manifests/crd.yaml")),
     ("rbac", include_str!("../../../manifests/rbac.yaml")),
+    ("approval", include_str!("../../../manifests/approval.yaml")),
     ("keeper", include_str!("../../../manifests/keeper.yaml")),
     ("controller", include_str!("../../../manifests/controller.yaml")),
     ("tunnel-server", include_str!("../../../manifests/tunnel-server.yaml")),
@@ -81,6 +82,21 @@ fn objects_have_the_names_that_the_components_use() {
             }
         }
     }
+}
+
+#[test]
+fn what_the_controller_may_approve_is_bound_by_the_identities_of_our_components() {
+    let policy = &objects("approval")[0];
+    assert_eq!(text(policy, "/metadata/name"), names::APPROVAL_POLICY);
+    assert_eq!(text(policy, "/spec/failurePolicy"), "Fail");
+    let condition = text(policy, "/spec/matchConditions/0/expression");
+    assert!(condition.contains(&format!("endsWith(':{}')", names::CONTROLLER)), "{condition}");
+    let rule = text(policy, "/spec/validations/0/expression");
+    let replaced = format!("replace(':{}', ':{}')", names::CONTROLLER, names::TUNNEL_SERVER);
+    assert!(rule.contains(&replaced), "{rule}");
+    let binding = &objects("approval")[1];
+    assert_eq!(text(binding, "/spec/policyName"), names::APPROVAL_POLICY);
+    assert_eq!(text(binding, "/spec/validationActions/0"), "Deny");
 }
 
 #[test]
