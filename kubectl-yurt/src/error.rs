@@ -60,7 +60,7 @@ impl Error {
         Self::Api { server: Some(server.to_owned()), source: Box::new(source) }
     }
 
-    /// The process's exit code (`cli.md`).
+    /// The process's exit code: 1 failed, 2 refused with nothing changed, 3 some nodes failed.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_) => 2,

@@ -150,7 +150,7 @@ pub fn autonomy(node: &Node) -> Option<Autonomy> {
             limit: Some(limit).filter(|limit| !limit.is_zero()),
             fault: None,
         }),
-        // An unparsable value counts as what the plain annotation says (`product.md`).
+        // An unparsable value counts as what the plain annotation says.
         Err(error) => plain.map(|source| Autonomy { source, limit: None, fault: Some(error.to_string()) }),
     }
 }

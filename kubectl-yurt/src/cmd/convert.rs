@@ -60,7 +60,7 @@ pub struct Plan {
 ///
 /// # Errors
 ///
-/// See `cli.md`: refused with nothing changed, failed with everything undone, or some nodes failed.
+/// Refused with nothing changed, failed with everything undone, or some nodes failed.
 pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
     let plan = prepare(session, args).await?;
     if args.dry_run == DryRun::Client {
