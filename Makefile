@@ -63,7 +63,8 @@ test-kernel: ## The tests that need namespaces of their own (root)
 	  echo 'skipped: the kernel tests need root'; exit 0; fi; \
 	$(TESTBED) deps && \
 	unshare --net --mount sh -c 'ip link set lo up && \
-	  cargo test --locked --workspace --exclude yurt-tests --lib -- --ignored --skip a_real_systemd --test-threads=1'
+	  cargo test --locked --workspace --exclude yurt-tests --lib -- --ignored --skip a_real_systemd --test-threads=1 && \
+	  cargo test --locked --package yurt-tests --lib --bins -- --ignored'
 
 # One version of everything that is not part of the Rust toolchain.
 CARGO_DENY := 0.20.2
