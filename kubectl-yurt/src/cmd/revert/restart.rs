@@ -116,7 +116,9 @@ pub fn warning(pods: &[Stale]) -> Option<String> {
     )];
     // kubeadm's DaemonSet. It has no choice but to use the API server.
     if pods.iter().any(|pod| pod.namespace == "kube-system" && pod.name.starts_with("kube-proxy-")) {
-        lines.push("  kube-proxy is among them: until it is restarted, Services on its node stay as they are".into());
+        lines.push(
+            "  kube-proxy is among them: until it is restarted, Services on its node stay as they are".into(),
+        );
     }
     let mut commands: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for pod in pods.iter().take(NAMED) {
@@ -222,11 +224,7 @@ mod tests {
         );
         assert_eq!(lines[1], "  kubectl -n shop delete pod p0 p1");
         assert_eq!(lines[2], "  web/bare has no controller: delete it and create it again");
-        pods.push(Stale {
-            namespace: "kube-system".into(),
-            name: "kube-proxy-x7".into(),
-            controlled: true,
-        });
+        pods.push(Stale { namespace: "kube-system".into(), name: "kube-proxy-x7".into(), controlled: true });
         assert!(warning(&pods).unwrap().contains("kube-proxy is among them"));
         let text = warning(&stale(13)).unwrap();
         assert!(text.contains("p9") && !text.contains("p10") && text.ends_with("\n  and 3 more"), "{text}");
