@@ -1,15 +1,21 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: cluster clean-cluster demo test-e2e
+.PHONY: cluster clean-cluster demo test-e2e can-run
 
-cluster: ## Start a two-node cluster, leave it running, say how to reach it
+# Said before minutes of building, not after.
+can-run:
+	@[ "$$(id --user)" = 0 ] || { echo 'error: a cluster of machines on this one needs root; run this as root' >&2; exit 1; }
+	@[ -n "$$YURT_TESTBED_BIN" ] || command -v go >/dev/null || \
+	  { echo 'error: Go 1.26 must be on the PATH: the cluster is built from source (https://go.dev/dl)' >&2; exit 1; }
+
+cluster: can-run ## Start a two-node cluster, leave it running, say how to reach it
 	$(TESTBED) up
 
 clean-cluster: ## Remove the cluster
 	$(TESTBED) down
 
-demo: image plugin ## Play the story S1-S8 on a new cluster, step by step
+demo: can-run image plugin ## Play the story S1-S8 on a new cluster, step by step
 	$(TESTBED) demo
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
