@@ -51,6 +51,16 @@ struct Hub {
 }
 
 impl Cluster {
+    /// One with kube-proxy's configuration, and the token of a pod that may read it, too.
+    async fn with_kube_proxy() -> (Self, String) {
+        let cluster = Self::new().await;
+        cluster.api.put("/api/v1/namespaces/kube-system/configmaps", json!({"kind": "ConfigMap", "apiVersion": "v1",
+            "metadata": {"name": "kube-proxy"}, "data": {"kubeconfig.conf": "clusters:\n- cluster:\n    server: https://10.80.0.2:6443\n"}}));
+        let token = jwt(&json!({"sub": "system:serviceaccount:shop:web"}));
+        cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+        (cluster, token)
+    }
+
     async fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = Arc::new(Ca::new());
@@ -403,11 +413,7 @@ async fn a_status_patch_that_fails_holds_up_no_other_and_gives_way_to_a_newer_on
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_kubelet_gets_and_lists_without_a_view_leads_to_the_hub_too() {
-    let cluster = Cluster::new().await;
-    cluster.api.put("/api/v1/namespaces/kube-system/configmaps", json!({"kind": "ConfigMap", "apiVersion": "v1",
-        "metadata": {"name": "kube-proxy"}, "data": {"kubeconfig.conf": "clusters:\n- cluster:\n    server: https://10.80.0.2:6443\n"}}));
-    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web"}));
-    cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+    let (cluster, token) = Cluster::with_kube_proxy().await;
     let hub = cluster.boot().await;
     let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
     let accept =
@@ -578,11 +584,7 @@ async fn a_watch_outlives_the_link_and_nothing_is_missed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_kubelet_reads_leads_to_the_hub() {
-    let cluster = Cluster::new().await;
-    cluster.api.put("/api/v1/namespaces/kube-system/configmaps", json!({"kind": "ConfigMap", "apiVersion": "v1",
-        "metadata": {"name": "kube-proxy"}, "data": {"kubeconfig.conf": "clusters:\n- cluster:\n    server: https://10.80.0.2:6443\n"}}));
-    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web"}));
-    cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+    let (cluster, token) = Cluster::with_kube_proxy().await;
     let hub = cluster.boot().await;
     // kubelet asks for protobuf first; the views that are changed for it are JSON.
     let accept = [("accept", "application/vnd.kubernetes.protobuf,application/json")];

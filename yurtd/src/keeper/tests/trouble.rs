@@ -154,8 +154,8 @@ async fn last_words(node: &Node, change: fn(String) -> String) -> (Option<String
         while std::fs::read(&file).unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // It has had its chance to end.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // It has had its chance to end, on a busy machine too.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     };
     let ended = tokio::select! {
         biased;
