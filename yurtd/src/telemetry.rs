@@ -4,7 +4,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Installs the subscriber. `YURT_LOG` takes the directives of `tracing_subscriber::EnvFilter`;
 /// the default is `info`.
-pub fn init() {
+pub(crate) fn init() {
     let filter = EnvFilter::try_from_env("YURT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
     let builder =

@@ -1,0 +1,47 @@
+//! Who asks, and with what the request goes upstream.
+
+use std::fmt;
+use std::sync::Arc;
+
+use yurt_node::token::BearerToken;
+
+/// The user name that the API server knows the caller by (`system:node:edge-1`,
+/// `system:serviceaccount:kube-system:coredns`). Views belong to one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity(Arc<str>);
+
+impl Identity {
+    /// Takes the user name as the API server writes it.
+    pub fn new(user_name: &str) -> Self {
+        Self(user_name.into())
+    }
+
+    /// The user name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a request carries upstream. The hub never lends one caller the credential of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// The node's own client certificate; only for requests that arrived with that certificate.
+    Node,
+    /// The caller's own bearer token.
+    Bearer(BearerToken),
+}
+
+/// An authenticated caller.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Who it is.
+    pub identity: Identity,
+    /// What its requests carry upstream.
+    pub credential: Credential,
+}

@@ -1,0 +1,180 @@
+//! The edge hub: everything on an edge node that talks to Kubernetes talks to it.
+//!
+//! While the link is up it is a faithful proxy that costs less uplink than none; while it is down it is the API server,
+//! as far as it can honestly be one. A LIST that kubelet sends travels
+//! `serve::listener → request::classify → request::authorise → view → store → serve::respond` and never turns back.
+//!
+//! Order at start: what needs no network first, so that after a reboot without a link the hub answers from its store
+//! within milliseconds.
+
+pub mod address;
+pub mod caller;
+pub mod certificate;
+#[cfg(test)]
+pub(crate) mod fake_api;
+pub mod filter;
+pub mod link;
+pub mod node_client;
+pub mod offline;
+pub mod replica;
+pub mod request;
+pub mod routes;
+pub mod serve;
+pub mod store;
+pub mod upstream;
+pub mod view;
+pub mod wire;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use yurt_node::config::EdgeConfig;
+use yurt_node::link::LinkState;
+use yurt_node::pki;
+use yurt_node::supervise::Tasks;
+
+use self::certificate::CertificateState;
+use self::filter::Filters;
+use self::link::Link;
+use self::node_client::NodeClient;
+use self::offline::{Offline, rebase};
+use self::request::Authenticator;
+use self::request::authenticate::NodeVerifier;
+use self::request::authorise::Permit;
+use self::request::tokens::Tokens;
+use self::serve::health::{self, Health, Readiness};
+use self::serve::sockets::Sockets;
+use self::serve::{Hub, listener, tls};
+use self::store::{Opened, Store};
+use self::upstream::{Upstream, UpstreamConfig};
+use self::view::Views;
+
+/// The running hub. Its tasks belong to whoever started it.
+pub struct Server {
+    health: Arc<Health>,
+}
+
+impl Server {
+    /// Wires the hub and starts serving, as parts of `tasks`.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or a socket not be used.
+    pub async fn start(
+        config: &EdgeConfig,
+        state_dir: &Path,
+        sockets: Sockets,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let stop = tasks.stop().clone();
+        let node = &config.node_name;
+        let client_ca = pki::read_certificates(&config.client_ca_file)?;
+        let verifier = NodeVerifier::new(&client_ca, node)
+            .with_context(|| format!("{} is no CA", config.client_ca_file.display()))?;
+        let node_permit = Permit::of_node(verifier.user());
+
+        let (store, opened) = Store::open(state_dir).context("cannot open the store")?;
+        if let Opened::Replaced { set_aside, reason } = opened {
+            tracing::error!(reason, set_aside = %set_aside.display(), "the store could not be used and was set aside");
+        }
+        // What answers from a damaged store must not go on: systemd starts the process again, which sets the store
+        // aside and fills a new one.
+        let (broken, stopped) = (store.broken(), stop.clone());
+        tasks.part("the store", async move {
+            tokio::select! {
+                () = stopped.cancelled() => Ok(()),
+                () = broken.cancelled() => Err("it is damaged; the next start sets it aside"),
+            }
+        });
+        let upstream_config = UpstreamConfig {
+            servers: config.api_servers.clone(),
+            ca_file: config.ca_file.clone(),
+            client_certificate: config.client_certificate.clone(),
+            client_key: config.client_key.clone(),
+        };
+        let (upstream, link) = Upstream::start(&upstream_config, stop.clone())?;
+        let views = Views::load(&store, &upstream, &link, &node_permit, stop.clone())?;
+        let client = NodeClient::new(upstream.clone());
+        let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
+        let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
+        let offline = Arc::new(offline);
+        let hub = Arc::new(Hub {
+            authenticator: Authenticator::new(verifier, tokens, link.clone()),
+            views,
+            upstream,
+            link: link.clone(),
+            offline: offline.clone(),
+            filters: Filters::new(&config.kubelet_version),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+
+        let serving = Arc::new(tls::ServingCertificate::default());
+        let (certificate_sender, certificate_state) = watch::channel(CertificateState::default());
+        let manager = certificate::Manager {
+            state_dir: state_dir.to_owned(),
+            node_name: node.clone(),
+            client: client.clone(),
+            link: link.clone(),
+            installed: serving.clone(),
+            state: certificate_sender,
+            stop: stop.clone(),
+        };
+        tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
+        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
+        tasks.part("the replay of status patches", rebase);
+        tasks.passing(prewarm(offline, link.clone(), stop.clone()));
+        tasks.passing(routes::watch(link, stop));
+
+        let tls = Arc::new(tls::server_config(serving.clone())?);
+        for socket in sockets.hub {
+            let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
+            tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
+        }
+        let health = Arc::new(Health {
+            hub,
+            certificate: serving,
+            certificate_state,
+            node: (node_permit, node.clone()),
+        });
+        if let Some(socket) = sockets.health {
+            let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
+            tasks.part("the health port", health::serve(health.clone(), listener));
+        }
+        Ok(Self { health })
+    }
+
+    /// Whether the API servers can be reached, now and whenever it changes.
+    pub fn link(&self) -> watch::Receiver<LinkState> {
+        self.health.hub.link.subscribe()
+    }
+
+    /// What `/readyz` shows now.
+    pub fn readiness(&self) -> Readiness {
+        self.health.readiness()
+    }
+
+    /// Stores what is kept in memory for a while: the views' bookmarks. For when the tasks have ended.
+    pub async fn save(&self) {
+        if let Err(error) = self.health.hub.views.save().await {
+            tracing::warn!(%error, "the last bookmarks could not be stored");
+        }
+    }
+}
+
+/// The views of kube-proxy and CoreDNS, opened again with their stored tokens when the hub has restarted and the link
+/// is there.
+async fn prewarm(offline: Arc<Offline>, link: Link, stop: CancellationToken) {
+    let mut state = link.subscribe();
+    let online = tokio::select! {
+        () = stop.cancelled() => return,
+        online = state.wait_for(|state| *state == LinkState::Online) => online.is_ok(),
+    };
+    if online {
+        offline.prewarm();
+    }
+}

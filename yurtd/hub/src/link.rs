@@ -1,0 +1,197 @@
+//! Whether the API server can be reached: one state for everyone, decided by a machine without clock or sockets.
+//!
+//! A connection with the node's credential is always kept open. While it is idle the kernel probes it with keep-alive
+//! segments (52 bytes every three seconds: less than 1 KB a minute, nothing while requests flow), and data that nobody
+//! acknowledges ends it as well, so a black hole costs it its life after four seconds at most. Its loss starts a
+//! **round**: one connection attempt to every API server at the same time.
+//!
+//! ```text
+//!            one server answers                        connection lost
+//!  Unknown ─────────────────────▶ Online ◀──────────▶ (a round, at once)
+//!     │                             ▲                        │ nobody answers in time, or nobody twice
+//!     │ nobody answers              │ one server answers     ▼
+//!     └───────────────────────────▶ Offline ◀────────────────┘   (a round a second)
+//! ```
+//!
+//! One dead API server of several therefore never is an offline link, nor is kubelet's silence, nor a server that
+//! answers with errors. HTTP/2 PINGs or a periodic GET in place of keep-alive segments were rejected: at the pace that
+//! five seconds need they cost three times the traffic allowed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use yurt_node::link::LinkState;
+
+/// The state of the link, for everyone who has to know.
+#[derive(Debug, Clone)]
+pub struct Link {
+    state: watch::Receiver<LinkState>,
+    kick: Arc<Notify>,
+}
+
+impl Link {
+    pub(crate) fn new(state: watch::Receiver<LinkState>, kick: Arc<Notify>) -> Self {
+        Self { state, kick }
+    }
+
+    /// Whether requests should go upstream. While nothing is known yet they should not.
+    pub fn is_online(&self) -> bool {
+        self.state() == LinkState::Online
+    }
+
+    /// The state now.
+    pub fn state(&self) -> LinkState {
+        *self.state.borrow()
+    }
+
+    /// The state now and whenever it changes.
+    pub fn subscribe(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Waits (at most `limit`) until the state is no longer unknown.
+    pub async fn settled(&self, limit: Duration) -> LinkState {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| *state != LinkState::Unknown);
+        match tokio::time::timeout(limit, settled).await {
+            Ok(Ok(state)) => *state,
+            _ => LinkState::Unknown,
+        }
+    }
+
+    /// Something changed (an address, a route): look at once instead of at the next try.
+    pub fn kick(&self) {
+        self.kick.notify_one();
+    }
+}
+
+/// How a round without any answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// Somebody refused, or there was no route: known at once, and often over at once.
+    Refused,
+    /// Nobody said anything.
+    TimedOut,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Try all servers after this time.
+    Round(Duration),
+    /// Wait until the connection is lost.
+    Rest,
+}
+
+/// Decides the state.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    state: LinkState,
+    failures: u32,
+}
+
+/// Another try after a refusal, before it counts.
+const SECOND_TRY: Duration = Duration::from_millis(300);
+/// Between the starts of two rounds while offline.
+pub(crate) const ROUND_EVERY: Duration = Duration::from_secs(1);
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        Self { state: LinkState::Unknown, failures: 0 }
+    }
+
+    pub(crate) fn state(&self) -> LinkState {
+        self.state
+    }
+
+    /// A server answered.
+    pub(crate) fn connected(&mut self) -> Next {
+        (self.state, self.failures) = (LinkState::Online, 0);
+        Next::Rest
+    }
+
+    /// The connection broke.
+    pub(crate) fn lost(&mut self) -> Next {
+        self.failures = 0;
+        Next::Round(Duration::ZERO)
+    }
+
+    /// A round that took `took` ended without an answer; `jitter` in 0..1.
+    pub(crate) fn failed(&mut self, silence: Silence, took: Duration, jitter: f64) -> Next {
+        self.failures = self.failures.saturating_add(1);
+        let counts = silence == Silence::TimedOut || self.failures > 1 || self.state == LinkState::Unknown;
+        if !counts {
+            return Next::Round(SECOND_TRY);
+        }
+        self.state = LinkState::Offline;
+        let pause = ROUND_EVERY.mul_f64(0.8 + 0.4 * jitter).saturating_sub(took);
+        Next::Round(pause.max(Duration::from_millis(50)))
+    }
+
+    /// How long a round may wait for connections: briefly, so that a black hole is found in time; now and then
+    /// longer, for links whose round trip is longer than that.
+    pub(crate) fn patience(&self) -> Duration {
+        let long = self.state != LinkState::Online && self.failures % 4 == 3;
+        if long { Duration::from_secs(3) } else { Duration::from_millis(900) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn online() -> Machine {
+        let mut machine = Machine::new();
+        machine.connected();
+        machine
+    }
+
+    #[test]
+    fn a_lost_connection_alone_is_not_an_offline_link() {
+        let mut machine = online();
+        assert_eq!(machine.lost(), Next::Round(Duration::ZERO));
+        assert_eq!(machine.state(), LinkState::Online);
+        assert_eq!(machine.connected(), Next::Rest);
+    }
+
+    #[test]
+    fn silence_counts_at_once() {
+        let mut machine = online();
+        machine.lost();
+        machine.failed(Silence::TimedOut, machine.patience(), 0.5);
+        assert_eq!(machine.state(), LinkState::Offline);
+    }
+
+    #[test]
+    fn a_refusal_counts_the_second_time() {
+        let mut machine = online();
+        machine.lost();
+        assert_eq!(machine.failed(Silence::Refused, Duration::ZERO, 0.5), Next::Round(SECOND_TRY));
+        assert_eq!(machine.state(), LinkState::Online);
+        machine.failed(Silence::Refused, Duration::ZERO, 0.5);
+        assert_eq!(machine.state(), LinkState::Offline);
+    }
+
+    #[test]
+    fn a_process_that_starts_offline_knows_after_one_round() {
+        let mut machine = Machine::new();
+        machine.failed(Silence::Refused, Duration::ZERO, 0.0);
+        assert_eq!(machine.state(), LinkState::Offline);
+    }
+
+    #[test]
+    fn while_offline_a_round_starts_about_every_second_for_ever() {
+        let mut machine = Machine::new();
+        for round in 0..10_000 {
+            let took = machine.patience();
+            let Next::Round(pause) = machine.failed(Silence::TimedOut, took, f64::from(round % 10) / 10.0)
+            else {
+                panic!("it rests while offline")
+            };
+            assert!(took > Duration::from_secs(1) || took + pause <= Duration::from_millis(1250), "{took:?}");
+        }
+        assert_eq!(machine.connected(), Next::Rest);
+        assert_eq!(machine.state(), LinkState::Online);
+    }
+}

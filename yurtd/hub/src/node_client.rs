@@ -1,0 +1,131 @@
+//! Requests that the hub makes for itself, with the node's own credential: TokenReviews, its serving
+//! certificate's CSR, the replay of status patches. Never on behalf of a caller.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use serde_json::Value;
+
+use crate::caller::Credential;
+use crate::upstream::{RequestBody, Upstream, UpstreamError};
+
+/// An answer is waited for at most this long.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Bound of an answer.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The API server cannot be reached.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The answer did not come, or not to its end.
+    #[error("the API server's answer broke off: {0}")]
+    Broken(String),
+    /// The API server said no.
+    #[error("the API server answered {code}: {message}")]
+    Refused {
+        /// HTTP status.
+        code: StatusCode,
+        /// The Status' message.
+        message: String,
+    },
+}
+
+impl CallError {
+    /// Whether asking again later may help: nothing was decided.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Upstream(_) | Self::Broken(_) => true,
+            Self::Refused { code, .. } => {
+                code.is_server_error()
+                    || matches!(*code, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+            }
+        }
+    }
+}
+
+/// The hub as a client of the API server.
+#[derive(Clone)]
+pub struct NodeClient {
+    upstream: Upstream,
+}
+
+impl NodeClient {
+    /// Uses the connections of `upstream`.
+    pub fn new(upstream: Upstream) -> Self {
+        Self { upstream }
+    }
+
+    /// GET of a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn get(&self, path: &str) -> Result<Value, CallError> {
+        self.call(Method::GET, path, "application/json", Bytes::new()).await
+    }
+
+    /// POST of a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, CallError> {
+        self.call(Method::POST, path, "application/json", Bytes::from(object.to_string())).await
+    }
+
+    /// PATCH with a body of the given type.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn patch(&self, path: &str, content_type: &str, body: Bytes) -> Result<Value, CallError> {
+        self.call(Method::PATCH, path, content_type, body).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<Value, CallError> {
+        let broken = |reason: String| CallError::Broken(reason);
+        let body = RequestBody::new(Full::new(body).map_err(|never| match never {}));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(CONTENT_TYPE, content_type)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("yurtd/", env!("CARGO_PKG_VERSION")))
+            .body(body)
+            .map_err(|error| UpstreamError::Request(error.to_string()))?;
+        let exchange = async {
+            let response = self.upstream.send(&Credential::Node, request).await?;
+            let code = response.status();
+            let body = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| broken(error.to_string()))?
+                .to_bytes();
+            Ok::<_, CallError>((code, body))
+        };
+        let (code, body) = tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| broken(format!("no answer within {} s", DEADLINE.as_secs())))??;
+        let value: Result<Value, _> = serde_json::from_slice(&body);
+        if code.is_success() {
+            return value.map_err(|error| broken(error.to_string()));
+        }
+        let message = value
+            .ok()
+            .and_then(|status| status["message"].as_str().map(str::to_owned))
+            .unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+        Err(CallError::Refused { code, message })
+    }
+}

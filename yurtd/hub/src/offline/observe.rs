@@ -1,0 +1,171 @@
+//! While the link is up: what of the answers that pass through is kept for the time without one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+
+use super::remember::{Key, Owner};
+use super::row::Row;
+use super::{Answer, Offline, key, parse_token_request, prewarm, token_request};
+use crate::caller::{Caller, Credential, Identity};
+use crate::request::Class;
+use crate::request::authorise::{Permit, authorise};
+use crate::request::classify::Target;
+use crate::request::tokens::Tokens;
+use crate::view::Lookup;
+use yurt_node::token::BearerToken;
+
+/// Bound of answers to TokenRequests and of Leases.
+const MAX_SMALL: usize = 64 << 10;
+
+/// Takes one answer of the API server, whole, after the client has it.
+pub struct Observer {
+    offline: Arc<Offline>,
+    tokens: Tokens,
+    what: What,
+}
+
+enum What {
+    Lease,
+    Token(token_request::Request),
+    Answer(Key),
+    Discovery(Key),
+}
+
+impl Offline {
+    /// What to keep of the answer to this request; `None` for nothing.
+    pub fn observer(
+        self: &Arc<Self>,
+        tokens: &Tokens,
+        permit: &Permit,
+        class: &Class,
+        row: Row,
+        parts: &Parts,
+        body: Option<&Bytes>,
+    ) -> Option<Observer> {
+        let what = match (&class.target, row) {
+            (Target::Resource(_), Row::Lease) => What::Lease,
+            (Target::Resource(target), Row::Token) => {
+                // A request that cannot be read is the API server's to refuse.
+                What::Token(parse_token_request(target, parts, body?).ok()?)
+            }
+            (Target::Resource(target), Row::Object) => {
+                let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
+                let accept = class.accept.view_encodings();
+                match self.views.lookup(permit, &target.resource, namespace, name, &accept) {
+                    // A view knows it, and will know it better.
+                    Lookup::Found { .. } => return None,
+                    _ => What::Answer(key(Owner::of(permit), class, parts)),
+                }
+            }
+            (Target::Resource(_), Row::List) => What::Answer(key(Owner::of(permit), class, parts)),
+            (Target::NonResource { .. }, Row::Discovery) => {
+                What::Discovery(key(Owner::Everybody, class, parts))
+            }
+            _ => return None,
+        };
+        Some(Observer { offline: self.clone(), tokens: tokens.clone(), what })
+    }
+
+    /// Opens the views of the components whose tokens are known, after a restart of the hub.
+    pub fn prewarm(&self) {
+        match self.replies.tokens() {
+            Ok(tokens) => {
+                for (request, token) in tokens {
+                    self.warm(&request, token);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "stored tokens cannot be read; nothing is prewarmed"),
+        }
+    }
+
+    /// Forgets the tokens of pods that are gone.
+    async fn purge_tokens(&self) {
+        let Some(pods) = self.views.live_pods() else { return };
+        if let Err(error) = self.replies.purge(&pods.uids, Instant::now()).await {
+            tracing::warn!(%error, "tokens of pods that are gone could not be forgotten");
+        }
+    }
+
+    fn warm(&self, request: &token_request::Request, token: BearerToken) {
+        let specs = prewarm::specs(request, &self.node_name, &self.kubelet_version);
+        if specs.is_empty() {
+            return;
+        }
+        let identity = Identity::new(&request.user());
+        let permit = authorise(Caller { identity, credential: Credential::Bearer(token) });
+        for spec in specs {
+            self.views.warm(&permit, &spec);
+        }
+    }
+}
+
+impl Observer {
+    /// How much of an answer is taken; longer ones are not kept.
+    pub fn limit(&self) -> usize {
+        match &self.what {
+            What::Lease | What::Token(_) => MAX_SMALL,
+            What::Answer(_) => self.offline.answers.limit(),
+            What::Discovery(_) => self.offline.discovery.limit(),
+        }
+    }
+
+    /// Whether an answer with this status is worth keeping.
+    pub fn wants(&self, code: StatusCode) -> bool {
+        match &self.what {
+            What::Lease | What::Token(_) => code.is_success(),
+            What::Answer(_) | What::Discovery(_) => code == StatusCode::OK,
+        }
+    }
+
+    /// Whether an answer with this status says that an earlier one no longer holds.
+    pub fn refutes(&self, code: StatusCode) -> bool {
+        matches!(&self.what, What::Answer(_)) && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
+    }
+
+    /// Forgets the earlier answer.
+    pub async fn forget(self) {
+        if let What::Answer(key) = &self.what
+            && let Err(error) = self.offline.answers.forget(key).await
+        {
+            tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
+        }
+    }
+
+    /// Keeps the answer. Failures are logged: the client has its answer already.
+    pub async fn seen(self, headers: HeaderMap, body: Bytes) {
+        let Some(answer) = Answer::of_upstream(&headers, body) else { return };
+        let kept = match self.what {
+            What::Answer(key) => {
+                self.offline.answers.keep(&key, &answer).await.map_err(|error| error.to_string())
+            }
+            What::Discovery(key) => {
+                self.offline.discovery.keep(&key, &answer).await.map_err(|error| error.to_string())
+            }
+            What::Lease => match answer.decompressed("", MAX_SMALL) {
+                Some(answer) => self.offline.lease.seen(answer).await.map_err(|error| error.to_string()),
+                None => Ok(()),
+            },
+            What::Token(request) => {
+                let Some(answer) = answer.decompressed("", MAX_SMALL) else { return };
+                let kept = self.offline.replies.keep(&request, &answer).await;
+                self.offline.purge_tokens().await;
+                match kept {
+                    Ok(token) if request.is_for_api_server() => {
+                        self.tokens.learn(&token, &request.user()).await;
+                        self.offline.warm(&request, token);
+                        Ok(())
+                    }
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        };
+        if let Err(error) = kept {
+            tracing::warn!(error, "an answer could not be kept for the time without a link");
+        }
+    }
+}

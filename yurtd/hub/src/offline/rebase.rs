@@ -1,0 +1,281 @@
+//! After the link is back: the status patches that were answered without it go upstream, and the local versions of
+//! their objects are dropped, so that kubelet sees the API server's and puts right what is still different.
+//!
+//! Objects do not wait for each other. One whose patches fail comes again after a pause of its own, and after some
+//! tries it is given up: kubelet compares and patches again. One that a newer patch is being sent for is left alone: if
+//! that succeeds, nothing has to be replayed ([`super::Offline::superseded`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Offline;
+use super::journal::{ObjectKey, Replay};
+use crate::link::Link;
+use crate::node_client::{CallError, NodeClient};
+use crate::request::authorise::Permit;
+use crate::store::StoreError;
+use crate::wire::Resource;
+use yurt_node::link::LinkState;
+
+/// Pause after the first failure of an object, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Failures of an object while the link is up; then it is left to kubelet.
+const MAX_TRIES: u32 = 8;
+/// An object that somebody else is busy with is looked at again after this.
+const BUSY_AGAIN: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+enum RebaseError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The failures of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trouble {
+    failures: u32,
+    again_at: Instant,
+}
+
+/// What becomes of an object after another failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Again(Trouble),
+    GiveUp,
+}
+
+fn after_failure(before: Option<Trouble>, now: Instant) -> Next {
+    let failures = before.map_or(0, |trouble| trouble.failures) + 1;
+    if failures >= MAX_TRIES {
+        return Next::GiveUp;
+    }
+    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1)).min(LONGEST_PAUSE);
+    Next::Again(Trouble { failures, again_at: now + pause })
+}
+
+/// Replays the journal whenever the link is up and there is something in it. Ends with `stop`.
+pub async fn run(
+    offline: Arc<Offline>,
+    client: NodeClient,
+    link: Link,
+    node: Permit,
+    stop: CancellationToken,
+) {
+    let mut state = link.subscribe();
+    let mut pending = offline.journal().subscribe();
+    let mut rebase = Rebase { offline, client, link, node, troubles: HashMap::new() };
+    loop {
+        let due = *state.borrow_and_update() == LinkState::Online && *pending.borrow_and_update() > 0;
+        let mut again_at = None;
+        if due {
+            again_at = tokio::select! {
+                () = stop.cancelled() => return,
+                again_at = rebase.round() => again_at,
+            };
+        }
+        let again = async {
+            match again_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = again => {}
+            changed = state.changed() => if changed.is_err() { return },
+            changed = pending.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+struct Rebase {
+    offline: Arc<Offline>,
+    client: NodeClient,
+    link: Link,
+    node: Permit,
+    troubles: HashMap<ObjectKey, Trouble>,
+}
+
+impl Rebase {
+    /// Every object that is due, once. Returns when the next one is.
+    async fn round(&mut self) -> Option<Instant> {
+        let objects = self.offline.journal().objects();
+        self.troubles.retain(|object, _| objects.binary_search(object).is_ok());
+        let mut next: Option<Instant> = None;
+        let mut done = 0;
+        for object in objects {
+            let trouble = self.troubles.get(&object).copied();
+            let again_at = match trouble {
+                Some(trouble) if trouble.again_at > Instant::now() => Some(trouble.again_at),
+                _ => self.object(&object, trouble).await,
+            };
+            done += usize::from(again_at.is_none());
+            next = [next, again_at].into_iter().flatten().min();
+            if !self.link.is_online() {
+                // It begins anew when the link is back.
+                self.troubles.clear();
+                return None;
+            }
+        }
+        if done > 0 {
+            tracing::info!(objects = done, "what changed while the link was down has been replayed");
+        }
+        next
+    }
+
+    /// One object; returns when it is due again.
+    async fn object(&mut self, object: &ObjectKey, trouble: Option<Trouble>) -> Option<Instant> {
+        let Some(_claim) = self.offline.journal().try_claim(object) else {
+            return Some(Instant::now() + BUSY_AGAIN);
+        };
+        let path = object.status_path();
+        let error = match self.replay(object).await {
+            Ok(()) => {
+                self.troubles.remove(object);
+                return None;
+            }
+            Err(error) => error,
+        };
+        // A link that went down says nothing about the object.
+        if !self.link.is_online() {
+            return None;
+        }
+        match after_failure(trouble, Instant::now()) {
+            Next::Again(trouble) => {
+                tracing::warn!(path, %error, "a status patch could not be replayed; trying again");
+                self.troubles.insert(object.clone(), trouble);
+                Some(trouble.again_at)
+            }
+            Next::GiveUp => {
+                tracing::warn!(path, %error, "a status patch cannot be replayed; kubelet will patch anew");
+                self.troubles.remove(object);
+                match self.offline.settle(&self.node, object).await {
+                    Ok(()) => None,
+                    Err(error) => {
+                        tracing::warn!(path, %error, "and cannot be forgotten");
+                        Some(Instant::now() + LONGEST_PAUSE)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn replay(&self, object: &ObjectKey) -> Result<(), RebaseError> {
+        let replay = self.offline.journal().replay(object)?;
+        self::replay(&self.client, object, &replay).await?;
+        self.offline.settle(&self.node, object).await?;
+        Ok(())
+    }
+}
+
+impl Offline {
+    /// Drops an object's local version and its patches. The caller has claimed the object: nothing comes in between.
+    pub(super) async fn settle(&self, node: &Permit, object: &ObjectKey) -> Result<(), StoreError> {
+        let replay = self.journal().replay_keys(object);
+        let resource = Resource::new("", "v1", &object.plural);
+        self.views().drop_local(node, &resource, object.namespace.as_deref(), &object.name).await?;
+        self.journal().forget(object, &replay).await
+    }
+
+    /// A newer patch of a claimed object has succeeded upstream: the older ones are no longer wanted.
+    pub async fn superseded(&self, node: &Permit, object: &ObjectKey) {
+        if let Err(error) = self.settle(node, object).await {
+            tracing::warn!(%error, path = object.status_path(), "older status patches could not be dropped");
+        }
+    }
+}
+
+/// Each patch once, in order. kubelet puts the UID of a pod into its patches, so a pod that was made anew meanwhile
+/// is not touched: the API server answers 409.
+async fn replay(client: &NodeClient, object: &ObjectKey, replay: &Replay) -> Result<(), CallError> {
+    let path = object.status_path();
+    for entry in &replay.entries {
+        match client.patch(&path, &entry.content_type, entry.body.clone().into()).await {
+            Ok(_) => {}
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                // Deleted, made anew, or changed so that the patch no longer fits: the API server's version counts.
+                tracing::info!(path, %error, "a status patch from the time without a link is no longer wanted");
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::fake_api::FakeApi;
+    use crate::offline::Row;
+    use crate::request::Class;
+    use crate::store::Store;
+    use crate::upstream::Upstream;
+    use crate::view::{ViewSpec, Views};
+    use crate::wire::Encoding;
+
+    #[test]
+    fn an_object_that_fails_comes_again_later_and_later_and_is_given_up() {
+        let now = Instant::now();
+        let mut trouble = None;
+        let mut pauses = Vec::new();
+        while let Next::Again(next) = after_failure(trouble, now) {
+            pauses.push((next.again_at - now).as_secs());
+            trouble = Some(next);
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[tokio::test]
+    async fn an_offline_patch_and_the_replay_never_meet() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        api.put("pods", "n", "p", "x", "1");
+        let stop = CancellationToken::new();
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, stop.clone()).unwrap();
+        let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
+        views.open(&node, &pods).await.unwrap();
+        let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3").await);
+        let object = ObjectKey { plural: "pods".into(), namespace: Some("n".into()), name: "p".into() };
+
+        let claim = offline.journal().claim(&object).await;
+        let patching = tokio::spawn({
+            let (offline, node) = (offline.clone(), node.clone());
+            async move {
+                let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
+                    .header("content-type", "application/merge-patch+json")
+                    .body(());
+                let parts = request.unwrap().into_parts().0;
+                let body = Bytes::from_static(b"{\"status\":{\"phase\":\"Running\"}}");
+                let class = Class::of(&parts);
+                offline.answer(&node, &class, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!patching.is_finished() && !offline.journal().has(&object), "not while it is replayed");
+        drop(claim);
+        patching.await.unwrap().unwrap();
+        assert!(offline.journal().has(&object));
+
+        // And not the other way round: journal and local version belong together.
+        let client = NodeClient::new(upstream);
+        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles: HashMap::new() };
+        let claim = offline.journal().claim(&object).await;
+        assert!(rebase.object(&object, None).await.is_some(), "it comes again");
+        assert!(offline.journal().has(&object) && rebase.troubles.is_empty());
+        drop(claim);
+        stop.cancel();
+    }
+}

@@ -1,0 +1,564 @@
+//! TokenRequests of kubelet: the real replies of the API server are kept and replayed while the link is down.
+//!
+//! kubelet's token manager lives in memory, so after a reboot without a link every pod with a projected token would
+//! hang in mounting it. A reply is replayed to kubelet alone, for the very request it answered (service account,
+//! audiences, expiration, bound object with its UID), and only until the JWT's own `exp`. That is later than the
+//! reply's `expirationTimestamp`: the API server signs tokens for itself for up to a year and tells kubelet to come
+//! back after an hour. Never is a token made up.
+//!
+//! The store seals the replies: they would otherwise leave the tmpfs that kubelet keeps them in.
+//!
+//! What is kept is bounded whenever a reply is kept: those that have expired go, those of pods that are gone
+//! ([`Replies::purge`]), then those that expire first.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::answer::Answer;
+use crate::request::authenticate::unix_seconds;
+use crate::request::jwt;
+use crate::store::{Bucket, Store, StoreError};
+use crate::wire::{WireError, proto};
+use yurt_node::token::BearerToken;
+
+/// Replies kept at most.
+const MAX_REPLIES: usize = 1024;
+/// A reply younger than this is kept whether or not its pod is known: kubelet may have heard of the pod first.
+const GRACE: Duration = Duration::from_secs(600);
+/// Replies read from the store at a time.
+const PAGE: usize = 32;
+/// Bound of a reply.
+const MAX_REPLY: usize = 64 << 10;
+
+/// Why a TokenRequest or its reply cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Broken protobuf.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Broken JSON.
+    #[error("the TokenRequest is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The object a token is bound to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BoundObject {
+    /// `Pod`
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    audiences: Vec<String>,
+    expiration_seconds: Option<i64>,
+    bound_object_ref: Option<BoundObject>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Status {
+    token: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Document {
+    spec: Spec,
+    status: Status,
+}
+
+/// What is asked for: the key of the reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Namespace of the service account.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+    audiences: Vec<String>,
+    expiration_seconds: Option<i64>,
+    bound_object: Option<BoundObject>,
+}
+
+impl Request {
+    /// Reads the body of a POST to `serviceaccounts/NAME/token`.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`].
+    pub fn parse(
+        namespace: &str,
+        service_account: &str,
+        protobuf: bool,
+        body: &Bytes,
+    ) -> Result<Self, TokenError> {
+        let spec = document(protobuf, body)?.spec;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            audiences: spec.audiences,
+            expiration_seconds: spec.expiration_seconds,
+            bound_object: spec.bound_object_ref,
+        })
+    }
+
+    /// The user that a token for this request stands for.
+    pub fn user(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
+    }
+
+    /// Whether the token is for the API server itself, so that the hub may be asked with it.
+    pub fn is_for_api_server(&self) -> bool {
+        self.audiences.iter().all(String::is_empty)
+    }
+
+    fn key(&self) -> Vec<u8> {
+        // Strings and numbers alone: this cannot fail; the digest keeps the key short.
+        Sha256::digest(serde_json::to_vec(self).unwrap_or_default()).to_vec()
+    }
+}
+
+/// Reads the token in a reply.
+///
+/// # Errors
+///
+/// [`TokenError`].
+pub fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
+    Ok(BearerToken::new(&document(protobuf, body)?.status.token))
+}
+
+fn document(protobuf: bool, body: &Bytes) -> Result<Document, TokenError> {
+    if !protobuf {
+        return Ok(serde_json::from_slice(body)?);
+    }
+    let (_, raw) = proto::open_envelope(body)?;
+    let mut document = Document::default();
+    for field in proto::fields("TokenRequest", &raw) {
+        match field? {
+            (2, proto::Value::Bytes(raw)) => document.spec = spec_from_proto(raw)?,
+            (3, proto::Value::Bytes(raw)) => {
+                for field in proto::fields("TokenRequestStatus", raw) {
+                    if let (1, proto::Value::Bytes(token)) = field? {
+                        document.status.token = text(token)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(document)
+}
+
+/// TokenRequestSpec{audiences 1, boundObjectRef 3, expirationSeconds 4}
+fn spec_from_proto(raw: &[u8]) -> Result<Spec, WireError> {
+    let mut spec = Spec::default();
+    for field in proto::fields("TokenRequestSpec", raw) {
+        match field? {
+            (1, proto::Value::Bytes(audience)) => spec.audiences.push(text(audience)?),
+            (3, proto::Value::Bytes(raw)) => {
+                let mut bound = BoundObject::default();
+                // BoundObjectReference{kind 1, apiVersion 2, name 3, uid 4}
+                for field in proto::fields("BoundObjectReference", raw) {
+                    match field? {
+                        (1, proto::Value::Bytes(kind)) => bound.kind = text(kind)?,
+                        (3, proto::Value::Bytes(name)) => bound.name = text(name)?,
+                        (4, proto::Value::Bytes(uid)) => bound.uid = text(uid)?,
+                        _ => {}
+                    }
+                }
+                spec.bound_object_ref = Some(bound);
+            }
+            (4, proto::Value::Number(seconds)) => spec.expiration_seconds = i64::try_from(seconds).ok(),
+            _ => {}
+        }
+    }
+    Ok(spec)
+}
+
+fn text(raw: &[u8]) -> Result<String, WireError> {
+    proto::text("TokenRequest", raw).map(str::to_owned)
+}
+
+/// What is stored before the answer itself: a line of JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Head {
+    request: Request,
+    /// The JWT's `exp`.
+    expires: i64,
+}
+
+/// The replies that are kept.
+pub struct Replies {
+    store: Store,
+    index: Mutex<HashMap<Vec<u8>, Kept>>,
+}
+
+/// What decides how long a reply is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    /// The JWT's `exp`.
+    expires: i64,
+    /// UID of the pod it is bound to.
+    pod: Option<String>,
+    /// When it was kept, or found at the start.
+    since: Instant,
+}
+
+impl Kept {
+    fn of(request: &Request, expires: i64) -> Self {
+        let bound = request.bound_object.as_ref().filter(|bound| bound.kind == "Pod");
+        Self { expires, pod: bound.map(|bound| bound.uid.clone()), since: Instant::now() }
+    }
+}
+
+/// Takes out what is not worth keeping: what has expired, then what expires first beyond `limit`; never `newest`.
+fn excess(
+    index: &mut HashMap<Vec<u8>, Kept>,
+    newest: Option<&[u8]>,
+    limit: usize,
+    now: SystemTime,
+) -> Vec<Vec<u8>> {
+    let mut gone: Vec<_> =
+        index.iter().filter(|(_, kept)| has_expired(kept.expires, now)).map(|(key, _)| key.clone()).collect();
+    let over = (index.len() - gone.len()).saturating_sub(limit);
+    if over > 0 {
+        let mut good: Vec<_> = index
+            .iter()
+            .filter(|(key, kept)| !has_expired(kept.expires, now) && newest != Some(key))
+            .map(|(key, kept)| (kept.expires, key.clone()))
+            .collect();
+        good.sort();
+        gone.extend(good.into_iter().take(over).map(|(_, key)| key));
+    }
+    gone.iter().for_each(|key| drop(index.remove(key)));
+    gone
+}
+
+impl Replies {
+    /// Opens the replies and forgets those that have expired.
+    pub async fn open(store: Store) -> Self {
+        let this = Self { store, index: Mutex::default() };
+        if let Err(error) = this.tidy().await {
+            tracing::error!(%error, "the stored replies to TokenRequests cannot be tidied up");
+        }
+        this
+    }
+
+    async fn tidy(&self) -> Result<(), StoreError> {
+        let mut unreadable = Vec::new();
+        self.each(|key, reply| match reply {
+            Some((head, _)) => {
+                let kept = Kept::of(&head.request, head.expires);
+                self.index().insert(key, kept);
+            }
+            None => unreadable.push(key),
+        })?;
+        let mut forget = excess(&mut self.index(), None, MAX_REPLIES, SystemTime::now());
+        forget.append(&mut unreadable);
+        self.delete(&forget).await
+    }
+
+    /// Forgets the replies for pods that are not among these, but for the latest ones. The list must be complete and of
+    /// now.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; the replies are then forgotten at the next start.
+    pub async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
+        let gone: Vec<_> = {
+            let mut index = self.index();
+            let is_gone = |kept: &Kept| {
+                now.saturating_duration_since(kept.since) >= GRACE
+                    && kept.pod.as_ref().is_some_and(|pod| !pods.contains(pod))
+            };
+            let gone: Vec<_> =
+                index.iter().filter(|(_, kept)| is_gone(kept)).map(|(key, _)| key.clone()).collect();
+            gone.iter().for_each(|key| drop(index.remove(key)));
+            gone
+        };
+        self.delete(&gone).await
+    }
+
+    async fn delete(&self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
+        for keys in keys.chunks(PAGE * 4) {
+            self.store.delete(Bucket::Tokens, keys).await?;
+        }
+        Ok(())
+    }
+
+    fn index(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Kept>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a reply of the API server; returns the token in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`]; the reply goes to kubelet all the same.
+    pub async fn keep(&self, request: &Request, answer: &Answer) -> Result<BearerToken, TokenError> {
+        let token = token_in(is_protobuf(&answer.content_type), &answer.body)?;
+        if let Some(expires) = jwt::claims(token.expose()).and_then(|claims| claims.exp)
+            && answer.body.len() <= MAX_REPLY
+        {
+            let mut value = serde_json::to_vec(&Head { request: request.clone(), expires })?;
+            value.push(b'\n');
+            value.extend(answer.to_bytes());
+            let key = request.key();
+            let gone = {
+                let mut index = self.index();
+                index.insert(key.clone(), Kept::of(request, expires));
+                excess(&mut index, Some(&key), MAX_REPLIES, SystemTime::now())
+            };
+            let stored = self.store.put_durable(Bucket::Tokens, &key, &value).await;
+            if stored.is_err() {
+                self.index().remove(&key);
+            }
+            self.delete(&gone).await?;
+            stored?;
+        }
+        Ok(token)
+    }
+
+    /// The reply to the same request, if its token is still good.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
+        let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else { return Ok(None) };
+        let Some((head, answer)) = split(&value) else { return Ok(None) };
+        let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
+        Ok(usable.then_some(answer))
+    }
+
+    /// The good tokens for the API server, one a service account: the one that lasts longest.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
+        let now = SystemTime::now();
+        let mut best: HashMap<String, (i64, Request, Answer)> = HashMap::new();
+        self.each(|_, reply| {
+            let Some((head, answer)) = reply else { return };
+            if has_expired(head.expires, now) || !head.request.is_for_api_server() {
+                return;
+            }
+            let user = head.request.user();
+            if best.get(&user).is_none_or(|(expires, ..)| *expires < head.expires) {
+                best.insert(user, (head.expires, head.request, answer));
+            }
+        })?;
+        Ok(best
+            .into_values()
+            .filter_map(|(_, request, answer)| {
+                let token = token_in(is_protobuf(&answer.content_type), &answer.body).ok()?;
+                Some((request, token))
+            })
+            .collect())
+    }
+
+    /// Every stored reply, page by page; nothing for one that cannot be read.
+    fn each(&self, mut visit: impl FnMut(Vec<u8>, Option<(Head, Answer)>)) -> Result<(), StoreError> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.store.scan(Bucket::Tokens, b"", after.as_deref(), PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            page.into_iter().for_each(|(key, value)| {
+                let reply = split(&value);
+                visit(key, reply);
+            });
+        }
+    }
+}
+
+/// Whether a body of this content type is protobuf.
+pub fn is_protobuf(content_type: &str) -> bool {
+    content_type.starts_with("application/vnd.kubernetes.protobuf")
+}
+
+fn split(value: &[u8]) -> Option<(Head, Answer)> {
+    let end = value.iter().position(|byte| *byte == b'\n')?;
+    let head = serde_json::from_slice(&value[..end]).ok()?;
+    Some((head, Answer::from_bytes(&value[end + 1..])?))
+}
+
+fn has_expired(expires: i64, now: SystemTime) -> bool {
+    u64::try_from(expires).unwrap_or(0) <= unix_seconds(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::wire::TypeMeta;
+    use crate::wire::proto::Writer;
+
+    fn protobuf_request(uid: &str) -> Bytes {
+        let mut bound = Writer::default();
+        for (field, text) in [(1, "Pod"), (2, "v1"), (3, "web-0"), (4, uid)] {
+            bound.bytes(field, text.as_bytes());
+        }
+        let mut spec = Writer::default();
+        spec.bytes(1, b"vault");
+        spec.bytes(3, &bound.finish());
+        spec.varint(4, 3607);
+        let mut request = Writer::default();
+        request.bytes(1, b"");
+        request.bytes(2, &spec.finish());
+        proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &request.finish())
+    }
+
+    fn json_request(uid: &str) -> Bytes {
+        let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {},
+            "spec": {"audiences": ["vault"], "expirationSeconds": 3607,
+                     "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web-0", "uid": uid}},
+            "status": {"token": "", "expirationTimestamp": null}});
+        Bytes::from(request.to_string())
+    }
+
+    #[test]
+    fn protobuf_and_json_ask_for_the_same() {
+        let protobuf = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
+        let json = Request::parse("shop", "web", false, &json_request("u-1")).unwrap();
+        assert_eq!(protobuf, json);
+        assert_eq!(protobuf.key(), json.key());
+        assert_eq!(protobuf.user(), "system:serviceaccount:shop:web");
+        assert!(!protobuf.is_for_api_server());
+    }
+
+    #[test]
+    fn another_pod_is_another_key() {
+        let one = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
+        let two = Request::parse("shop", "web", true, &protobuf_request("u-2")).unwrap();
+        assert_ne!(one.key(), two.key());
+    }
+
+    #[test]
+    fn the_token_is_read_from_both_encodings() {
+        let reply = Bytes::from(json!({"status": {"token": "t-1"}}).to_string());
+        assert_eq!(token_in(false, &reply).unwrap().expose(), "t-1");
+        let mut status = Writer::default();
+        status.bytes(1, b"t-2");
+        let mut document = Writer::default();
+        document.bytes(3, &status.finish());
+        let reply =
+            proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &document.finish());
+        assert_eq!(token_in(true, &reply).unwrap().expose(), "t-2");
+    }
+
+    fn reply(exp: i64) -> Answer {
+        let token = jwt::for_test(&json!({"exp": exp, "sub": "system:serviceaccount:shop:web"}));
+        let body = json!({"kind": "TokenRequest", "status": {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}});
+        Answer::new(http::StatusCode::OK, "application/json", Bytes::from(body.to_string()))
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_replayed_for_the_same_pod_until_the_tokens_own_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let replies = Replies::open(store.clone()).await;
+        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        replies.keep(&request("u-1"), &reply(now + 1000)).await.unwrap();
+        // One that expires while it lies there.
+        let (two, stale) = (request("u-2"), reply(now - 1));
+        let head = Head { request: two.clone(), expires: now - 1 };
+        let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), stale.to_bytes()].concat();
+        store.put(Bucket::Tokens, &two.key(), &value).await.unwrap();
+        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
+        assert_eq!(replies.recall(&request("u-2")).unwrap(), None, "expired");
+        assert_eq!(replies.recall(&request("u-3")).unwrap(), None, "another pod");
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 2);
+        let replies = Replies::open(store.clone()).await;
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 1);
+        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
+        assert!(replies.tokens().unwrap().is_empty(), "its audience is not the API server");
+    }
+
+    #[tokio::test]
+    async fn replies_are_bounded_and_those_of_pods_that_are_gone_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let replies = Replies::open(store.clone()).await;
+        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        for (uid, expires) in [("u-1", now + 1000), ("u-2", now + 2000), ("u-3", now - 1)] {
+            replies.keep(&request(uid), &reply(expires)).await.unwrap();
+        }
+        let stored = || store.scan(Bucket::Tokens, b"", None, 10).unwrap().len();
+        replies.keep(&request("u-2"), &reply(now + 2000)).await.unwrap();
+        assert_eq!(stored(), 2, "what has expired is gone with the next one that is kept");
+        let pods = HashSet::from(["u-2".to_owned()]);
+        replies.purge(&pods, Instant::now()).await.unwrap();
+        assert_eq!(stored(), 2, "kubelet may know the pod before we do");
+        replies.purge(&pods, Instant::now() + GRACE).await.unwrap();
+        assert_eq!(stored(), 1);
+        assert!(replies.recall(&request("u-1")).unwrap().is_none());
+        assert!(replies.recall(&request("u-2")).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_store_full_of_old_replies_is_tidied_page_by_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+        let request = Request::parse("shop", "web", true, &protobuf_request("u")).unwrap();
+        let values: Vec<_> = (0..MAX_REPLIES as i64 * 2 + 100)
+            .map(|number| {
+                // The good ones come last.
+                let expires = if number < MAX_REPLIES as i64 * 2 { now - 1 } else { now + number };
+                let head = Head { request: request.clone(), expires };
+                let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), reply(expires).to_bytes()];
+                let key = [&[Bucket::Tokens as u8][..], &number.to_be_bytes()].concat();
+                let value = store.sealer().seal(&key, &value.concat()).unwrap();
+                (key, value)
+            })
+            .collect();
+        store
+            .write(crate::store::Durability::Soon, move |tx| {
+                values.iter().try_for_each(|(key, value)| tx.put(crate::store::Table::Buckets, key, value))
+            })
+            .await
+            .unwrap();
+        Replies::open(store.clone()).await;
+        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10_000).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn what_expires_first_goes_first_and_the_newest_stays() {
+        let now = SystemTime::now();
+        let at = |seconds: i64| i64::try_from(unix_seconds(now)).unwrap() + seconds;
+        let kept = |expires| Kept { expires, pod: None, since: Instant::now() };
+        let mut index: HashMap<_, _> =
+            (1..=5).map(|number| (vec![number], kept(at(i64::from(number) * 100)))).collect();
+        let mut gone = excess(&mut index, Some(&[1]), 3, now);
+        gone.sort();
+        assert_eq!(gone, [vec![2], vec![3]]);
+        assert_eq!(index.len(), 3);
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        assert!(Request::parse("a", "b", true, &Bytes::from_static(b"{}")).is_err());
+        assert!(Request::parse("a", "b", false, &Bytes::from_static(b"k8s\0")).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! The two requests of a reflector, and their answers as data.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, USER_AGENT,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+
+use super::within;
+use crate::caller::Credential;
+use crate::upstream::{RequestBody, ResponseBody, Upstream, chain};
+use crate::view::{UpstreamStatus, ViewSpec};
+use crate::wire::{ListPage, MAX_PAGE, WireError, split_list};
+
+const AGENT: &str = concat!("yurtd/", env!("CARGO_PKG_VERSION"), " (hub)");
+/// Objects a page, as client-go asks for.
+const PAGE: u32 = 500;
+/// The API server gives up after a minute itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(70);
+/// An answer to a GET of a watch comes at once, whatever the collection does.
+const WATCH_WITHIN: Duration = Duration::from_secs(30);
+/// Error bodies are Status objects.
+const MAX_ERROR: usize = 1 << 20;
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ListParameters {
+    /// Exactly this resourceVersion.
+    pub(super) at: Option<u64>,
+    /// The next page.
+    pub(super) continue_token: Option<String>,
+}
+
+/// An answer that is not what was asked for.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Unreachable(String),
+    Status(Arc<UpstreamStatus>),
+    Unreadable(WireError),
+}
+
+/// Asks for one page.
+pub(super) async fn list(
+    upstream: &Upstream,
+    credential: &Credential,
+    spec: &ViewSpec,
+    parameters: &ListParameters,
+) -> Result<ListPage, Answer> {
+    let mut query = selectors(spec);
+    query.add("limit", &PAGE.to_string());
+    if let Some(token) = &parameters.continue_token {
+        query.add("continue", token);
+    } else if let Some(version) = parameters.at {
+        query.add("resourceVersion", &version.to_string());
+        query.add("resourceVersionMatch", "Exact");
+    }
+    let request = request(spec, &query, spec.encoding().accept_list(), true)?;
+    let exchange = async {
+        let response = send(upstream, credential, request).await?;
+        let (headers, body) = collect(response, MAX_PAGE).await?;
+        decompress(&headers, body, MAX_PAGE)
+    };
+    let body = within(ANSWER_WITHIN, exchange).await.unwrap_or_else(|| Err(late()))?;
+    split_list(spec.encoding(), &body).map_err(Answer::Unreadable)
+}
+
+/// Starts a watch.
+pub(super) async fn watch(
+    upstream: &Upstream,
+    credential: &Credential,
+    spec: &ViewSpec,
+    version: u64,
+    jitter: f64,
+) -> Result<ResponseBody, Answer> {
+    let mut query = selectors(spec);
+    query.add("watch", "true");
+    query.add("allowWatchBookmarks", "true");
+    query.add("resourceVersion", &version.to_string());
+    // Half an hour to an hour, so that the watches of a node do not end together.
+    query.add("timeoutSeconds", &format!("{}", 1800 + (1800.0 * jitter) as u32));
+    let request = request(spec, &query, spec.encoding().accept_watch(), false)?;
+    let response = within(WATCH_WITHIN, send(upstream, credential, request)).await;
+    Ok(response.unwrap_or_else(|| Err(late()))?.into_body())
+}
+
+fn late() -> Answer {
+    Answer::Unreachable("no answer in time".to_owned())
+}
+
+fn selectors(spec: &ViewSpec) -> Query {
+    let mut query = Query::default();
+    if !spec.label_selector().is_empty() {
+        query.add("labelSelector", spec.label_selector());
+    }
+    if !spec.field_selector().is_empty() {
+        query.add("fieldSelector", spec.field_selector());
+    }
+    query
+}
+
+fn request(spec: &ViewSpec, query: &Query, accept: &str, gzip: bool) -> Result<Request<RequestBody>, Answer> {
+    let uri = format!("{}?{}", spec.resource().path(spec.namespace()), query.text);
+    let mut builder = Request::get(uri).header(ACCEPT, accept).header(USER_AGENT, AGENT);
+    if gzip {
+        builder = builder.header(ACCEPT_ENCODING, "gzip");
+    }
+    let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    builder.body(body).map_err(|error| Answer::Unreachable(error.to_string()))
+}
+
+/// Sends; any status but 200 is an answer of its own.
+async fn send(
+    upstream: &Upstream,
+    credential: &Credential,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Answer> {
+    let response =
+        upstream.send(credential, request).await.map_err(|error| Answer::Unreachable(error.to_string()))?;
+    if response.status() == StatusCode::OK {
+        return Ok(response);
+    }
+    let code = response.status();
+    let (headers, body) = collect(response, MAX_ERROR).await?;
+    let body = decompress(&headers, body, MAX_ERROR)?;
+    Err(Answer::Status(Arc::new(UpstreamStatus { code, headers: end_to_end(headers), body })))
+}
+
+/// Headers of an answer whose body was decoded.
+fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
+    for name in [CONTENT_ENCODING, CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::CONNECTION]
+    {
+        headers.remove(name);
+    }
+    headers
+}
+
+async fn collect(response: Response<ResponseBody>, limit: usize) -> Result<(HeaderMap, Bytes), Answer> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, limit).collect().await;
+    let body = body.map_err(|error| Answer::Unreachable(chain(&*error)))?;
+    Ok((parts.headers, body.to_bytes()))
+}
+
+fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, Answer> {
+    let malformed =
+        |reason: String| Answer::Unreadable(WireError::Malformed { what: "response body", reason });
+    match headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(body),
+        Some(b"gzip") => {
+            let mut plain = Vec::with_capacity((body.len() * 6).min(limit));
+            let read = MultiGzDecoder::new(&*body).take(limit as u64 + 1).read_to_end(&mut plain);
+            match read {
+                Ok(size) if size > limit => {
+                    Err(Answer::Unreadable(WireError::TooLarge { what: "response body", size, limit }))
+                }
+                Ok(_) => Ok(plain.into()),
+                Err(error) => Err(malformed(error.to_string())),
+            }
+        }
+        Some(other) => {
+            let kind = headers.get(CONTENT_TYPE);
+            Err(malformed(format!("its encoding is {:?}, its type {kind:?}", String::from_utf8_lossy(other))))
+        }
+    }
+}
+
+/// A query string.
+#[derive(Debug, Default)]
+struct Query {
+    text: String,
+}
+
+impl Query {
+    fn add(&mut self, name: &str, value: &str) {
+        if !self.text.is_empty() {
+            self.text.push('&');
+        }
+        self.text.push_str(name);
+        self.text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                self.text.push(char::from(byte));
+            } else {
+                self.text.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn selectors_are_escaped() {
+        let mut query = Query::default();
+        query.add("labelSelector", "a in (x,y),!b");
+        query.add("limit", "5");
+        assert_eq!(query.text, "labelSelector=a%20in%20%28x%2Cy%29%2C%21b&limit=5");
+    }
+
+    #[test]
+    fn a_compressed_body_beyond_the_bound_is_refused() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&vec![0; 100_000]).unwrap();
+        let body = Bytes::from(encoder.finish().unwrap());
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        assert_eq!(decompress(&headers, body.clone(), 100_000).unwrap().len(), 100_000);
+        assert!(matches!(
+            decompress(&headers, body.clone(), 99_999),
+            Err(Answer::Unreadable(WireError::TooLarge { .. }))
+        ));
+        assert!(decompress(&headers, body.slice(..body.len() / 2), 100_000).is_err());
+    }
+}

@@ -1,0 +1,308 @@
+//! Who asks: kubelet by the node's client certificate, everybody else by a bearer token. Pure but for the clock that
+//! is handed in, and for the tokens, which [`super::tokens`] knows.
+//!
+//! A certificate is checked after the TLS handshake, not in it: TLS proves that the peer holds the key, this module
+//! decides what the certificate is worth. So an unknown certificate is a 401 with a reason and not a broken
+//! connection, and an expired one of the node may still be served while the link is down (the API server, and not
+//! the hub, refuses it while the link is up).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::tokens::Tokens;
+use crate::caller::{Caller, Credential, Identity};
+use crate::link::Link;
+use yurt_node::token::BearerToken;
+
+/// Longest bearer token.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// Why a request is not anybody's: each is a 401.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Neither certificate nor token.
+    #[error("the hub serves nobody without a client certificate of the node or a bearer token")]
+    Nobody,
+    /// A certificate that is not this node's.
+    #[error("the client certificate is not accepted: {0}")]
+    Certificate(String),
+    /// The node's certificate is out of its time, and the link is up.
+    #[error("the node's client certificate has expired or is not yet valid")]
+    CertificateTime,
+    /// The `Authorization` header is no bearer token.
+    #[error("only bearer tokens are accepted in the authorization header")]
+    Header,
+    /// The token has expired.
+    #[error("the bearer token has expired")]
+    TokenExpired,
+    /// The API server does not know the token.
+    #[error("the API server does not accept the bearer token: {0}")]
+    TokenRefused(String),
+    /// Nobody can tell now.
+    #[error("the edge node is offline and this bearer token was never seen while it was online")]
+    TokenUnknown,
+}
+
+/// What a connection's client certificate says, decided once a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// No certificate.
+    Anonymous,
+    /// This node, from and until (seconds since 1970).
+    Node {
+        /// Start of validity.
+        not_before: u64,
+        /// End of validity.
+        not_after: u64,
+    },
+    /// Any other certificate, with the reason why it is none of the node's.
+    Stranger(String),
+}
+
+/// Tells the node's certificate from all others.
+pub struct NodeVerifier {
+    anchors: Vec<TrustAnchor<'static>>,
+    user: String,
+}
+
+impl NodeVerifier {
+    /// `ca` are the certificates of the cluster's client CA.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is no CA certificate.
+    pub fn new(ca: &[CertificateDer<'static>], node_name: &str) -> Result<Self, webpki::Error> {
+        let anchors = ca
+            .iter()
+            .map(|certificate| webpki::anchor_from_trusted_cert(certificate).map(|anchor| anchor.to_owned()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { anchors, user: format!("system:node:{node_name}") })
+    }
+
+    /// The node's user name.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Decides what a certificate chain, the peer's own first, is worth.
+    pub fn identify(&self, chain: Option<&[CertificateDer<'_>]>, now: SystemTime) -> Peer {
+        let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return Peer::Anonymous };
+        match self.check(leaf, intermediates, now) {
+            Ok(peer) => peer,
+            Err(reason) => Peer::Stranger(reason),
+        }
+    }
+
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: SystemTime,
+    ) -> Result<Peer, String> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
+        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+        let not_before = seconds(parsed.validity().not_before.timestamp());
+        let not_after = seconds(parsed.validity().not_after.timestamp());
+        // The chain is checked at a moment at which the certificate was valid: whether it is now is decided by
+        // every request.
+        let moment = unix_seconds(now).clamp(not_before, not_after.max(not_before));
+        let certificate = EndEntityCert::try_from(leaf).map_err(|error| error.to_string())?;
+        certificate
+            .verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                &self.anchors,
+                intermediates,
+                UnixTime::since_unix_epoch(Duration::from_secs(moment)),
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+            .map_err(|error| format!("the cluster's client CA did not sign it ({error})"))?;
+        let names: Vec<_> = parsed.subject().iter_common_name().map(|name| name.as_str().ok()).collect();
+        if names != [Some(self.user.as_str())] {
+            return Err(format!("its subject is {}, this node is {}", parsed.subject(), self.user));
+        }
+        if !parsed.subject().iter_organization().any(|name| name.as_str() == Ok("system:nodes")) {
+            return Err("it is not in the organization system:nodes".into());
+        }
+        Ok(Peer::Node { not_before, not_after })
+    }
+}
+
+/// Decides who sent a request.
+pub struct Authenticator {
+    node: NodeVerifier,
+    tokens: Tokens,
+    link: Link,
+}
+
+impl Authenticator {
+    /// Puts the two ways together.
+    pub fn new(node: NodeVerifier, tokens: Tokens, link: Link) -> Self {
+        Self { node, tokens, link }
+    }
+
+    /// What a connection's certificate is worth.
+    pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Peer {
+        self.node.identify(chain, SystemTime::now())
+    }
+
+    /// The node's user name.
+    pub fn node_user(&self) -> &str {
+        self.node.user()
+    }
+
+    /// The tokens that are known.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The caller of a request. The node's certificate counts before a token, as in the API server.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError`], always a 401.
+    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
+        if let Peer::Node { not_before, not_after } = peer {
+            let valid = (*not_before..=*not_after).contains(&unix_seconds(SystemTime::now()));
+            if !valid && self.link.is_online() {
+                return Err(AuthError::CertificateTime);
+            }
+            return Ok(Caller { identity: Identity::new(self.node.user()), credential: Credential::Node });
+        }
+        match bearer_token(headers)? {
+            Some(token) => {
+                let identity = self.tokens.identity_of(&token).await?;
+                Ok(Caller { identity, credential: Credential::Bearer(token) })
+            }
+            None => Err(match peer {
+                Peer::Stranger(reason) => AuthError::Certificate(reason.clone()),
+                _ => AuthError::Nobody,
+            }),
+        }
+    }
+}
+
+fn bearer_token(headers: &HeaderMap) -> Result<Option<BearerToken>, AuthError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().map_err(|_| AuthError::Header)?;
+    let (scheme, token) = text.trim().split_once(' ').ok_or(AuthError::Header)?;
+    let token = token.trim();
+    let valid = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= MAX_TOKEN;
+    if values.next().is_some() || !valid || token.contains(char::is_whitespace) {
+        return Err(AuthError::Header);
+    }
+    Ok(Some(BearerToken::new(token)))
+}
+
+/// Seconds since 1970; 0 for clocks that are before that.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    };
+
+    use super::*;
+
+    fn ca(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn client(
+        ca: &CertifiedIssuer<'static, KeyPair>,
+        user: &str,
+        group: &str,
+        years: (i32, i32),
+        usage: ExtendedKeyUsagePurpose,
+    ) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.extended_key_usages = vec![usage];
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        params.signed_by(&KeyPair::generate().unwrap(), ca).unwrap().der().clone()
+    }
+
+    const AUTH: ExtendedKeyUsagePurpose = ExtendedKeyUsagePurpose::ClientAuth;
+
+    fn now() -> SystemTime {
+        // 2026-01-01
+        UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+    }
+
+    fn verifier(ca: &CertifiedIssuer<'static, KeyPair>) -> NodeVerifier {
+        NodeVerifier::new(&[ca.der().clone()], "edge").unwrap()
+    }
+
+    #[test]
+    fn the_nodes_certificate_is_the_node() {
+        let ca = ca("kubernetes");
+        let certificate = client(&ca, "system:node:edge", "system:nodes", (2025, 2027), AUTH);
+        let peer = verifier(&ca).identify(Some(&[certificate]), now());
+        assert!(matches!(peer, Peer::Node { .. }), "{peer:?}");
+        assert_eq!(verifier(&ca).identify(None, now()), Peer::Anonymous);
+    }
+
+    #[test]
+    fn any_other_certificate_is_a_stranger() {
+        let (ours, other) = (ca("kubernetes"), ca("kubernetes"));
+        let strangers = [
+            client(&ours, "system:node:other", "system:nodes", (2025, 2027), AUTH),
+            client(&ours, "system:node:edge ", "system:nodes", (2025, 2027), AUTH),
+            client(&ours, "kubernetes-admin", "system:masters", (2025, 2027), AUTH),
+            client(&ours, "system:node:edge", "system:masters", (2025, 2027), AUTH),
+            client(
+                &ours,
+                "system:node:edge",
+                "system:nodes",
+                (2025, 2027),
+                ExtendedKeyUsagePurpose::ServerAuth,
+            ),
+            client(&other, "system:node:edge", "system:nodes", (2025, 2027), AUTH),
+            CertificateDer::from(vec![1, 2, 3]),
+        ];
+        for (at, certificate) in strangers.into_iter().enumerate() {
+            let peer = verifier(&ours).identify(Some(&[certificate]), now());
+            assert!(matches!(peer, Peer::Stranger(_)), "{at}: {peer:?}");
+        }
+    }
+
+    #[test]
+    fn an_expired_certificate_still_says_who_it_was() {
+        let ca = ca("kubernetes");
+        let certificate = client(&ca, "system:node:edge", "system:nodes", (2020, 2021), AUTH);
+        assert!(matches!(verifier(&ca).identify(Some(&[certificate]), now()), Peer::Node { .. }));
+    }
+
+    #[test]
+    fn the_authorization_header_is_one_bearer_token() {
+        let parse = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(AUTHORIZATION, value.parse().unwrap());
+            }
+            bearer_token(&headers).map(|token| token.map(|token| token.expose().to_owned()))
+        };
+        assert_eq!(parse(&[]), Ok(None));
+        assert_eq!(parse(&["Bearer abc"]), Ok(Some("abc".into())));
+        assert_eq!(parse(&["bearer  abc "]), Ok(Some("abc".into())));
+        for bad in
+            [&["Basic YTpi"][..], &["Bearer"], &["Bearer "], &["Bearer a b"], &["Bearer a", "Bearer b"]]
+        {
+            assert_eq!(parse(bad), Err(AuthError::Header), "{bad:?}");
+        }
+    }
+}

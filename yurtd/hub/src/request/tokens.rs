@@ -1,0 +1,279 @@
+//! Bearer tokens and the users they stand for.
+//!
+//! A token is known by its SHA-256, with the user name that the API server gave for it. It is learnt in two ways: by
+//! a TokenReview when somebody comes with it, and when the API server's reply to kubelet's TokenRequest passes
+//! through the hub. What is known is on the disk, so that a pod whose token was accepted once is accepted after a
+//! reboot without a link.
+//!
+//! While the link is up a known token is reviewed again in the background every [`RECHECK`], so a token that was
+//! revoked reads at most that long; requests that are forwarded are judged by the API server anyway. While the link
+//! is down, what was known last counts, until the token's own `exp`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use yurt_node::supervise::Tasks;
+
+use super::authenticate::{AuthError, unix_seconds};
+use super::jwt;
+use crate::caller::Identity;
+use crate::link::Link;
+use crate::node_client::{CallError, NodeClient};
+use crate::store::{Bucket, Store, StoreError};
+use yurt_node::token::BearerToken;
+
+/// A known token is reviewed again after this long while the link is up.
+const RECHECK: Duration = Duration::from_secs(120);
+/// A token that was refused is not asked about again for this long.
+const REFUSED: Duration = Duration::from_secs(10);
+/// Tokens kept at most; those that expire first go first.
+const MAX_KNOWN: usize = 4096;
+/// TokenReviews at a time: a pod that sends rubbish must not keep the link busy.
+const MAX_REVIEWS: usize = 4;
+
+type Hash = [u8; 32];
+
+/// What is on the disk about a token, under its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Record {
+    user: String,
+    /// The token's `exp`; legacy tokens have none.
+    #[serde(default)]
+    expires: Option<i64>,
+}
+
+struct Known {
+    record: Record,
+    /// When the API server last said so in this process' life.
+    checked: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Memory {
+    known: HashMap<Hash, Known>,
+    refused: HashMap<Hash, (Instant, String)>,
+}
+
+/// The tokens that are known.
+#[derive(Clone)]
+pub struct Tokens {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    memory: Mutex<Memory>,
+    reviews: Semaphore,
+    store: Store,
+    client: NodeClient,
+    link: Link,
+    tasks: Tasks,
+}
+
+/// What is to be done about a token.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Accept(Identity),
+    /// Accept, and ask the API server whether it still does.
+    AcceptAndRecheck(Identity),
+    Review,
+    Refuse(AuthError),
+}
+
+impl Tokens {
+    /// Reads what is on the disk; tokens that have expired are forgotten.
+    pub async fn open(store: Store, client: NodeClient, link: Link, tasks: Tasks) -> Self {
+        let now = SystemTime::now();
+        let mut memory = Memory::default();
+        let mut forget = Vec::new();
+        let stored = store.scan(Bucket::Callers, b"", None, MAX_KNOWN * 2).unwrap_or_else(|error| {
+            tracing::error!(%error, "the known tokens cannot be read");
+            Vec::new()
+        });
+        for (key, value) in stored {
+            let record = serde_json::from_slice::<Record>(&value).ok();
+            match (Hash::try_from(key.as_slice()), record) {
+                (Ok(hash), Some(record)) if !expired(record.expires, now) => {
+                    memory.known.insert(hash, Known { record, checked: None });
+                }
+                _ => forget.push(key),
+            }
+        }
+        if let Err(error) = store.delete(Bucket::Callers, &forget).await {
+            tracing::warn!(%error, "expired tokens could not be forgotten");
+        }
+        let reviews = Semaphore::new(MAX_REVIEWS);
+        Self { inner: Arc::new(Inner { memory: Mutex::new(memory), reviews, store, client, link, tasks }) }
+    }
+
+    /// The user a token stands for.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError`] when it stands for nobody, or nobody can tell.
+    pub async fn identity_of(&self, token: &BearerToken) -> Result<Identity, AuthError> {
+        let hash = hash(token);
+        match self.verdict(token, &hash) {
+            Verdict::Accept(identity) => Ok(identity),
+            Verdict::AcceptAndRecheck(identity) => {
+                let (this, token) = (self.clone(), token.clone());
+                self.inner.tasks.passing(async move {
+                    // The outcome is in the memory.
+                    let _ = this.review(&token, hash).await;
+                });
+                Ok(identity)
+            }
+            Verdict::Refuse(error) => Err(error),
+            Verdict::Review => {
+                let _turn = self.inner.reviews.acquire().await.map_err(|_| AuthError::TokenUnknown)?;
+                // Somebody else may have asked about the same token meanwhile.
+                match self.verdict(token, &hash) {
+                    Verdict::Accept(identity) | Verdict::AcceptAndRecheck(identity) => Ok(identity),
+                    Verdict::Refuse(error) => Err(error),
+                    Verdict::Review => self.review(token, hash).await,
+                }
+            }
+        }
+    }
+
+    /// Remembers a token that the API server has just issued for `user`.
+    pub async fn learn(&self, token: &BearerToken, user: &str) {
+        self.accept(token, hash(token), user).await;
+    }
+
+    fn verdict(&self, token: &BearerToken, hash: &Hash) -> Verdict {
+        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        if expired(expires, SystemTime::now()) {
+            return Verdict::Refuse(AuthError::TokenExpired);
+        }
+        let online = self.inner.link.is_online();
+        let mut memory = lock(&self.inner.memory);
+        if let Some(known) = memory.known.get_mut(hash) {
+            let identity = Identity::new(&known.record.user);
+            let fresh = known.checked.is_some_and(|checked| checked.elapsed() < RECHECK);
+            if fresh || !online {
+                return Verdict::Accept(identity);
+            }
+            // One recheck at a time: the next one is due after this one.
+            known.checked = Some(Instant::now());
+            return Verdict::AcceptAndRecheck(identity);
+        }
+        match memory.refused.get(hash) {
+            Some((when, reason)) if when.elapsed() < REFUSED => {
+                Verdict::Refuse(AuthError::TokenRefused(reason.clone()))
+            }
+            _ if online => Verdict::Review,
+            _ => Verdict::Refuse(AuthError::TokenUnknown),
+        }
+    }
+
+    async fn review(&self, token: &BearerToken, hash: Hash) -> Result<Identity, AuthError> {
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token.expose()},
+        });
+        let answer = self.inner.client.create("/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
+        let status = match answer {
+            Ok(mut answer) => answer["status"].take(),
+            Err(error @ CallError::Refused { .. }) if !error.is_transient() => {
+                tracing::warn!(%error, "the API server does not let the node review tokens");
+                return Err(AuthError::TokenRefused(error.to_string()));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a token could not be reviewed");
+                return Err(AuthError::TokenUnknown);
+            }
+        };
+        match status["user"]["username"].as_str() {
+            Some(user) if status["authenticated"] == true && !user.is_empty() => {
+                self.accept(token, hash, user).await;
+                Ok(Identity::new(user))
+            }
+            _ => {
+                let reason = status["error"].as_str().unwrap_or("it is not authenticated").to_owned();
+                self.refuse(hash, reason.clone()).await;
+                Err(AuthError::TokenRefused(reason))
+            }
+        }
+    }
+
+    async fn accept(&self, token: &BearerToken, hash: Hash, user: &str) {
+        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        let record = Record { user: user.to_owned(), expires };
+        let (new, evicted) = {
+            let mut memory = lock(&self.inner.memory);
+            let known = Known { record: record.clone(), checked: Some(Instant::now()) };
+            let new = memory.known.insert(hash, known).is_none_or(|before| before.record != record);
+            memory.refused.remove(&hash);
+            let evicted = if memory.known.len() > MAX_KNOWN { memory.evict(&hash) } else { None };
+            (new, evicted)
+        };
+        if let Some(evicted) = evicted {
+            self.forget(evicted).await;
+        }
+        if new {
+            let stored = match serde_json::to_vec(&record) {
+                Ok(value) => self.inner.store.put_durable(Bucket::Callers, &hash, &value).await,
+                Err(error) => Err(StoreError::Failed(error.to_string())),
+            };
+            if let Err(error) = stored {
+                tracing::warn!(%error, user, "a token will not be known after a restart without a link");
+            }
+        }
+    }
+
+    async fn refuse(&self, hash: Hash, reason: String) {
+        let known = {
+            let mut memory = lock(&self.inner.memory);
+            memory.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
+            if memory.refused.len() < MAX_KNOWN {
+                memory.refused.insert(hash, (Instant::now(), reason));
+            }
+            memory.known.remove(&hash)
+        };
+        if let Some(known) = known {
+            tracing::info!(user = known.record.user, "the API server no longer accepts a token");
+            self.forget(hash).await;
+        }
+    }
+
+    async fn forget(&self, hash: Hash) {
+        if let Err(error) = self.inner.store.delete(Bucket::Callers, &[hash.to_vec()]).await {
+            tracing::warn!(%error, "a token could not be forgotten");
+        }
+    }
+}
+
+impl Memory {
+    /// Takes out the token that expires first, but not `keep`. Tokens without an end go last.
+    fn evict(&mut self, keep: &Hash) -> Option<Hash> {
+        let first = self
+            .known
+            .iter()
+            .filter(|(hash, _)| *hash != keep)
+            .min_by_key(|(_, known)| known.record.expires.unwrap_or(i64::MAX))
+            .map(|(hash, _)| *hash)?;
+        self.known.remove(&first);
+        Some(first)
+    }
+}
+
+fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
+    // The maps are whole after every statement, so a panic elsewhere has not torn them.
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hash(token: &BearerToken) -> Hash {
+    Sha256::digest(token.expose().as_bytes()).into()
+}
+
+fn expired(expires: Option<i64>, now: SystemTime) -> bool {
+    expires.is_some_and(|expires| u64::try_from(expires).unwrap_or(0) <= unix_seconds(now))
+}

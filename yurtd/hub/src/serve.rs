@@ -1,0 +1,58 @@
+//! The hub's front: sockets, TLS, HTTP, and the way of one request through the hub.
+//!
+//! ```text
+//! sockets → listener (TLS in tls, one task a connection) → pipeline → read (views)      → respond
+//!                                                                  → forward (upstream) → respond
+//!                                                                  → offline            → respond
+//! ```
+//!
+//! [`pipeline`] is the whole way in one function; [`respond`] is the only place where errors become HTTP. The health
+//! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
+
+pub mod forward;
+pub mod health;
+pub mod listener;
+pub mod pipeline;
+pub mod read;
+pub mod respond;
+pub mod sockets;
+pub mod tls;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio_util::sync::CancellationToken;
+
+use crate::filter::Filters;
+use crate::link::Link;
+use crate::offline::Offline;
+use crate::request::Authenticator;
+use crate::upstream::Upstream;
+use crate::view::Views;
+use yurt_node::supervise::Tasks;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Body of a response to a local client.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Everything a request may need.
+pub struct Hub {
+    /// Who asks.
+    pub authenticator: Authenticator,
+    /// What is listed and watched.
+    pub views: Views,
+    /// The API servers.
+    pub upstream: Upstream,
+    /// Whether they can be reached.
+    pub link: Link,
+    /// Answers without them.
+    pub offline: Arc<Offline>,
+    /// What kubelet is told differently.
+    pub filters: Filters,
+    /// Cancelled when the process is told to stop: watches end, connections drain.
+    pub stop: CancellationToken,
+    /// Owns every task that outlives its request.
+    pub tasks: Tasks,
+}

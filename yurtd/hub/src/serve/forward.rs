@@ -1,0 +1,321 @@
+//! Requests that the API server answers: forwarded as they are, both bodies streamed, hop-by-hop headers left out.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper_util::rt::TokioIo;
+
+use super::respond::Failure;
+use super::{Body, BoxError, Hub};
+use crate::filter::FilterError;
+use crate::offline::observe::Observer;
+use crate::request::authorise::Permit;
+use crate::upstream::{self, RequestBody, UpstreamError};
+use yurt_node::link::LinkState;
+
+/// Bound of an answer that the hub changes. A list of ten thousand Services in JSON is half of it.
+const MAX_FILTERED: usize = 48 << 20;
+const JSON: &[u8] = b"application/json";
+
+/// Sends a request upstream; returns when the head of the response is there, or as soon as the link is lost.
+pub async fn send(
+    hub: &Hub,
+    permit: &Permit,
+    parts: &Parts,
+    body: RequestBody,
+) -> Result<Response<upstream::ResponseBody>, UpstreamError> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = end_to_end(&parts.headers);
+    let share = hub.upstream.share(permit)?;
+    let mut link = hub.link.subscribe();
+    tokio::select! {
+        response = hub.upstream.send(permit.credential(), request) => {
+            Ok(response?.map(|body| body.holding(share)))
+        }
+        // Whoever watches over the link knows better than this one request.
+        _ = link.wait_for(|state| *state == LinkState::Offline) => {
+            Err(UpstreamError::Broken("the link went down under the request".into()))
+        }
+    }
+}
+
+/// The response for the local client; the observer gets the whole of it once it has passed.
+pub fn relay(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+    observer: Option<Observer>,
+) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    let headers = end_to_end(&parts.headers);
+    let body = match observer {
+        Some(observer) if observer.refutes(parts.status) => {
+            hub.tasks.passing(observer.forget());
+            Body::new(body.map_err(Into::into))
+        }
+        Some(observer) if observer.wants(parts.status) => {
+            let (limit, seen, tasks) = (observer.limit(), headers.clone(), hub.tasks.clone());
+            let done = Box::new(move |whole: Bytes| {
+                tasks.passing(observer.seen(seen, whole));
+            });
+            Body::new(Tee { inner: body, kept: Vec::new(), limit, done: Some(done) })
+        }
+        _ => Body::new(body.map_err(Into::into)),
+    };
+    let mut relayed = Response::new(body);
+    *relayed.status_mut() = parts.status;
+    *relayed.headers_mut() = headers;
+    relayed
+}
+
+/// The same for an answer that the hub changes: it has to be there as a whole. The observer gets it as it was.
+pub async fn relay_filtered(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+    observer: Option<Observer>,
+    filter: impl FnOnce(Bytes) -> Result<Bytes, FilterError>,
+) -> Result<Response<Body>, Failure> {
+    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(JSON));
+    let plain = response.headers().get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+    if response.status() != StatusCode::OK || !json || !plain {
+        return Ok(relay(hub, response, observer));
+    }
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, MAX_FILTERED).collect().await;
+    let body = body.map_err(|error| UpstreamError::Broken(error.to_string()))?.to_bytes();
+    let mut headers = end_to_end(&parts.headers);
+    if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {
+        hub.tasks.passing(observer.seen(headers.clone(), body.clone()));
+    }
+    headers.remove(CONTENT_LENGTH);
+    let mut relayed = Response::new(super::respond::full(filter(body)?));
+    *relayed.headers_mut() = headers;
+    Ok(relayed)
+}
+
+/// Forwards an upgrade (exec, attach, port-forward in SPDY or WebSocket) and then copies both ways until one side ends.
+pub async fn upgrade(
+    hub: &Hub,
+    permit: &Permit,
+    mut parts: Parts,
+    body: Incoming,
+) -> Result<Response<Body>, Failure> {
+    let protocol = parts.headers.get(UPGRADE).cloned().ok_or(Failure::Upgrade)?;
+    let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>().ok_or(Failure::Upgrade)?;
+    let mut request = Request::new(RequestBody::new(body.map_err(Into::into)));
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = upgrading(&parts.headers, protocol);
+    let share = hub.upstream.share(permit)?;
+    let mut link = hub.link.subscribe();
+    let mut response = tokio::select! {
+        response = hub.upstream.upgrade(permit.credential(), request) => response?,
+        _ = link.wait_for(|state| *state == LinkState::Offline) => {
+            return Err(UpstreamError::Broken("the link went down under the request".into()).into());
+        }
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (parts, body) = response.into_parts();
+        let mut relayed = Response::new(Body::new(body.map_err(Into::into)));
+        *relayed.status_mut() = parts.status;
+        *relayed.headers_mut() = end_to_end(&parts.headers);
+        return Ok(relayed);
+    }
+    let protocol = response.headers().get(UPGRADE).cloned().ok_or(Failure::Upgrade)?;
+    let server = hyper::upgrade::on(&mut response);
+    let stop = hub.stop.clone();
+    hub.tasks.passing(async move {
+        let _share = share;
+        let copy = async {
+            let (client, server) = tokio::try_join!(client, server)?;
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+            Ok::<_, BoxError>(())
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            outcome = copy => if let Err(error) = outcome {
+                tracing::debug!(%error, "an upgraded connection ended with an error");
+            },
+        }
+    });
+    let mut relayed = Response::new(super::respond::full(Bytes::new()));
+    *relayed.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *relayed.headers_mut() = upgrading(response.headers(), protocol);
+    Ok(relayed)
+}
+
+/// Headers that concern one connection (RFC 9110 §7.6.1), those that upstream sets itself, and `Expect`, which the
+/// hub has already answered.
+const HOP_BY_HOP: [HeaderName; 10] = [
+    CONNECTION,
+    UPGRADE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    EXPECT,
+    HOST,
+    AUTHORIZATION,
+];
+
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        kept.remove(name);
+    }
+    kept.remove("keep-alive");
+    kept.remove("proxy-connection");
+    kept
+}
+
+fn upgrading(headers: &HeaderMap, protocol: HeaderValue) -> HeaderMap {
+    let mut kept = end_to_end(headers);
+    kept.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    kept.insert(UPGRADE, protocol);
+    kept
+}
+
+type Done = Box<dyn FnOnce(Bytes) + Send>;
+
+/// A body that passes through and is handed on as a whole at its end, unless it is longer than `limit` or breaks off.
+struct Tee<B> {
+    inner: B,
+    kept: Vec<u8>,
+    limit: usize,
+    done: Option<Done>,
+}
+
+impl<B> Tee<B> {
+    fn finish(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(std::mem::take(&mut self.kept).into());
+        }
+    }
+}
+
+impl<B> hyper::body::Body for Tee<B>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref()
+                    && self.done.is_some()
+                {
+                    if self.kept.len() + data.len() > self.limit {
+                        self.done = None;
+                        self.kept = Vec::new();
+                    } else {
+                        self.kept.extend_from_slice(data);
+                    }
+                }
+                // A server that knows this was the last frame does not ask for another.
+                if self.inner.is_end_stream() {
+                    self.finish();
+                }
+            }
+            Some(Err(_)) => self.done = None,
+            None => self.finish(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // An empty body is never polled: it has to be, for its end to be seen.
+        self.inner.is_end_stream() && self.done.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    fn tee<B>(inner: B, limit: usize) -> (Tee<B>, Arc<Mutex<Option<Bytes>>>) {
+        let seen = Arc::new(Mutex::new(None));
+        let slot = seen.clone();
+        let done: Done = Box::new(move |whole| *slot.lock().unwrap() = Some(whole));
+        (Tee { inner, kept: Vec::new(), limit, done: Some(done) }, seen)
+    }
+
+    #[tokio::test]
+    async fn a_whole_body_is_handed_on() {
+        let (body, seen) = tee(Full::new(Bytes::from_static(b"hello")), 5);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+        assert_eq!(seen.lock().unwrap().as_deref(), Some(&b"hello"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_body_beyond_the_limit_passes_and_is_not_kept() {
+        let (body, seen) = tee(Full::new(Bytes::from_static(b"hello!")), 5);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello!");
+        assert_eq!(*seen.lock().unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_not_kept() {
+        let frames: Vec<Result<Frame<Bytes>, BoxError>> =
+            vec![Ok(Frame::data(Bytes::from_static(b"hel"))), Err("reset".into())];
+        let (body, seen) = tee(StreamBody::new(futures::stream::iter(frames)), 5);
+        assert!(body.collect().await.is_err());
+        assert_eq!(*seen.lock().unwrap(), None);
+    }
+
+    #[test]
+    fn headers_of_one_connection_stay_on_it() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Private"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("transfer-encoding", "chunked"),
+            ("authorization", "Bearer t"),
+            ("host", "127.0.0.1:10261"),
+            ("impersonate-user", "alice"),
+            ("accept", "application/json"),
+        ] {
+            headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        let mut kept: Vec<_> = end_to_end(&headers).keys().map(ToString::to_string).collect();
+        kept.sort();
+        assert_eq!(kept, ["accept", "impersonate-user"]);
+        let upgrade = upgrading(&headers, HeaderValue::from_static("SPDY/3.1"));
+        assert_eq!(upgrade["connection"], "Upgrade");
+        assert_eq!(upgrade["upgrade"], "SPDY/3.1");
+    }
+}

@@ -1,0 +1,252 @@
+//! The way of one request through the hub, in one function.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use super::respond::{self, Failure};
+use super::{Body, Hub, forward, read};
+use crate::filter::Filter;
+use crate::offline::journal::{Claim, ObjectKey};
+use crate::offline::{Answer, OfflineError, Row};
+use crate::request::accept::Accept;
+use crate::request::authorise::{Permit, authorise};
+use crate::request::classify::Verb;
+use crate::request::{Class, Peer};
+use crate::upstream::{RequestBody, UpstreamError};
+use crate::wire::Encoding;
+use yurt_node::link::LinkState;
+
+/// Bound of a request body that the hub has to know; the API server takes no more either.
+const MAX_BODY: usize = 3 << 20;
+/// How long a request waits at the start of the process until it is known whether there is a link.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Answers a request; what goes wrong becomes a Status.
+pub async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let class = Class::of(&parts);
+    let encoding = class.accept.status_encoding();
+    tracing::trace!(method = %parts.method, uri = %parts.uri, "request");
+    match answer(&hub, &peer, parts, body, class).await {
+        Ok(response) => response,
+        Err(failure) => respond::failure(failure, encoding),
+    }
+}
+
+async fn answer(
+    hub: &Hub,
+    peer: &Peer,
+    mut parts: Parts,
+    body: Incoming,
+    mut class: Class,
+) -> Result<Response<Body>, Failure> {
+    let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
+    let permit = authorise(caller);
+    if class.upgrade {
+        return forward::upgrade(hub, &permit, parts, body).await;
+    }
+    if let Some(collection) = &class.collection
+        && let Some(response) = read::collection(hub, &permit, collection).await?
+    {
+        return Ok(response);
+    }
+
+    let filter = filter_of_forwarded(hub, &permit, &class, &parts.method);
+    if filter.is_some() {
+        // What the hub is to change it has to read.
+        parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        class.accept = Accept::from_headers(&parts.headers);
+    }
+    let row = hub.offline.row(&class, &parts, &permit);
+    let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
+    let mut state = *hub.link.subscribe().borrow();
+    if state == LinkState::Unknown {
+        // Just started. What is known without the API server need not wait for it.
+        if let Ok(answer) = hub.offline.answer(&permit, &class, row, &parts, body.bytes()).await {
+            return Ok(respond::answer(filtered(hub, &permit, &class, row, answer)?));
+        }
+        state = hub.link.settled(SETTLE).await;
+    }
+    if state != LinkState::Online {
+        return offline(hub, &permit, &class, row, &parts, &body).await;
+    }
+    // One of the replay at the same time could overtake it.
+    let patched = if row == Row::PatchStatus { patched_object(hub, &class) } else { None };
+    let claim = match &patched {
+        Some(object) => claim(hub, object).await,
+        None => None,
+    };
+    let response = exchange(hub, &permit, &parts, &mut body).await;
+    if let (Some(object), Some(_), Ok(response)) = (&patched, &claim, &response)
+        && response.status().is_success()
+    {
+        hub.offline.superseded(&permit, object).await;
+    }
+    // The patch may have to be answered without the API server, which claims the object, too.
+    drop(claim);
+    match response {
+        Ok(response) => {
+            let known = class.collection.as_ref().is_some_and(|list| read::is_known(hub, &permit, list));
+            let tokens = hub.authenticator.tokens();
+            let observer = if known {
+                None
+            } else {
+                hub.offline.observer(tokens, &permit, &class, row, &parts, body.bytes())
+            };
+            match filter {
+                Some(filter) => {
+                    let filter =
+                        |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
+                    forward::relay_filtered(hub, response, observer, filter).await
+                }
+                None => Ok(forward::relay(hub, response, observer)),
+            }
+        }
+        Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
+            match offline(hub, &permit, &class, row, &parts, &body).await {
+                // The link may be up again already: then the reason says more.
+                Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
+                    Err(error.into())
+                }
+                other => other,
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends the request; a read that breaks off while the link is up is tried once more.
+async fn exchange(
+    hub: &Hub,
+    permit: &Permit,
+    parts: &Parts,
+    body: &mut Sent,
+) -> Result<Response<crate::upstream::ResponseBody>, UpstreamError> {
+    match forward::send(hub, permit, parts, body.take()).await {
+        Err(UpstreamError::Unreachable(_) | UpstreamError::Broken(_))
+            if matches!(parts.method, Method::GET | Method::HEAD) && hub.link.is_online() =>
+        {
+            forward::send(hub, permit, parts, body.take()).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn offline(
+    hub: &Hub,
+    permit: &Permit,
+    class: &Class,
+    row: Row,
+    parts: &Parts,
+    body: &Sent,
+) -> Result<Response<Body>, Failure> {
+    if let Some(collection) = &class.collection
+        && let Some(response) = read::last_known(hub, permit, collection)?
+    {
+        return Ok(response);
+    }
+    let answer = hub.offline.answer(permit, class, row, parts, body.bytes()).await?;
+    Ok(respond::answer(filtered(hub, permit, class, row, answer)?))
+}
+
+/// The filter for a GET or list of kubelet's that the API server answers; nothing when kubelet would not take JSON.
+fn filter_of_forwarded(hub: &Hub, permit: &Permit, class: &Class, method: &Method) -> Option<Filter> {
+    let target = class.resource()?;
+    let read = *method == Method::GET
+        && matches!(target.verb, Verb::Get | Verb::List)
+        && target.subresource.is_none();
+    let filterable = permit.is_node()
+        && read
+        && !class.impersonates
+        && class.accept.view_encodings().contains(&Encoding::Json);
+    if !filterable {
+        return None;
+    }
+    hub.filters.for_forwarded(&target.resource, target.namespace.as_deref(), target.name.as_deref())
+}
+
+/// What kubelet is answered without the API server, changed like what it reads from views.
+fn filtered(hub: &Hub, permit: &Permit, class: &Class, row: Row, answer: Answer) -> Result<Answer, Failure> {
+    let Some(target) = class.resource() else { return Ok(answer) };
+    let json = answer.content_type.starts_with("application/json") && answer.content_encoding.is_none();
+    if !permit.is_node() || !json {
+        return Ok(answer);
+    }
+    let Some(filter) = hub.filters.for_kubelet(&target.resource, !hub.link.is_online()) else {
+        return Ok(answer);
+    };
+    let body = match row {
+        Row::Object => filter.single(answer.body)?,
+        Row::List => filter.list(answer.body)?,
+        _ => return Ok(answer),
+    };
+    Ok(Answer { body, ..answer })
+}
+
+/// The object of a status patch that has older ones in the journal.
+fn patched_object(hub: &Hub, class: &Class) -> Option<ObjectKey> {
+    let target = class.resource()?;
+    let object = ObjectKey {
+        plural: target.resource.plural.clone(),
+        namespace: target.namespace.clone(),
+        name: target.name.clone().unwrap_or_default(),
+    };
+    hub.offline.journal().has(&object).then_some(object)
+}
+
+/// Waits while the object is being replayed right now, and keeps it from being replayed. Nothing if that takes too
+/// long: kubelet compares and patches again, late is better than never.
+async fn claim<'h>(hub: &'h Hub, object: &ObjectKey) -> Option<Claim<'h>> {
+    let claim = tokio::time::timeout(SETTLE, hub.offline.journal().claim(object)).await;
+    if claim.is_err() {
+        tracing::warn!(
+            path = object.status_path(),
+            "a status patch overtakes those from the time without a link"
+        );
+    }
+    claim.ok()
+}
+
+/// The body of the client's request.
+enum Sent {
+    /// Known as a whole: it can be sent again, and answered without the API server.
+    Whole(Bytes),
+    /// Passed through; `None` when it has been.
+    Stream(Option<Incoming>),
+}
+
+impl Sent {
+    fn bytes(&self) -> Option<&Bytes> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Stream(_) => None,
+        }
+    }
+
+    fn take(&mut self) -> RequestBody {
+        let whole = |bytes| RequestBody::new(Full::new(bytes).map_err(|never| match never {}));
+        match self {
+            Self::Whole(bytes) => whole(bytes.clone()),
+            Self::Stream(stream) => match stream.take() {
+                Some(stream) => RequestBody::new(stream.map_err(Into::into)),
+                None => whole(Bytes::new()),
+            },
+        }
+    }
+}
+
+async fn whole(body: Incoming) -> Result<Bytes, Failure> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge { limit: MAX_BODY }),
+        Err(error) => Err(Failure::Body(error.to_string())),
+    }
+}

@@ -1,0 +1,291 @@
+//! Requests to the API servers: an explicit pool of HTTP/2 connections, because hyper's own keeps one and would make
+//! the 101st watch wait (an API server allows 100 streams a connection).
+//!
+//! Connections of the node's certificate and of bearer tokens are separate: a request with a token never travels on a
+//! connection that authenticates as the node. So are those of views and of forwarded requests ([`Traffic`]): whatever a
+//! local client does or fails to do with its answers, views go on. The first node connection doubles as the link's probe (see `link`); when
+//! the link is declared lost, every connection is closed, so that whatever hangs in one fails at once.
+//!
+//! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
+//! last watch.
+
+mod keeper;
+pub(crate) use keeper::jitter;
+mod pool;
+mod tls;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::caller::{Credential, Identity};
+use crate::link::Link;
+use crate::request::authorise::Permit;
+use pool::{Class, Pool};
+use tls::Kind;
+
+/// Body of a request that goes upstream.
+pub type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Times a request is sent again on a fresh connection after it provably has not left on the old one.
+const RESENDS: usize = 3;
+
+/// Where the API servers are and who the node is.
+#[derive(Debug, Clone)]
+pub struct UpstreamConfig {
+    /// Base URLs (`https://host:port`).
+    pub servers: Vec<String>,
+    /// PEM file of the CA that signed their certificates.
+    pub ca_file: PathBuf,
+    /// PEM file with the node's client certificate.
+    pub client_certificate: PathBuf,
+    /// PEM file with its key.
+    pub client_key: PathBuf,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No API server can be reached; nothing was sent.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The link broke under the request: whether it was carried out is unknown.
+    #[error("the connection to the API server broke: {0}")]
+    Broken(String),
+    /// Too much is under way at the same time; nothing was sent.
+    #[error("too many requests to the API server: {0}")]
+    Busy(String),
+    /// The request itself, or the configuration, cannot be used.
+    #[error("the request cannot be sent: {0}")]
+    Request(String),
+}
+
+/// What a request is for. Each has connections of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Traffic {
+    /// What local clients ask for, and the hub's own small requests. How fast answers are read is up to the clients.
+    Requests,
+    /// Lists and watches of views, which are always read.
+    Views,
+}
+
+/// Forwarded requests that anybody but kubelet may have under way: a quarter of what there is for bearer tokens.
+/// kubelet has connections of its own.
+pub(crate) const SHARE: usize = pool::REQUESTS / 4;
+/// Identities whose requests are counted before those without any are forgotten.
+const COUNTED: usize = 256;
+
+/// Connections to the API servers. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream {
+    pool: Arc<Pool>,
+    link: Link,
+    traffic: Traffic,
+    shares: Arc<Mutex<HashMap<Identity, Arc<Semaphore>>>>,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// Starts keeping connections, and the link state that follows from them. Ends when `stop` is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// When the CA cannot be read or a server is no URL.
+    pub fn start(config: &UpstreamConfig, stop: CancellationToken) -> Result<(Self, Link), UpstreamError> {
+        let pool = Arc::new(Pool::new(config, stop.clone())?);
+        let link = keeper::start(Arc::clone(&pool), stop);
+        let shares = Arc::default();
+        Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
+    }
+
+    /// A place among the requests of the caller's identity; nothing is counted for kubelet.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Busy`].
+    pub(crate) fn share(&self, permit: &Permit) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
+        if permit.is_node() {
+            return Ok(None);
+        }
+        let share = {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            if shares.len() >= COUNTED {
+                shares.retain(|_, share| share.available_permits() < SHARE);
+            }
+            let share = shares.entry(permit.identity().clone());
+            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(SHARE))))
+        };
+        let busy =
+            |_| UpstreamError::Busy(format!("{SHARE} requests of {} are under way", permit.identity()));
+        share.try_acquire_owned().map(Some).map_err(busy)
+    }
+
+    /// The same servers, on the connections of views.
+    pub(crate) fn for_views(&self) -> Self {
+        Self { traffic: Traffic::Views, ..self.clone() }
+    }
+
+    /// Sends a request and returns as soon as response headers are there. `request.uri()` needs path and query alone;
+    /// scheme, authority, `host` and `authorization` are set here. Hop-by-hop headers are the caller's to strip.
+    /// Fails at once while the link is offline.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`].
+    pub async fn send(
+        &self,
+        credential: &Credential,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let (mut parts, body) = request.into_parts();
+        let kind = authorise(&mut parts.headers, credential)?;
+        parts.headers.remove(HOST);
+        let path = parts.uri.path_and_query().cloned();
+        let mut request = Request::from_parts(parts, body);
+        *request.version_mut() = http::Version::HTTP_2;
+        for _ in 0..RESENDS {
+            self.check()?;
+            let mut lease = self.pool.lease(Class { kind, traffic: self.traffic }).await?;
+            *request.uri_mut() = absolute(lease.authority(), path.clone())?;
+            match lease.sender.try_send_request(request).await {
+                Ok(response) => {
+                    return Ok(response.map(|inner| ResponseBody {
+                        inner,
+                        _stream: lease.stream,
+                        _share: None,
+                    }));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => {
+                        request = unsent;
+                        lease.retire();
+                    }
+                    None => return Err(UpstreamError::Broken(chain(error.error()))),
+                },
+            }
+        }
+        Err(UpstreamError::Unreachable("connections break before they are used".to_owned()))
+    }
+
+    /// Sends an upgrade (SPDY, WebSocket) on an HTTP/1.1 connection of its own; `hyper::upgrade::on` works on the
+    /// response.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn upgrade(
+        &self,
+        credential: &Credential,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        let (mut parts, body) = request.into_parts();
+        let kind = authorise(&mut parts.headers, credential)?;
+        self.check()?;
+        let (mut sender, authority) = self.pool.connect_http1(kind).await?;
+        let host = HeaderValue::from_str(authority.as_str())
+            .map_err(|error| UpstreamError::Request(error.to_string()))?;
+        parts.headers.insert(HOST, host);
+        let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        parts.uri = Uri::from(path);
+        parts.version = http::Version::HTTP_11;
+        let request = Request::from_parts(parts, body);
+        sender.send_request(request).await.map_err(|error| UpstreamError::Broken(chain(&error)))
+    }
+
+    fn check(&self) -> Result<(), UpstreamError> {
+        match self.link.state() {
+            yurt_node::link::LinkState::Offline => {
+                Err(UpstreamError::Unreachable("the edge node is offline".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An error with its causes: hyper hides what happened in them.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+fn authorise(headers: &mut http::HeaderMap, credential: &Credential) -> Result<Kind, UpstreamError> {
+    headers.remove(AUTHORIZATION);
+    match credential {
+        Credential::Node => Ok(Kind::Node),
+        Credential::Bearer(token) => {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+                .map_err(|_| UpstreamError::Request("the token is no header value".to_owned()))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+            Ok(Kind::Bearer)
+        }
+    }
+}
+
+fn absolute(authority: &Authority, path: Option<PathAndQuery>) -> Result<Uri, UpstreamError> {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).map_err(|error| UpstreamError::Request(error.to_string()))
+}
+
+/// Body of a response; holds its stream's place in the connection until it is dropped.
+#[derive(Debug)]
+pub struct ResponseBody {
+    inner: Incoming,
+    _stream: OwnedSemaphorePermit,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl ResponseBody {
+    /// Holds a place among an identity's requests, too.
+    pub(crate) fn holding(self, share: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _share: share, ..self }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The task that keeps the link's probe open and drives the link's machine with what becomes of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::pool::{Connection, OpenError, Pool};
+use crate::link::{Link, Machine, Next, Silence};
+use yurt_node::link::LinkState;
+
+/// How often rotated certificates are looked for while nothing else happens.
+const RETIRE_EVERY: Duration = Duration::from_secs(30);
+
+/// Starts the task; it ends with `stop`.
+pub(super) fn start(pool: Arc<Pool>, stop: CancellationToken) -> Link {
+    let (state, receiver) = watch::channel(LinkState::Unknown);
+    let kick = Arc::<Notify>::default();
+    let keeper = Keeper { pool, state, kick: Arc::clone(&kick), machine: Machine::new() };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = keeper.run() => {}
+        }
+    });
+    Link::new(receiver, kick)
+}
+
+/// A number in 0..1.
+pub(crate) fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness all nodes are in step, which is no reason to stop.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+struct Keeper {
+    pool: Arc<Pool>,
+    state: watch::Sender<LinkState>,
+    kick: Arc<Notify>,
+    machine: Machine,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut next = Next::Round(Duration::ZERO);
+        let mut sentinel: Option<Arc<Connection>> = None;
+        loop {
+            next = match (next, sentinel.take()) {
+                (Next::Rest, Some(connection)) => {
+                    self.watch_over(&connection).await;
+                    self.machine.lost()
+                }
+                (Next::Rest, None) => self.machine.lost(),
+                (Next::Round(pause), _) => {
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.kick.notified() => {}
+                    }
+                    let started = Instant::now();
+                    match self.round().await {
+                        Ok(connection) => {
+                            sentinel = Some(connection);
+                            self.machine.connected()
+                        }
+                        Err(silence) => self.machine.failed(silence, started.elapsed(), jitter()),
+                    }
+                }
+            };
+            self.publish();
+        }
+    }
+
+    /// Until the connection is lost. A kick is no reason to give it up: the kernel knows soon enough.
+    async fn watch_over(&self, connection: &Connection) {
+        let closed = connection.closed();
+        loop {
+            tokio::select! {
+                () = closed.cancelled() => return,
+                () = tokio::time::sleep(RETIRE_EVERY) => self.pool.retire(),
+            }
+        }
+    }
+
+    /// One attempt to every server; the first that answers wins.
+    async fn round(&self) -> Result<Arc<Connection>, Silence> {
+        let patience = self.machine.patience();
+        let mut attempts: FuturesUnordered<_> =
+            (0..self.pool.servers()).map(|server| self.pool.open_sentinel(server, patience)).collect();
+        let mut silence = Silence::Refused;
+        while let Some(outcome) = attempts.next().await {
+            match outcome {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    if self.machine.state() != LinkState::Offline {
+                        tracing::info!(%error, "an API server cannot be reached");
+                    }
+                    if matches!(error, OpenError::TimedOut) {
+                        silence = Silence::TimedOut;
+                    }
+                }
+            }
+        }
+        Err(silence)
+    }
+
+    fn publish(&self) {
+        let state = self.machine.state();
+        let changed = self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
+        if changed {
+            tracing::info!(?state, "the link to the API server");
+            if state == LinkState::Offline {
+                self.pool.close_all();
+            }
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The connections: finding one with room for another stream, making new ones, retiring and closing them.
+
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Authority;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::tls::{Kind, Protocol, Tls};
+use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
+use yurt_node::dial::{self, Liveness, NetError};
+
+/// Streams a connection, kube-apiserver's default bound.
+const STREAMS: usize = 100;
+/// Bytes that a stream may hold for whoever does not read them: at 100 ms of round trip 2.5 MB/s.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same for a connection. Every stream's window fits, with one to spare: nobody who stops reading stops the others.
+/// (hyper's own figures are 2 MiB and 5 MiB: three such readers and nothing moves.) It is also what h2 derives its
+/// budget of small DATA frames from, which ends a connection that holds too many of them unread.
+const CONNECTION_WINDOW: u32 = (STREAMS as u32 + 1) * STREAM_WINDOW;
+/// Connections for forwarded requests, by credential: a thousand streams.
+const REQUEST_CONNECTIONS: usize = 10;
+pub(super) const REQUESTS: usize = REQUEST_CONNECTIONS * STREAMS;
+/// Connections for views, by credential: as many watches as there may be views.
+const VIEW_CONNECTIONS: usize = 20;
+/// For a TCP connection when a request waits for it.
+const CONNECT: Duration = Duration::from_secs(3);
+/// For a name whose addresses are known from before.
+const RESOLVE_AGAIN: Duration = Duration::from_millis(200);
+/// For TLS and HTTP/2 on top of it.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// The link's probe: see `link`.
+const SENTINEL: Liveness = Liveness {
+    idle: Duration::from_secs(3),
+    interval: Duration::from_secs(1),
+    timeout: Duration::from_secs(3),
+};
+/// Any other connection dies with its data, and is not probed much while idle.
+const OTHER: Liveness = Liveness {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(2),
+    timeout: Duration::from_millis(3500),
+};
+
+pub(super) struct Server {
+    host: String,
+    port: u16,
+    authority: Authority,
+    name: ServerName<'static>,
+    /// Where its name led last: a name server that is out of reach must not make the link look worse than it is.
+    addresses: Mutex<Vec<IpAddr>>,
+}
+
+impl Server {
+    fn parse(url: &str) -> Result<Self, UpstreamError> {
+        let fault = || UpstreamError::Request(format!("{url:?} is not https://host:port"));
+        let uri: Uri = url.parse().map_err(|_| fault())?;
+        let authority = uri.authority().ok_or_else(fault)?.clone();
+        if uri.scheme_str() != Some("https") {
+            return Err(fault());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|_| fault())?;
+        let port = authority.port_u16().unwrap_or(443);
+        Ok(Self { host, port, authority, name, addresses: Mutex::default() })
+    }
+
+    async fn resolve(&self, patience: Duration) -> Result<Vec<IpAddr>, OpenError> {
+        let known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let patience = if known.is_empty() { patience } else { patience.min(RESOLVE_AGAIN) };
+        let error = match tokio::time::timeout(patience, dial::resolve(&self.host)).await {
+            Ok(Ok(addresses)) => {
+                self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&addresses);
+                return Ok(addresses);
+            }
+            Ok(Err(error)) => error.into(),
+            Err(_) => OpenError::TimedOut,
+        };
+        if known.is_empty() { Err(error) } else { Ok(known) }
+    }
+}
+
+/// Who may use a connection, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Class {
+    pub(super) kind: Kind,
+    pub(super) traffic: Traffic,
+}
+
+impl Class {
+    /// The link's probe is one of these.
+    const SENTINEL: Self = Self { kind: Kind::Node, traffic: Traffic::Requests };
+
+    fn index(self) -> usize {
+        2 * self.kind as usize + self.traffic as usize
+    }
+
+    fn connections(self) -> usize {
+        match self.traffic {
+            Traffic::Requests => REQUEST_CONNECTIONS,
+            Traffic::Views => VIEW_CONNECTIONS,
+        }
+    }
+}
+
+/// One HTTP/2 connection.
+pub(super) struct Connection {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Arc<Semaphore>,
+    server: usize,
+    class: Class,
+    generation: u64,
+    /// The server takes no more requests on it (GOAWAY); those under way go on.
+    retired: AtomicBool,
+    /// Cancelled by us to close it.
+    close: CancellationToken,
+    /// Cancelled when it has ended, whoever ended it.
+    closed: CancellationToken,
+}
+
+impl Connection {
+    pub(super) fn closed(&self) -> CancellationToken {
+        self.closed.clone()
+    }
+
+    fn usable(&self) -> bool {
+        !self.closed.is_cancelled() && !self.sender.is_closed()
+    }
+}
+
+/// A place for one request.
+pub(super) struct Lease {
+    pub(super) sender: http2::SendRequest<RequestBody>,
+    pub(super) stream: OwnedSemaphorePermit,
+    authority: Authority,
+    connection: Arc<Connection>,
+}
+
+impl Lease {
+    pub(super) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The connection did not take the request: nobody should try it again.
+    pub(super) fn retire(self) {
+        self.connection.retired.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Failure {
+    at: Instant,
+    reason: String,
+}
+
+pub(super) struct Pool {
+    servers: Vec<Server>,
+    tls: Tls,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// One connection attempt a class at a time, and how the last one failed: whoever waited for it shares that.
+    connecting: [tokio::sync::Mutex<Option<Failure>>; 4],
+    /// The server that answered last.
+    preferred: AtomicUsize,
+    stop: CancellationToken,
+}
+
+/// hyper runs a connection on its executor; this one can end it.
+#[derive(Clone)]
+struct Closable(CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for Closable
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let close = self.0.clone();
+        tokio::spawn(async move {
+            let mut future = pin!(future);
+            tokio::select! {
+                () = close.cancelled() => {}
+                _ = &mut future => {}
+            }
+        });
+    }
+}
+
+impl Pool {
+    pub(super) fn new(config: &UpstreamConfig, stop: CancellationToken) -> Result<Self, UpstreamError> {
+        let servers: Vec<_> =
+            config.servers.iter().map(|url| Server::parse(url)).collect::<Result<_, _>>()?;
+        if servers.is_empty() {
+            return Err(UpstreamError::Request("no API server is configured".to_owned()));
+        }
+        Ok(Self {
+            servers,
+            tls: Tls::new(config)?,
+            connections: Mutex::default(),
+            connecting: Default::default(),
+            preferred: AtomicUsize::new(0),
+            stop,
+        })
+    }
+
+    pub(super) fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// A place on a connection, which may have to be made first.
+    pub(super) async fn lease(&self, class: Class) -> Result<Lease, UpstreamError> {
+        if let Some(lease) = self.free_place(class) {
+            return Ok(lease);
+        }
+        let asked = Instant::now();
+        let mut last_failure = self.connecting[class.index()].lock().await;
+        if let Some(lease) = self.free_place(class) {
+            return Ok(lease);
+        }
+        if let Some(failure) = &*last_failure
+            && failure.at > asked
+        {
+            return Err(UpstreamError::Unreachable(failure.reason.clone()));
+        }
+        if self.count(class) >= class.connections() {
+            return Err(UpstreamError::Busy(format!(
+                "{} requests are under way",
+                class.connections() * STREAMS
+            )));
+        }
+        if let Err(error) = self.open_any(class).await {
+            *last_failure = Some(Failure { at: Instant::now(), reason: error.to_string() });
+            return Err(error.into());
+        }
+        self.free_place(class)
+            .ok_or_else(|| UpstreamError::Unreachable("the new connection broke at once".to_owned()))
+    }
+
+    /// Connects to the preferred server, or else to the next that answers.
+    async fn open_any(&self, class: Class) -> Result<(), OpenError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut last = OpenError::Failed("no API server is configured".to_owned());
+        for offset in 0..self.servers.len() {
+            let server = (first + offset) % self.servers.len();
+            match self.open(server, class, CONNECT, OTHER).await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Opens the link's probe to one server.
+    pub(super) async fn open_sentinel(
+        &self,
+        server: usize,
+        patience: Duration,
+    ) -> Result<Arc<Connection>, OpenError> {
+        self.open(server, Class::SENTINEL, patience, SENTINEL).await
+    }
+
+    async fn open(
+        &self,
+        server: usize,
+        class: Class,
+        patience: Duration,
+        liveness: Liveness,
+    ) -> Result<Arc<Connection>, OpenError> {
+        let (stream, generation) = self.dial(server, class.kind, Protocol::Http2, patience, liveness).await?;
+        let close = self.stop.child_token();
+        let mut builder = http2::Builder::new(Closable(close.clone()));
+        builder
+            .timer(TokioTimer::new())
+            // A server that hangs behind a kernel that does not.
+            .keep_alive_interval(Duration::from_secs(60))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(64 << 10);
+        let handshake = tokio::time::timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)));
+        let (sender, driver) = handshake
+            .await
+            .map_err(|_| OpenError::TimedOut)?
+            .map_err(|error| OpenError::Failed(super::chain(&error)))?;
+        let closed = CancellationToken::new();
+        let connection = Arc::new(Connection {
+            sender,
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            server,
+            class,
+            generation,
+            retired: AtomicBool::new(false),
+            close: close.clone(),
+            closed: closed.clone(),
+        });
+        tokio::spawn(async move {
+            let outcome = tokio::select! {
+                () = close.cancelled() => Ok(()),
+                outcome = driver => outcome,
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(error = super::chain(&error), "a connection to the API server ended");
+            }
+            close.cancel();
+            closed.cancel();
+        });
+        self.preferred.store(server, Ordering::Relaxed);
+        self.lock().push(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// A connection for one upgrade.
+    pub(super) async fn connect_http1(
+        &self,
+        kind: Kind,
+    ) -> Result<(http1::SendRequest<RequestBody>, Authority), UpstreamError> {
+        let server = self.preferred.load(Ordering::Relaxed);
+        let (stream, _) = self.dial(server, kind, Protocol::Http1, CONNECT, OTHER).await?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| UpstreamError::Unreachable(super::chain(&error)))?;
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                outcome = driver.with_upgrades() => if let Err(error) = outcome {
+                    tracing::debug!(error = super::chain(&error), "a connection for an upgrade ended");
+                }
+            }
+        });
+        Ok((sender, self.servers[server].authority.clone()))
+    }
+
+    async fn dial(
+        &self,
+        server: usize,
+        kind: Kind,
+        protocol: Protocol,
+        patience: Duration,
+        liveness: Liveness,
+    ) -> Result<(TlsStream<TcpStream>, u64), OpenError> {
+        let server = &self.servers[server];
+        let addresses = server.resolve(patience).await?;
+        let tcp = dial::connect_to(&server.host, &addresses, server.port, patience, liveness).await?;
+        let (config, generation) = self.tls.config(kind, protocol);
+        let handshake = TlsConnector::from(config).connect(server.name.clone(), tcp);
+        match tokio::time::timeout(HANDSHAKE, handshake).await {
+            Ok(Ok(stream)) => Ok((stream, generation)),
+            Ok(Err(error)) => Err(OpenError::Failed(format!("{}: {error}", server.authority))),
+            Err(_) => Err(OpenError::TimedOut),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free_place(&self, class: Class) -> Option<Lease> {
+        let mut connections = self.lock();
+        connections.retain(|connection| connection.usable());
+        let current = if class.kind == Kind::Node { self.tls.refresh() } else { 0 };
+        connections
+            .iter()
+            .filter(|connection| connection.class == class && connection.generation == current)
+            .filter(|connection| !connection.retired.load(Ordering::Relaxed))
+            .find_map(|connection| {
+                let stream = Arc::clone(&connection.streams).try_acquire_owned().ok()?;
+                let authority = self.servers[connection.server].authority.clone();
+                let connection = Arc::clone(connection);
+                Some(Lease { sender: connection.sender.clone(), stream, authority, connection })
+            })
+    }
+
+    fn count(&self, class: Class) -> usize {
+        self.lock().iter().filter(|connection| connection.class == class).count()
+    }
+
+    /// Closes what nobody uses of the connections with a certificate from before the rotation.
+    pub(super) fn retire(&self) {
+        let current = self.tls.refresh();
+        for connection in self.lock().iter() {
+            let idle = connection.streams.available_permits() == STREAMS;
+            if connection.class.kind == Kind::Node && connection.generation != current && idle {
+                connection.close.cancel();
+            }
+        }
+    }
+
+    /// Closes everything: whatever waits for a lost link fails now.
+    pub(super) fn close_all(&self) {
+        for connection in self.lock().drain(..) {
+            connection.close.cancel();
+        }
+    }
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("the API server does not answer")]
+    TimedOut,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<NetError> for OpenError {
+    fn from(error: NetError) -> Self {
+        match &error {
+            NetError::Connect { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
+                Self::TimedOut
+            }
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<OpenError> for UpstreamError {
+    fn from(error: OpenError) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}

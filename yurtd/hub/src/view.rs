@@ -1,0 +1,478 @@
+//! Views: what local clients list and watch, by identity, collection, selectors and encoding.
+//!
+//! A view is a part of the store (`record`, `table`) that one reflector (`crate::replica`) keeps equal to the API
+//! server's collection, and any number of watchers follow (`feed`, `stream`). It outlives its clients, the link and the
+//! process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
+//! [`Permit`](crate::request::authorise::Permit).
+
+pub(crate) mod feed;
+pub(crate) mod needs;
+pub(crate) mod record;
+mod registry;
+pub mod spec;
+mod stream;
+pub(crate) mod table;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::caller::Identity;
+use crate::store::{Reader, Store, StoreError, Table};
+use crate::wire::list::{ListSize, ListWriter};
+use crate::wire::{Encoding, Resource};
+use record::{ObjectRecord, ViewId, ViewRecord};
+
+pub use registry::Views;
+pub use spec::ViewSpec;
+pub use stream::WatchStream;
+
+/// An upstream answer for the client, verbatim.
+#[derive(Debug, Clone)]
+pub struct UpstreamStatus {
+    /// Status code.
+    pub code: http::StatusCode,
+    /// Headers without hop-by-hop ones; `content-type` among them.
+    pub headers: HeaderMap,
+    /// Body; `content-encoding` was undone.
+    pub body: Bytes,
+}
+
+/// Why there is no view.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ViewError {
+    /// The API server said no.
+    #[error("the API server answered {}", .0.code)]
+    Upstream(Arc<UpstreamStatus>),
+    /// Offline, and nothing complete is stored.
+    #[error("the edge node is offline and this was never cached")]
+    NeverCached,
+    /// Offline, and the API server's last word on this was a 403.
+    #[error("the edge node is offline, and the API server refused this when it was last asked")]
+    Refused,
+    /// Not a collection that can be a view: forward the request instead.
+    #[error("this collection cannot be cached")]
+    NotAView,
+    /// The store failed: forward the request while online.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a watch cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// 410: the resourceVersion is older than what is remembered.
+    #[error("the resourceVersion is too old")]
+    Expired,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Where a watch starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// `resourceVersion` unset or `0`: the current state first, as synthetic ADDED events.
+    Any,
+    /// After this resourceVersion. One that the view has not reached yet is fine: nothing is sent twice.
+    Exactly(u64),
+}
+
+/// What a watcher wants.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchOptions {
+    /// Where to start.
+    pub since: Since,
+    /// WatchList: the current state whatever `since` says, then the `k8s.io/initial-events-end` bookmark.
+    pub send_initial_events: bool,
+    /// Bookmarks about once a minute and two seconds before the end.
+    pub bookmarks: bool,
+    /// When the stream ends by itself (`timeoutSeconds`).
+    pub ends_at: Instant,
+}
+
+/// A complete list.
+#[derive(Debug, Clone)]
+pub struct ListBody {
+    /// The collection's resourceVersion.
+    pub resource_version: u64,
+    /// Of the body.
+    pub content_type: &'static str,
+    /// The encoded `*List`.
+    pub body: Bytes,
+}
+
+/// What is known of one object.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// It exists, as a GET would answer it.
+    Found {
+        /// Encoding of the body.
+        encoding: Encoding,
+        /// The object.
+        body: Bytes,
+    },
+    /// A complete view that covers it does not have it.
+    ProvenAbsent,
+    /// The API server's last word on a view that covers it was a 403.
+    Refused,
+    /// No complete view covers it.
+    Unknown,
+}
+
+/// How far a view has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    /// Its own count of changes.
+    pub(crate) sequence: u64,
+    /// The collection's resourceVersion, with bookmarks that are not stored yet.
+    pub(crate) resource_version: u64,
+}
+
+/// What its reflector is doing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Status {
+    /// A whole list is stored and may be served.
+    pub(crate) complete: bool,
+    /// The API server's last word was a 403: what is stored is served to nobody, until a list succeeds.
+    pub(crate) refused: bool,
+    /// The reflector follows upstream.
+    pub(crate) live: bool,
+    /// Requests that have been answered or have failed.
+    pub(crate) attempts: u64,
+    /// How the last of them failed.
+    pub(crate) failure: Option<ViewError>,
+    /// The collection cannot be a view, at least in this encoding; asked again after this.
+    pub(crate) no_view_until: Option<Instant>,
+}
+
+/// One view.
+pub struct View {
+    pub(crate) id: ViewId,
+    pub(crate) identity: Identity,
+    pub(crate) spec: ViewSpec,
+    pub(crate) store: Store,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) status: watch::Sender<Status>,
+    /// Somebody wants the reflector to try again now.
+    pub(crate) poke: Notify,
+    /// A record of the view cannot be read: it has to be listed anew.
+    pub(crate) damage: Notify,
+    reflector: Mutex<Option<JoinHandle<()>>>,
+    /// A list that is being sent right now; others who want the same share it.
+    list: Mutex<Weak<SharedList>>,
+    clients: AtomicUsize,
+    used: AtomicU64,
+    /// In use until then although nobody asks, in seconds since 1970.
+    warm_until: AtomicU64,
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`registry::kept`).
+    kept: AtomicBool,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View")
+            .field("identity", &self.identity)
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
+    }
+}
+
+struct SharedList {
+    sequence: u64,
+    resource_version: u64,
+    body: Bytes,
+}
+
+/// Keeps the list for others while somebody sends it.
+struct SharedBody(Arc<SharedList>);
+
+impl AsRef<[u8]> for SharedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.body
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl View {
+    fn new(
+        id: ViewId,
+        identity: Identity,
+        spec: ViewSpec,
+        store: Store,
+        record: Option<&ViewRecord>,
+    ) -> Self {
+        let progress = record.map_or_else(Progress::default, |record| Progress {
+            sequence: record.sequence,
+            resource_version: record.resource_version,
+        });
+        let status = Status {
+            complete: record.is_some_and(ViewRecord::may_be_served),
+            refused: record.is_some_and(|record| record.refused),
+            ..Status::default()
+        };
+        Self {
+            id,
+            identity,
+            spec,
+            store,
+            progress: watch::channel(progress).0,
+            status: watch::channel(status).0,
+            poke: Notify::new(),
+            damage: Notify::new(),
+            reflector: Mutex::new(None),
+            list: Mutex::default(),
+            clients: AtomicUsize::new(0),
+            used: AtomicU64::new(record.map_or_else(now, |record| record.used)),
+            warm_until: AtomicU64::new(0),
+            kept: AtomicBool::new(false),
+        }
+    }
+
+    /// Which view this is.
+    pub fn spec(&self) -> &ViewSpec {
+        &self.spec
+    }
+
+    /// For logs.
+    pub(crate) fn name(&self) -> String {
+        let spec = &self.spec;
+        let mut name = format!("{} as {}", spec.resource().path(spec.namespace()), self.identity);
+        for selector in [spec.label_selector(), spec.field_selector()] {
+            if !selector.is_empty() {
+                name.push_str(" ?");
+                name.push_str(selector);
+            }
+        }
+        name
+    }
+
+    /// The whole list, encoded: one copy out of the memory map, shared by everyone who wants it at the same time.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn list(&self) -> Result<ListBody, StoreError> {
+        self.touch();
+        // Read before the transaction: whatever happened up to there is in it.
+        let known = *self.progress.borrow();
+        let shared = self.shared(known);
+        let shared = match shared {
+            Some(shared) => shared,
+            None => {
+                let list = Arc::new(self.build(known.resource_version)?);
+                *self.list.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&list);
+                list
+            }
+        };
+        Ok(ListBody {
+            resource_version: shared.resource_version,
+            content_type: self.spec.encoding().content_type(),
+            body: Bytes::from_owner(SharedBody(shared)),
+        })
+    }
+
+    fn shared(&self, known: Progress) -> Option<Arc<SharedList>> {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?;
+        (list.sequence == known.sequence && list.resource_version == known.resource_version).then_some(list)
+    }
+
+    fn build(&self, known: u64) -> Result<SharedList, StoreError> {
+        let encoding = self.spec.encoding();
+        self.read(|reader| {
+            let record = feed::load(reader, self.id)?;
+            let kind = record
+                .kind
+                .clone()
+                .ok_or_else(|| StoreError::Failed("the view is not complete".to_owned()))?;
+            let resource_version = record.resource_version.max(known);
+            // Sealed and local bodies are opened twice: once to know their size. Both are rare.
+            let mut size = ListSize::new(encoding);
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                size.add(feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?.len());
+                Ok(true)
+            })?;
+            let mut list = ListWriter::new(&kind, resource_version, &size);
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                list.item(&feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?);
+                Ok(true)
+            })?;
+            Ok(SharedList { sequence: record.sequence, resource_version, body: list.finish() })
+        })
+    }
+
+    /// One object of the view, as a GET would answer it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let key = self.id.object(&crate::wire::object::object_key(namespace, name));
+        self.read(|reader| {
+            let record = feed::load(reader, self.id)?;
+            let (Some(kind), Some(value)) = (&record.kind, reader.get(Table::Objects, &key)?) else {
+                return Ok(None);
+            };
+            let body = feed::body(reader, &record, &key, &ObjectRecord::decode(value)?)?;
+            Ok(Some(crate::wire::object::encode_object(self.spec.encoding(), kind, &body)))
+        })
+    }
+
+    /// The collection's resourceVersion.
+    pub fn resource_version(&self) -> u64 {
+        self.progress.borrow().resource_version
+    }
+
+    /// Waits until the view has reached `version`; `false` at the deadline.
+    pub async fn wait_for(&self, version: u64, deadline: Instant) -> bool {
+        let mut progress = self.progress.subscribe();
+        let reached = progress.wait_for(|progress| progress.resource_version >= version);
+        matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+
+    /// Whether the view follows upstream now, or serves what was last known.
+    pub fn is_live(&self) -> bool {
+        self.status.borrow().live
+    }
+
+    /// Whether it may be served at all.
+    pub fn is_complete(&self) -> bool {
+        self.status.borrow().complete
+    }
+
+    /// Whether the API server's last word on it was a 403.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.status.borrow().refused
+    }
+
+    /// Whether a whole list is stored, served or not.
+    fn is_stored(&self) -> bool {
+        let status = self.status.borrow();
+        status.complete || status.refused
+    }
+
+    /// Starts a watch.
+    ///
+    /// # Errors
+    ///
+    /// [`WatchError`].
+    pub fn watch(self: &Arc<Self>, options: WatchOptions) -> Result<WatchStream, WatchError> {
+        self.touch();
+        stream::start(self, options)
+    }
+
+    /// Reads; a record that cannot be read has the view listed anew.
+    fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let outcome = self.store.read(job);
+        if let Err(StoreError::Damaged(reason)) = &outcome {
+            tracing::error!(reason, view = %self.name(), "the view is damaged and will be listed anew");
+            self.damage.notify_one();
+        }
+        outcome
+    }
+
+    /// Somebody uses the view.
+    fn touch(&self) {
+        self.used.store(now(), Ordering::Relaxed);
+    }
+
+    /// Somebody will want the view although nobody uses it yet.
+    fn keep_warm(&self, seconds: u64) {
+        self.warm_until.fetch_max(now() + seconds, Ordering::Relaxed);
+    }
+
+    /// Whether kubelet needs the view.
+    fn keep(&self, kept: bool) {
+        self.kept.store(kept, Ordering::Relaxed);
+    }
+
+    /// Seconds since somebody used it; none while somebody watches, or kubelet needs it.
+    pub(crate) fn idle(&self) -> u64 {
+        self.idle_at(now())
+    }
+
+    fn idle_at(&self, now: u64) -> u64 {
+        let warm = self.warm_until.load(Ordering::Relaxed) > now;
+        let kept = self.kept.load(Ordering::Relaxed);
+        if warm || kept || self.clients.load(Ordering::Relaxed) > 0 {
+            return 0;
+        }
+        now.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        if self.clients.load(Ordering::Relaxed) > 0 { now() } else { self.used.load(Ordering::Relaxed) }
+    }
+
+    /// What a transaction has made of the view, told to its watchers.
+    pub(crate) fn publish(&self, record: &ViewRecord) {
+        self.status.send_if_modified(|status| {
+            let new = (record.may_be_served(), record.refused);
+            let changed = (status.complete, status.refused) != new;
+            (status.complete, status.refused) = new;
+            changed
+        });
+        self.progress.send_if_modified(|progress| {
+            let reset = record.sequence > progress.sequence && record.horizon_sequence >= progress.sequence;
+            let version = if reset {
+                // A collection that went back in time (see `table`) takes the view with it.
+                record.resource_version
+            } else {
+                record.resource_version.max(progress.resource_version)
+            };
+            let new =
+                Progress { sequence: record.sequence.max(progress.sequence), resource_version: version };
+            std::mem::replace(progress, new) != new
+        });
+    }
+
+    /// A bookmark from upstream: nothing has changed up to there.
+    pub(crate) fn publish_bookmark(&self, version: u64) {
+        self.progress.send_if_modified(|progress| {
+            let newer = version > progress.resource_version;
+            if newer {
+                progress.resource_version = version;
+            }
+            newer
+        });
+    }
+}
+
+/// A client that watches: while there is one, the view is in use.
+struct Client {
+    view: Arc<View>,
+}
+
+impl Client {
+    fn new(view: &Arc<View>) -> Self {
+        view.clients.fetch_add(1, Ordering::Relaxed);
+        Self { view: Arc::clone(view) }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.view.touch();
+        self.view.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a request asks for objects of this resource.
+fn shows(view: &View, identity: &Identity, resource: &Resource) -> bool {
+    view.identity == *identity && view.spec.resource() == resource
+}
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

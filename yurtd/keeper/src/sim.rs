@@ -1,0 +1,547 @@
+//! A node in memory, for tests: systemd, kubelet, the hub and the API server around a real temporary folder, and a
+//! fuse that stops the world before any one of its effects, as `kill -9` would.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use jiff::Timestamp;
+use yurt_api::names;
+use yurt_api::status::ConversionStatus;
+
+use super::cluster::{Access, Cluster, ClusterError, OwnNode};
+use super::containers::{Container, End, Running};
+use super::kubeconfig;
+use super::systemd::{Service, Systemd, SystemdError, Unit};
+use super::units;
+
+/// How many effects may still happen. Once blown nothing happens any more, so an error path cannot tidy up either.
+#[derive(Debug, Clone)]
+pub(crate) struct Fuse(Rc<Cell<u32>>);
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self(Rc::new(Cell::new(u32::MAX)))
+    }
+}
+
+impl Fuse {
+    pub(crate) fn set(&self, effects: u32) {
+        self.0.set(effects);
+    }
+
+    pub(crate) fn is_blown(&self) -> bool {
+        self.0.get() == 0
+    }
+
+    pub(crate) fn burn(&self) -> Result<(), &'static str> {
+        match self.0.get() {
+            0 => Err("killed"),
+            u32::MAX => Ok(()),
+            left => {
+                self.0.set(left - 1);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The node and what is around it.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub root: PathBuf,
+    pub fuse: Fuse,
+    pub systemd_version: String,
+    /// Units of other programs that run.
+    pub others: BTreeSet<String>,
+    /// kubelet's arguments as its unit has them.
+    pub exec_start: Vec<String>,
+    /// kubelet's other drop-ins and its environment files.
+    pub drop_ins: Vec<String>,
+    pub environment_files: Vec<String>,
+    /// What kubeadm's drop-in sets the variable to.
+    pub vanilla_arguments: String,
+    /// Text of every unit file as systemd last read it.
+    loaded: BTreeMap<String, String>,
+    active: BTreeSet<String>,
+    /// `KUBELET_KUBECONFIG_ARGS` as systemd last read it.
+    kubelet_arguments: String,
+    kubelet_pid: u32,
+    pub kubelet_restarts: u32,
+    pub hub_restarts: u32,
+    /// Content of the program that the service runs.
+    hub_program: Option<Vec<u8>>,
+    renewals: i64,
+    pub link_down: bool,
+    /// The link goes down when kubelet is restarted.
+    pub cut_at_kubelet_restart: bool,
+    pub hub_broken: bool,
+    /// A program that does not work.
+    pub broken_program: Option<Vec<u8>>,
+    /// kubelet cannot work through the hub.
+    pub kubelet_broken: bool,
+    /// What happens to the containers when kubelet is restarted through the hub.
+    pub churn: fn(&mut Running),
+    pub containers: Running,
+    boots: u32,
+    /// What the next questions get for an answer.
+    pub hiccups: VecDeque<ClusterError>,
+    /// The same once kubelet has been restarted.
+    pub hiccups_after_restart: Vec<ClusterError>,
+    pub clock_skew: i64,
+    pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
+    pub reports: Vec<ConversionStatus>,
+    pub kubelet_version: String,
+}
+
+pub(crate) type Shared = Rc<RefCell<World>>;
+
+/// kubeadm's value.
+const VANILLA_ARGUMENTS: &str =
+    "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf";
+
+const KUBECONFIG: &str = "\
+apiVersion: v1
+clusters:
+- cluster:
+    certificate-authority-data: Y2VydGlmaWNhdGU=
+    server: https://10.80.0.2:6443
+  name: kubernetes
+contexts:
+- context:
+    cluster: kubernetes
+    user: node
+  name: node@kubernetes
+current-context: node@kubernetes
+kind: Config
+users:
+- name: node
+  user:
+    client-certificate: /var/lib/kubelet/pki/kubelet-client-current.pem
+    client-key: /var/lib/kubelet/pki/kubelet-client-current.pem
+";
+
+impl World {
+    /// A vanilla node as kubeadm leaves it, running.
+    pub(crate) fn vanilla(root: &Path) -> Shared {
+        for folder in [
+            "opt",
+            "etc/kubernetes/pki",
+            "etc/systemd/system/multi-user.target.wants",
+            "var/lib/kubelet/pki",
+            "proc",
+        ] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let write = |path: &str, text: &str| std::fs::write(root.join(path), text).unwrap();
+        write("etc/kubernetes/kubelet.conf", KUBECONFIG);
+        write("etc/kubernetes/pki/ca.crt", "certificate");
+        write("var/lib/kubelet/pki/kubelet-client-2026.pem", "client certificate and key");
+        write(
+            "var/lib/kubelet/config.yaml",
+            "authentication:\n  x509:\n    clientCAFile: /etc/kubernetes/pki/ca.crt\nkind: KubeletConfiguration\n",
+        );
+        std::os::unix::fs::symlink(
+            "/var/lib/kubelet/pki/kubelet-client-2026.pem",
+            root.join("var/lib/kubelet/pki/kubelet-client-current.pem"),
+        )
+        .unwrap();
+        let mut world = Self {
+            root: root.into(),
+            fuse: Fuse::default(),
+            systemd_version: "252.39-1~deb12u1".into(),
+            others: BTreeSet::new(),
+            exec_start: ["/usr/bin/kubelet", "$KUBELET_KUBECONFIG_ARGS", "$KUBELET_CONFIG_ARGS"]
+                .map(Into::into)
+                .into(),
+            drop_ins: Vec::new(),
+            environment_files: Vec::new(),
+            vanilla_arguments: VANILLA_ARGUMENTS.into(),
+            loaded: BTreeMap::new(),
+            active: BTreeSet::new(),
+            kubelet_arguments: VANILLA_ARGUMENTS.into(),
+            kubelet_pid: 100,
+            kubelet_restarts: 0,
+            hub_restarts: 0,
+            hub_program: None,
+            renewals: 0,
+            link_down: false,
+            cut_at_kubelet_restart: false,
+            hub_broken: false,
+            broken_program: None,
+            kubelet_broken: false,
+            churn: |_| {},
+            containers: Running::from([("uid/nginx".into(), container("containerd://1"))]),
+            boots: 0,
+            hiccups: VecDeque::new(),
+            hiccups_after_restart: Vec::new(),
+            clock_skew: 0,
+            config_maps: BTreeMap::new(),
+            reports: Vec::new(),
+            kubelet_version: "v1.36.3".into(),
+        };
+        world.boot();
+        world.start_kubelet();
+        world.kubelet_restarts = 0;
+        Rc::new(RefCell::new(world))
+    }
+
+    fn file(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn text(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.file(path)).ok()
+    }
+
+    fn drop_in_arguments(&self) -> String {
+        let prefix = format!("Environment=\"{}=", units::KUBECONFIG_VARIABLE);
+        self.text(names::KUBELET_DROP_IN)
+            .and_then(|text| {
+                text.lines().find_map(|line| line.strip_prefix(&prefix)?.strip_suffix('"').map(str::to_owned))
+            })
+            .unwrap_or_else(|| self.vanilla_arguments.clone())
+    }
+
+    fn start_kubelet(&mut self) {
+        self.kubelet_pid += 1;
+        self.kubelet_restarts += 1;
+        let words = self.kubelet_arguments.split(' ').map(|word| format!("{word}\0")).collect::<String>();
+        let cmdline = format!("/usr/bin/kubelet\0{words}--config=/var/lib/kubelet/config.yaml\0");
+        let folder = self.root.join(format!("proc/{}", self.kubelet_pid));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("cmdline"), cmdline).unwrap();
+        self.link_down |= self.cut_at_kubelet_restart;
+        self.hiccups.extend(self.hiccups_after_restart.drain(..));
+        if self.kubelet_uses_hub() {
+            (self.churn)(&mut self.containers);
+        }
+    }
+
+    fn boot(&mut self) {
+        self.boots += 1;
+        let folder = self.file("proc/sys/kernel/random");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("boot_id"), format!("boot-{}\n", self.boots)).unwrap();
+    }
+
+    /// Cuts the power: units that are enabled come back, everything else does not, and every container is another one.
+    pub(crate) fn power_cut(&mut self) {
+        self.boot();
+        replace(&mut self.containers, None);
+        self.active.clear();
+        self.loaded.clear();
+        self.hub_program = None;
+        self.reload();
+        for unit in units::ALL {
+            if self.text(&unit.wants_link()).is_some() {
+                self.start(unit.name).ok();
+            }
+        }
+        self.start_kubelet();
+    }
+
+    pub(crate) fn kubelet_uses_hub(&self) -> bool {
+        let arguments = super::look::Arguments::of(&super::look::split(
+            &std::fs::read(self.root.join(format!("proc/{}/cmdline", self.kubelet_pid))).unwrap_or_default(),
+        ));
+        arguments.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG)
+    }
+
+    /// Whether kubelet reaches the API server by the way that its kubeconfig names.
+    pub(crate) fn kubelet_works(&self) -> bool {
+        let path =
+            if self.kubelet_uses_hub() { names::KUBELET_KUBECONFIG } else { "/etc/kubernetes/kubelet.conf" };
+        let Some(kubeconfig) = self.text(path).and_then(|text| kubeconfig::parse(&text).ok()) else {
+            return false;
+        };
+        match kubeconfig.server.as_str() {
+            "https://10.80.0.2:6443" => true,
+            "https://127.0.0.1:10261" => self.hub_answers() && !self.kubelet_broken,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_active(&self, unit: &str) -> bool {
+        self.active.contains(unit)
+    }
+
+    pub(crate) fn stop_behind_its_back(&mut self, unit: &str) {
+        self.active.remove(unit);
+    }
+
+    fn hub_answers(&self) -> bool {
+        self.is_active(units::SERVICE.name)
+            && self.is_active(units::SOCKET.name)
+            && !self.hub_broken
+            && self.hub_program.is_some()
+            && self.hub_program != self.broken_program
+    }
+
+    fn reload(&mut self) {
+        self.loaded.clear();
+        for unit in units::ALL {
+            if let Some(text) = self.text(&unit.path()) {
+                self.loaded.insert(unit.name.into(), text);
+            }
+        }
+        self.kubelet_arguments = self.drop_in_arguments();
+    }
+
+    fn start(&mut self, unit: &str) -> Result<(), SystemdError> {
+        if unit == units::KUBELET {
+            self.start_kubelet();
+            return Ok(());
+        }
+        if !self.loaded.contains_key(unit) {
+            return Err(SystemdError::Simulated(format!("unit {unit} not found")));
+        }
+        if unit == units::SERVICE.name {
+            let program = std::fs::canonicalize(self.root.join("opt/yurt")).ok().and_then(|folder| {
+                let release = std::fs::read_link(folder.join("current")).ok()?;
+                std::fs::read(folder.join(release).join("yurtd")).ok()
+            });
+            let config = yurt_node::config::EdgeConfig::load(&self.file(names::EDGE_CONFIG));
+            if program.is_none() || config.is_err() {
+                return Err(SystemdError::Simulated(format!("{unit} failed to start: {config:?}")));
+            }
+            std::fs::create_dir_all(self.root.join("var/lib/yurt")).unwrap();
+            std::fs::write(self.root.join("var/lib/yurt/data.mdb"), "store").unwrap();
+            self.hub_program = program;
+            self.hub_restarts += 1;
+            self.active.insert(units::SOCKET.name.into());
+        }
+        self.active.insert(unit.into());
+        Ok(())
+    }
+}
+
+/// systemd of the world.
+pub(crate) struct FakeSystemd(pub Shared);
+
+impl FakeSystemd {
+    fn act(&self) -> Result<std::cell::RefMut<'_, World>, SystemdError> {
+        let world = self.0.borrow_mut();
+        world.fuse.burn().map_err(|error| SystemdError::Simulated(error.into()))?;
+        Ok(world)
+    }
+}
+
+impl Systemd for FakeSystemd {
+    async fn version(&mut self) -> Result<String, SystemdError> {
+        Ok(self.0.borrow().systemd_version.clone())
+    }
+
+    async fn unit(&mut self, unit: &str) -> Result<Unit, SystemdError> {
+        let mut world = self.0.borrow_mut();
+        if unit == units::KUBELET {
+            return Ok(Unit {
+                load_state: "loaded".into(),
+                active_state: "active".into(),
+                need_reload: world.kubelet_arguments != world.drop_in_arguments(),
+                drop_in_paths: world.drop_ins.clone(),
+                service: Service {
+                    main_pid: world.kubelet_pid,
+                    exec_start: world.exec_start.clone(),
+                    environment: vec![format!("{}={}", units::KUBECONFIG_VARIABLE, world.kubelet_arguments)],
+                    environment_files: world.environment_files.clone(),
+                    ..Service::default()
+                },
+            });
+        }
+        if world.others.contains(unit) {
+            return Ok(Unit {
+                load_state: "loaded".into(),
+                active_state: "active".into(),
+                ..Unit::default()
+            });
+        }
+        let on_disk = world.text(&format!("{}/{unit}", names::SYSTEMD_DIR));
+        if let Some(text) = &on_disk
+            && !world.loaded.contains_key(unit)
+        {
+            world.loaded.insert(unit.into(), text.clone());
+        }
+        let loaded = world.loaded.get(unit).cloned();
+        Ok(Unit {
+            load_state: if loaded.is_some() { "loaded" } else { "not-found" }.into(),
+            active_state: if world.is_active(unit) { "active" } else { "inactive" }.into(),
+            need_reload: loaded.is_some() && loaded != on_disk,
+            ..Unit::default()
+        })
+    }
+
+    async fn reload(&mut self) -> Result<(), SystemdError> {
+        self.act()?.reload();
+        Ok(())
+    }
+
+    async fn start(&mut self, unit: &str) -> Result<(), SystemdError> {
+        self.act()?.start(unit)
+    }
+
+    async fn restart(&mut self, unit: &str) -> Result<(), SystemdError> {
+        let mut world = self.act()?;
+        if unit == units::SOCKET.name && world.is_active(units::SERVICE.name) {
+            return Err(SystemdError::Simulated("socket service already active, refusing".into()));
+        }
+        world.start(unit)
+    }
+
+    async fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
+        let mut world = self.act()?;
+        world.active.remove(unit);
+        if unit == units::SOCKET.name {
+            world.active.remove(units::SERVICE.name);
+        }
+        Ok(())
+    }
+
+    async fn clean_state(&mut self, unit: &str) -> Result<(), SystemdError> {
+        let world = self.act()?;
+        if world.is_active(unit) || !world.loaded.contains_key(unit) {
+            return Err(SystemdError::Simulated(format!("{unit} cannot be cleaned")));
+        }
+        std::fs::remove_dir_all(world.root.join("var/lib/yurt")).ok();
+        Ok(())
+    }
+
+    async fn reset_failed(&mut self, _unit: &str) -> Result<(), SystemdError> {
+        Ok(())
+    }
+}
+
+/// API server and hub of the world.
+pub(crate) struct FakeCluster {
+    pub world: Shared,
+    pub access: Option<Access>,
+}
+
+impl FakeCluster {
+    fn direct(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
+        let world = self.world.borrow_mut();
+        let Some(access) = &self.access else { return Err(ClusterError::Credentials("not read yet".into())) };
+        assert_eq!(access.certificate, b"client certificate and key");
+        if world.link_down || world.fuse.is_blown() {
+            return Err(ClusterError::Unreachable { what: "the API server", message: "no route".into() });
+        }
+        Ok(world)
+    }
+
+    fn question(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
+        let mut world = self.direct()?;
+        match world.hiccups.pop_front() {
+            Some(error) => Err(error),
+            None => Ok(world),
+        }
+    }
+}
+
+/// A container that has been running for an hour.
+fn container(id: &str) -> Container {
+    let hour = jiff::SignedDuration::from_hours(1);
+    Container { id: id.into(), started: Timestamp::now() - hour, previous: None }
+}
+
+/// Every container is another one from now on; the old ones ended with this code.
+pub(crate) fn replace(containers: &mut Running, code: Option<i32>) {
+    for found in containers.values_mut() {
+        let end = |code| End {
+            id: Some(found.id.clone()),
+            finished: Some(Timestamp::now()),
+            code,
+            reason: String::new(),
+        };
+        *found = Container {
+            id: format!("{}-again", found.id),
+            started: Timestamp::now(),
+            previous: code.map(end),
+        };
+    }
+}
+
+impl Cluster for FakeCluster {
+    fn set_access(&mut self, access: Access) {
+        self.access = Some(access);
+    }
+
+    async fn node(&mut self) -> Result<OwnNode, ClusterError> {
+        let world = self.question()?;
+        Ok(OwnNode {
+            ready: world.kubelet_works(),
+            kubelet_version: world.kubelet_version.clone(),
+            edge: true,
+            target: None,
+            conversion: None,
+        })
+    }
+
+    async fn clock_skew(&mut self) -> Result<i64, ClusterError> {
+        Ok(self.direct()?.clock_skew)
+    }
+
+    async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError> {
+        let mut world = self.question()?;
+        if world.kubelet_works() {
+            world.renewals += 1;
+        }
+        Ok(Some(Timestamp::from_second(world.renewals).unwrap()))
+    }
+
+    async fn containers(&mut self) -> Result<Running, ClusterError> {
+        Ok(self.question()?.containers.clone())
+    }
+
+    async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
+        Ok(self.direct()?.config_maps.get(name).cloned())
+    }
+
+    async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError> {
+        let mut world = self.direct()?;
+        world
+            .fuse
+            .burn()
+            .map_err(|error| ClusterError::Unreachable { what: "the API server", message: error.into() })?;
+        world.reports.push(status.clone());
+        Ok(())
+    }
+
+    async fn hub_ready(&mut self) -> Result<(), ClusterError> {
+        if self.world.borrow().hub_answers() {
+            return Ok(());
+        }
+        Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
+    }
+
+    async fn hub_serves(&mut self) -> Result<(), ClusterError> {
+        self.hub_ready().await
+    }
+}
+
+/// Everything on the node's disk: kind, mode and content by path.
+pub(crate) fn snapshot(root: &Path) -> BTreeMap<String, String> {
+    fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            if name == "proc" {
+                continue;
+            }
+            let metadata = std::fs::symlink_metadata(&path).unwrap();
+            let content = if metadata.is_symlink() {
+                format!("-> {}", std::fs::read_link(&path).unwrap().display())
+            } else if metadata.is_dir() {
+                walk(root, &path, found);
+                "folder".into()
+            } else {
+                String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned()
+            };
+            found.insert(name, format!("{:o} {content}", metadata.permissions().mode() & 0o7777));
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(root, root, &mut found);
+    found
+}

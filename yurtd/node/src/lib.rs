@@ -1,0 +1,12 @@
+//! What at least two roles of `yurtd` need: whose node a certificate is, files in PEM, names and dialling, the
+//! configuration that the keeper writes for the edge service, supervision.
+//!
+//! The roles themselves do not know each other.
+
+pub mod certificate;
+pub mod config;
+pub mod dial;
+pub mod link;
+pub mod pki;
+pub mod supervise;
+pub mod token;

@@ -1,0 +1,10 @@
+//! The tunnel: a way for the API server's connections to nodes that nothing can reach.
+//!
+//! [`agent`] dials out from the node; [`server`] on the control-plane nodes brings connections to it. Both speak
+//! [`mux`].
+
+pub mod agent;
+mod backoff;
+pub mod mux;
+
+pub mod server;

@@ -1,0 +1,28 @@
+//! The multiplexer: many byte streams over one WebSocket, alike at both ends.
+//!
+//! ```text
+//!   TunnelStream ─┐                                          ┌─ TunnelStream
+//!   TunnelStream ─┼─ state ── session ── websocket ── TLS … ─┼─ TunnelStream
+//!   TunnelStream ─┘          (I/O, time)                     └─ TunnelStream
+//! ```
+//!
+//! [`state`] is the multiplexer without any I/O: streams, their queues and credit, what is sent next.
+//! [`session`] moves its bytes through one WebSocket and keeps time. [`stream`] is what the rest of the program
+//! reads and writes; [`pipe`] joins one to a TCP connection. The frames are those of [`yurt_api::tunnel`].
+
+mod chunks;
+mod liveness;
+pub mod pipe;
+mod schedule;
+pub mod session;
+pub mod socket;
+mod state;
+pub mod stream;
+pub mod websocket;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use session::{End, OpenFailure, OpenRequest, Session};
+pub use stream::TunnelStream;

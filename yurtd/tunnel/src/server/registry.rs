@@ -1,0 +1,179 @@
+//! Which node is connected through which session.
+//!
+//! A node has one session here: the newest. The older one is closed, and its end removes nothing: entries are
+//! removed by the registration that made them and by no other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use yurt_api::status::AgentStatus;
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, Target};
+
+use crate::mux::{OpenFailure, Session, TunnelStream};
+
+/// Why no stream to a node could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No agent of that node is connected to this server.
+    #[error("no tunnel agent of node {0:?} is connected to this server")]
+    NotConnected(String),
+    /// The session ended before the agent answered.
+    #[error("the tunnel session of node {0:?} ended before its agent answered")]
+    SessionEnded(String),
+    /// The agent did not answer in time.
+    #[error("the tunnel agent of node {0:?} did not answer in time")]
+    NoAnswer(String),
+    /// The agent answered that it cannot or will not connect.
+    #[error("the tunnel agent of node {node:?} {code}: {message}")]
+    Rejected {
+        /// The node.
+        node: String,
+        /// What the agent says.
+        code: OpenErrorCode,
+        /// Details for a person.
+        message: String,
+    },
+    /// As many streams as both sides agreed on are open.
+    #[error("too many streams to node {0:?} are open")]
+    TooManyStreams(String),
+}
+
+#[derive(Debug)]
+struct Entry {
+    epoch: u64,
+    session: Session,
+    remote: SocketAddr,
+    since: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_node: BTreeMap<String, Entry>,
+    epoch: u64,
+    /// Per node the addresses that are not redirected, and why.
+    left_out: BTreeMap<String, Vec<String>>,
+}
+
+/// The sessions of all connected agents, by node name.
+#[derive(Debug)]
+pub struct Registry {
+    server: String,
+    entries: RwLock<Entries>,
+}
+
+impl Registry {
+    /// The registry of the server that runs on the node `server`.
+    pub fn new(server: String) -> Arc<Self> {
+        Arc::new(Self { server, entries: RwLock::default() })
+    }
+
+    /// Opens a stream to `target` on `node`.
+    ///
+    /// # Errors
+    ///
+    /// [`DialError`], never later than 15 seconds.
+    pub async fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, DialError> {
+        let session = self.read(|entries| entries.by_node.get(node).map(|entry| entry.session.clone()));
+        let session = session.ok_or_else(|| DialError::NotConnected(node.to_owned()))?;
+        session.open(target).await.map_err(|failure| {
+            let node = node.to_owned();
+            match failure {
+                OpenFailure::SessionEnded | OpenFailure::Reset => DialError::SessionEnded(node),
+                OpenFailure::NoAnswer => DialError::NoAnswer(node),
+                OpenFailure::TooManyStreams => DialError::TooManyStreams(node),
+                OpenFailure::Rejected { code, message } => DialError::Rejected { node, code, message },
+            }
+        })
+    }
+
+    /// One entry a connected agent, sorted by node name.
+    pub fn statuses(&self) -> Vec<AgentStatus> {
+        self.read(|entries| {
+            let status = |(node, entry): (&String, &Entry)| {
+                let figures = entry.session.figures();
+                AgentStatus {
+                    node: node.clone(),
+                    server: self.server.clone(),
+                    version: entry.session.peer_software(),
+                    remote_address: entry.remote.to_string(),
+                    connected_since: entry.since.to_string(),
+                    rtt_micros: figures
+                        .round_trip
+                        .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+                    streams: u32::try_from(figures.streams).unwrap_or(u32::MAX),
+                    bytes_sent: figures.bytes_sent,
+                    bytes_received: figures.bytes_received,
+                    not_redirected: entries.left_out.get(node).cloned().unwrap_or_default(),
+                }
+            };
+            entries.by_node.iter().map(status).collect()
+        })
+    }
+
+    /// Remembers for [`Self::statuses`] which addresses of nodes are not redirected, and why.
+    pub(super) fn set_left_out(&self, left_out: BTreeMap<String, Vec<String>>) {
+        self.write(|entries| entries.left_out = left_out);
+    }
+
+    /// Makes `session` the one of `node`. An older one is told and closed.
+    pub(super) fn register(
+        self: &Arc<Self>,
+        node: &str,
+        session: Session,
+        remote: SocketAddr,
+    ) -> Registration {
+        // Fractions of a second say nothing to a reader of the status.
+        let now = Timestamp::now();
+        let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let (epoch, old) = self.write(|entries| {
+            entries.epoch += 1;
+            let entry = Entry { epoch: entries.epoch, session, remote, since };
+            (entries.epoch, entries.by_node.insert(node.to_owned(), entry))
+        });
+        if let Some(old) = old {
+            tracing::info!(node, old = %old.remote, new = %remote, "newer connection of the same node");
+            old.session.close(GoAwayCode::Superseded);
+        }
+        Registration { registry: self.clone(), node: node.to_owned(), epoch }
+    }
+
+    /// Asks every agent to connect elsewhere; open streams go on.
+    pub(super) fn go_away(&self) {
+        self.read(|entries| {
+            entries.by_node.values().for_each(|entry| entry.session.go_away(GoAwayCode::ShuttingDown))
+        });
+    }
+
+    /// How many streams are open in all sessions.
+    pub(super) fn streams(&self) -> usize {
+        self.read(|entries| entries.by_node.values().map(|entry| entry.session.figures().streams).sum())
+    }
+
+    fn read<T>(&self, act: impl FnOnce(&Entries) -> T) -> T {
+        act(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, act: impl FnOnce(&mut Entries) -> T) -> T {
+        act(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Removes its own entry, and none that replaced it, when it is dropped.
+#[derive(Debug)]
+pub(super) struct Registration {
+    registry: Arc<Registry>,
+    node: String,
+    epoch: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.write(|entries| {
+            if entries.by_node.get(&self.node).is_some_and(|entry| entry.epoch == self.epoch) {
+                entries.by_node.remove(&self.node);
+            }
+        });
+    }
+}
