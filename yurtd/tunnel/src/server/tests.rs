@@ -48,7 +48,7 @@ impl World {
     }
 
     /// Writes certificate and key into one file, as kubelet does.
-    fn write(&self, file: &str, certificate: &TestCertificate) -> std::path::PathBuf {
+    fn write(&self, file: &str, certificate: &TestCertificate) -> PathBuf {
         let path = self.folder.path().join(file);
         std::fs::write(&path, format!("{}{}", certificate.pem, certificate.key_pem)).unwrap();
         path
