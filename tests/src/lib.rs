@@ -10,6 +10,7 @@
 //! - [`net`], [`cgroup`], [`machine`]: the wide-area network with its sites, and the machines in it.
 //! - [`cluster`], [`kubectl`]: Kubernetes on those machines, and the unmodified kubectl to talk to it.
 //! - [`collect`]: what is kept when a test fails.
+//! - [`repository`]: what the repository says about itself is tested here, where nothing else is built for it.
 //! - [`observe`], [`story`]: looking at a cluster from outside, and the story that must come true on it.
 
 pub mod build;
@@ -24,6 +25,7 @@ pub mod machine;
 pub mod net;
 pub mod observe;
 pub mod paths;
+pub mod repository;
 pub mod run;
 pub mod story;
 pub mod wait;
