@@ -13,6 +13,8 @@ pub mod certificate;
 #[cfg(test)]
 pub(crate) mod fake_api;
 pub mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod node_client;
 pub mod offline;
