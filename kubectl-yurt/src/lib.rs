@@ -1,5 +1,5 @@
-//! `kubectl-yurt`: the plugin. A command line goes through [`args`] (what was asked), [`resolve`] (which cluster,
-//! which tunnel, which pods), one file of [`cmd`], and [`output`] (what is printed). [`cluster`] holds what is known
+//! `kubectl-yurt`: the plugin. A command line goes through [`args`] (what was asked), [`connect`] (which cluster,
+//! which tunnel), one file of [`cmd`], and [`output`] (what is printed). [`cluster`] holds what is known
 //! about a cluster, [`stream`] the bytes of exec and port-forward, [`error`] how a failure is said.
 
 #![forbid(unsafe_code)]
@@ -8,26 +8,25 @@ pub mod args;
 pub mod cluster;
 pub mod cmd;
 pub mod complete;
-pub mod duration;
+pub mod connect;
 pub mod error;
 pub mod output;
-pub mod progress;
-pub mod resolve;
+pub mod signals;
 pub mod stream;
 
 use std::process::ExitCode;
 
 use args::{Cli, Command};
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 use clap_complete::CompleteEnv;
+use connect::session::Session;
 use error::Error;
 use output::Console;
-use resolve::session::Session;
 
 /// The program.
 pub fn main() -> ExitCode {
     // Answers and exits if a shell or kubectl asks for completions.
-    CompleteEnv::with_factory(|| Cli::command().bin_name("kubectl-yurt")).bin("kubectl-yurt").complete();
+    CompleteEnv::with_factory(complete::command).bin("kubectl-yurt").complete();
 
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

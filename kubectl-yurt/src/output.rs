@@ -1,6 +1,9 @@
 //! Where results and remarks go: results on stdout, progress and diagnostics on stderr, colours only where
 //! somebody sees them.
 
+pub mod progress;
+pub mod words;
+
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;

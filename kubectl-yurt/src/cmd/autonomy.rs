@@ -4,26 +4,20 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::{
-    Api, ResourceExt as _,
-    api::{DynamicObject, ListParams},
-};
-use serde::Serialize;
+use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 use yurt_api::names;
 
 use crate::{
     args::{AutonomyChangeArgs, AutonomyCommand, AutonomyStatusArgs, Format},
     cluster::{
+        autonomy::{NodeAutonomy, describe},
         definition,
-        node::{self, Role},
-        release::patch_node,
+        node::{self, known, patch_node},
     },
-    cmd::convert::plan::{join, known},
-    duration,
+    connect::session::Session,
     error::Error,
-    output::{API_VERSION, Document, Table, Tone, plain},
-    resolve::session::Session,
+    output::{API_VERSION, Document, Table, Tone, plain, words::join},
 };
 
 /// Runs the command.
@@ -64,7 +58,7 @@ async fn disable(session: &Session, args: &AutonomyChangeArgs) -> Result<(), Err
     let nodes = pick(session, args).await?;
     let away: BTreeSet<String> = nodes
         .iter()
-        .filter(|node| node::autonomy(node).is_some() && !node::is_ready(node))
+        .filter(|node| node::autonomy(node).is_on() && !node::is_ready(node))
         .map(|node| node.name_any())
         .collect();
     if !away.is_empty() {
@@ -76,17 +70,11 @@ async fn disable(session: &Session, args: &AutonomyChangeArgs) -> Result<(), Err
     }
     for node in &nodes {
         let name = node.name_any();
-        let keys = [
-            names::ANNOTATION_AUTONOMY,
-            names::ANNOTATION_AUTONOMY_LEGACY,
-            names::ANNOTATION_AUTONOMY_DURATION,
-        ];
-        if !keys.iter().any(|key| node.annotations().contains_key(*key)) {
+        if !node::has_any(node, &node::AUTONOMY_ANNOTATIONS) {
             session.console.line(format!("node/{name} not autonomous"))?;
             continue;
         }
-        let annotations: serde_json::Map<String, serde_json::Value> =
-            keys.iter().map(|key| ((*key).to_owned(), serde_json::Value::Null)).collect();
+        let annotations = node::without(&node::AUTONOMY_ANNOTATIONS);
         patch_node(session, &name, json!({ "annotations": annotations })).await?;
         session.console.line(format!("node/{name} autonomy disabled"))?;
     }
@@ -98,7 +86,7 @@ async fn pick(session: &Session, args: &AutonomyChangeArgs) -> Result<Vec<Node>,
     let api: Api<Node> = Api::all(session.client.clone());
     if let Some(selector) = &args.selector {
         let found = api.list(&ListParams::default().labels(selector)).await?.items;
-        let edge: Vec<Node> = found.into_iter().filter(|node| node::role(node) == Role::Edge).collect();
+        let edge: Vec<Node> = found.into_iter().filter(node::is_edge).collect();
         if edge.is_empty() {
             return Err(Error::Refused(format!("no edge node has the labels {selector:?}")));
         }
@@ -106,7 +94,7 @@ async fn pick(session: &Session, args: &AutonomyChangeArgs) -> Result<Vec<Node>,
     }
     let all = api.list(&ListParams::default()).await?.items;
     if args.all {
-        return Ok(all.into_iter().filter(|node| node::role(node) == Role::Edge).collect());
+        return Ok(all.into_iter().filter(node::is_edge).collect());
     }
     named(all, &args.nodes)
 }
@@ -123,7 +111,7 @@ fn named(all: Vec<Node>, wanted: &[String]) -> Result<Vec<Node>, Error> {
 
 fn refuse_cloud(nodes: &[Node]) -> Result<(), Error> {
     let cloud: BTreeSet<String> =
-        nodes.iter().filter(|node| node::role(node) != Role::Edge).map(|node| node.name_any()).collect();
+        nodes.iter().filter(|node| !node::is_edge(node)).map(|node| node.name_any()).collect();
     if cloud.is_empty() {
         return Ok(());
     }
@@ -135,93 +123,12 @@ fn refuse_cloud(nodes: &[Node]) -> Result<(), Error> {
     )))
 }
 
-/// One node's autonomy, as `-o json` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeAutonomy {
-    /// The node.
-    pub name: String,
-    /// The annotations ask for it.
-    pub enabled: bool,
-    /// The annotation that does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// For how long, in seconds; absent for ever.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_seconds: Option<u64>,
-    /// The policies protect the node's pods.
-    pub in_effect: bool,
-    /// Status of the node condition `Autonomy`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub condition: Option<String>,
-    /// Its reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Its message.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Since when.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub since: Option<String>,
-    /// What is wrong with the request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fault: Option<String>,
-    /// The node is there.
-    pub ready: bool,
-}
-
-/// Puts together what a node's annotations ask for and what became of it. Pure.
-pub fn describe(node: &Node, parameter: Option<&DynamicObject>) -> NodeAutonomy {
-    let name = node.name_any();
-    let asked = node::autonomy(node);
-    let condition = node::condition(node, node::CONDITION_AUTONOMY);
-    let protected = parameter.is_some_and(|parameter| definition::names_node(parameter, &name));
-    NodeAutonomy {
-        enabled: asked.is_some(),
-        source: asked.as_ref().map(|autonomy| autonomy.source.to_owned()),
-        limit_seconds: asked.as_ref().and_then(|autonomy| autonomy.limit).map(|limit| limit.as_secs()),
-        in_effect: protected,
-        condition: condition.map(|condition| condition.status.clone()),
-        reason: condition.and_then(|condition| condition.reason.clone()),
-        message: condition.and_then(|condition| condition.message.clone()),
-        since: condition
-            .and_then(|condition| condition.last_transition_time.as_ref())
-            .map(|time| time.0.to_string()),
-        fault: asked.and_then(|autonomy| autonomy.fault),
-        ready: node::is_ready(node),
-        name,
-    }
-}
-
-impl NodeAutonomy {
-    /// The word for the request.
-    pub fn request(&self) -> String {
-        match (self.enabled, self.limit_seconds) {
-            (false, _) => "off".into(),
-            (true, None) => "on".into(),
-            (true, Some(seconds)) => {
-                format!("on for {}", duration::human(std::time::Duration::from_secs(seconds)))
-            }
-        }
-    }
-
-    /// The word for its effect.
-    pub fn effect(&self) -> (&'static str, Tone) {
-        match (self.enabled, self.in_effect) {
-            (true, true) => ("yes", Tone::Good),
-            (true, false) => ("not yet", Tone::Warn),
-            (false, true) => ("still", Tone::Warn),
-            (false, false) => ("no", Tone::Faint),
-        }
-    }
-}
-
 async fn status(session: &Session, args: &AutonomyStatusArgs) -> Result<(), Error> {
     let nodes_api: Api<Node> = Api::all(session.client.clone());
     let every = ListParams::default();
     let (nodes, parameter) = tokio::try_join!(nodes_api.list(&every), definition::parameter(session))?;
     let nodes = if args.nodes.is_empty() {
-        nodes.items.into_iter().filter(|node| node::role(node) == Role::Edge).collect()
+        nodes.items.into_iter().filter(node::is_edge).collect()
     } else {
         named(nodes.items, &args.nodes)?
     };
@@ -284,25 +191,6 @@ mod tests {
         serde_json::from_value(json!({ "metadata": {
             "name": "edge", "labels": { names::LABEL_EDGE_WORKER: label }, "annotations": annotations } }))
         .unwrap()
-    }
-
-    fn parameter(names: &[&str]) -> DynamicObject {
-        let nodes: serde_json::Map<String, serde_json::Value> =
-            names.iter().map(|name| ((*name).to_owned(), json!(""))).collect();
-        serde_json::from_value(json!({ "metadata": {}, "spec": { "nodes": nodes } })).unwrap()
-    }
-
-    #[test]
-    fn the_request_and_its_effect_are_two_things() {
-        let asked = node("true", json!({ names::ANNOTATION_AUTONOMY: "true" }));
-        let pending = describe(&asked, Some(&parameter(&[])));
-        assert_eq!((pending.request().as_str(), pending.effect().0), ("on", "not yet"));
-        let effective = describe(&asked, Some(&parameter(&["edge"])));
-        assert_eq!(effective.effect().0, "yes");
-        let ended = describe(&node("true", json!({})), Some(&parameter(&["edge"])));
-        assert_eq!((ended.request().as_str(), ended.effect().0), ("off", "still"));
-        let limited = describe(&node("true", json!({ names::ANNOTATION_AUTONOMY_DURATION: "2h" })), None);
-        assert_eq!(limited.request(), "on for 2h0m");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `convert`: preflight and plan ([`plan`]), then objects, components and nodes ([`execute`]), each step such that
 //! running it again continues where it stopped.
 
-pub mod components;
 pub mod connected;
 pub mod execute;
 pub mod image;
@@ -12,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
-    core::v1::{ConfigMap, Namespace, Node, Pod},
+    core::v1::{ConfigMap, Namespace, Node},
 };
 use kube::{
     Api, ResourceExt as _,
@@ -24,15 +23,15 @@ use yurt_api::names;
 use crate::{
     args::{ConvertArgs, DryRun},
     cluster::{
-        access,
+        access, lock,
         manifests::{self, Object, Settings},
         node, objects,
         objects::Effect,
         pods,
     },
+    connect::{session::Session, tunnel},
     error::Error,
-    progress::{self, count_of},
-    resolve::{session::Session, tunnel},
+    output::words::{self, count_of, join},
 };
 
 /// How many objects are looked at at once.
@@ -78,24 +77,23 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
     if pending == 0 && superseded.is_empty() && idle {
         return session.console.line(format!(
             "already converted: {} ({}); nothing was changed",
-            progress::nodes(plan.work.converted.len()),
-            plan::join(&plan.work.converted)
+            words::nodes(plan.work.converted.len()),
+            join(&plan.work.converted)
         ));
     }
     session.console.confirm(&question(&plan, pending), args.yes)?;
     if !plan.work.away.is_empty() {
         session
             .console
-            .warn(format!("not reachable now, will follow by themselves: {}", plan::join(&plan.work.away)));
+            .warn(format!("not reachable now, will follow by themselves: {}", join(&plan.work.away)));
     }
     // Who was asked has read it.
     if args.yes && !plan.work.later.is_empty() {
-        session.console.warn(format!(
-            "not ready, the tunnel server starts there later: {}",
-            plan::join(&plan.work.later)
-        ));
+        session
+            .console
+            .warn(format!("not ready, the tunnel server starts there later: {}", join(&plan.work.later)));
     }
-    crate::cluster::lock::hold(session, execute::run(session, args, plan, &effects)).await
+    lock::hold(session, |text| session.console.note(text), execute::run(session, args, plan, &effects)).await
 }
 
 /// Preflight: looks at the cluster and decides.
@@ -147,27 +145,9 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
     let pods = if work.convert.is_empty() {
         BTreeMap::new()
     } else {
-        count_pods(&unfinished_pods(session).await?, &work.convert)
+        pods::count(&pods::unfinished(session).await?, &work.convert)
     };
     Ok(Plan { work, objects, settings, image_before, release, labels, pods })
-}
-
-/// Every pod of the cluster that is not finished.
-pub async fn unfinished_pods(session: &Session) -> Result<Vec<Pod>, Error> {
-    let api: Api<Pod> = Api::all(session.client.clone());
-    let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-    Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
-}
-
-/// How many of the pods each of these nodes has.
-pub fn count_pods(pods: &[Pod], nodes: &BTreeSet<String>) -> BTreeMap<String, usize> {
-    let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
-    for pod in pods {
-        if let Some(number) = pods::node_of(pod).and_then(|name| count.get_mut(name)) {
-            *number += 1;
-        }
-    }
-    count
 }
 
 /// What applying each object would do.
@@ -222,22 +202,22 @@ fn question(plan: &Plan, pending: usize) -> String {
             .collect();
         parts.push(format!(
             "turn {} into {}: {}",
-            progress::nodes(nodes.len()),
+            words::nodes(nodes.len()),
             if nodes.len() == 1 { "an edge node" } else { "edge nodes" },
             nodes.join(", ")
         ));
     }
     if !plan.work.upgrade.is_empty() {
-        let release = plan.release.as_deref().map(components::version).unwrap_or_default();
-        parts.push(format!("upgrade to {release}: {}", plan::join(&plan.work.upgrade)));
+        let release = plan.release.as_deref().map(words::version).unwrap_or_default();
+        parts.push(format!("upgrade to {release}: {}", join(&plan.work.upgrade)));
     }
     if !plan.work.label.is_empty() {
-        parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
+        parts.push(format!("label as cloud: {}", join(&plan.work.label)));
     }
     let later = if plan.work.later.is_empty() {
         String::new()
     } else {
-        format!(" Not ready, the tunnel server starts there later: {}.", plan::join(&plan.work.later))
+        format!(" Not ready, the tunnel server starts there later: {}.", join(&plan.work.later))
     };
     format!("This will {}.{later} Pods keep running. Go on?", parts.join("; "))
 }

@@ -6,13 +6,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     args::ExecArgs,
-    cluster::lock::interrupted,
+    cluster::target::{self, Reference},
+    connect::{session::Session, tunnel},
     error::Error,
-    resolve::{
-        session::Session,
-        target::{self, Reference},
-        tunnel,
-    },
+    signals::interrupted,
     stream::{
         remote::{self, Outcome, outcome},
         terminal::{self, RawMode, Size},

@@ -19,13 +19,13 @@ use tokio::{
 
 use crate::{
     args::LogsArgs,
-    cluster::lock::interrupted,
-    error::{Error, root},
-    resolve::{
+    cluster::target::{self, Reference},
+    connect::{
         session::Session,
-        target::{self, Reference},
         tunnel::{self, Tunnel},
     },
+    error::{Error, root},
+    signals::interrupted,
 };
 
 /// How much of a log is read at once.

@@ -18,14 +18,14 @@ use tokio::{
 
 use crate::{
     args::PortForwardArgs,
-    cluster::lock::interrupted,
-    error::{Error, is_not_found, phrase},
-    output::Console,
-    resolve::{
+    cluster::target::{self, Reference},
+    connect::{
         session::Session,
-        target::{self, Reference},
         tunnel::{self, Tunnel},
     },
+    error::{Error, is_not_found, phrase},
+    output::Console,
+    signals::interrupted,
     stream::forward,
 };
 

@@ -13,24 +13,25 @@ use serde::Serialize;
 use serde_json::json;
 use yurt_api::{
     names,
+    node::Kind,
     status::{ClusterConfig, ConversionState},
 };
 
 use crate::{
     args::{Format, StatusArgs},
     cluster::{
-        definition,
-        node::{self, Role},
-        pods,
-    },
-    cmd::{
         autonomy::{self, NodeAutonomy},
-        convert::components::{daemon_set_is_ready, deployment_is_ready, step_text, version},
-        tunnel as tunnel_cmd,
+        components::{daemon_set_is_ready, deployment_is_ready},
+        definition, node, pods,
+        report::step_text,
+    },
+    connect::{
+        agents::{self, Sessions},
+        session::Session,
+        tunnel,
     },
     error::Error,
-    output::{API_VERSION, Document, Table, Tone, plain},
-    resolve::{session::Session, tunnel},
+    output::{API_VERSION, Document, Table, Tone, plain, words::version},
 };
 
 /// One node.
@@ -78,7 +79,7 @@ struct Found {
     keeper: Option<DaemonSet>,
     tunnel_server: Option<DaemonSet>,
     config: Option<ClusterConfig>,
-    sessions: Option<tunnel_cmd::Sessions>,
+    sessions: Option<Sessions>,
 }
 
 /// Runs the command.
@@ -134,7 +135,7 @@ async fn look(session: &Session) -> Result<Found, Error> {
     let config = config.as_ref().map(tunnel::parse_config).transpose()?;
     let has_tunnel = config.as_ref().is_some_and(|config| !config.tunnel_api_addresses.is_empty());
     let sessions = if has_tunnel {
-        match tunnel_cmd::sessions(session).await {
+        match agents::sessions(session).await {
             Ok(sessions) => {
                 for (address, why) in &sessions.silent {
                     session.console.warn(format!("tunnel server {address}: {why}"));
@@ -150,13 +151,13 @@ async fn look(session: &Session) -> Result<Found, Error> {
         None
     };
     let mut nodes = nodes.items;
-    nodes.sort_by_key(|node| (node::role(node) == Role::Edge, node.name_any()));
+    nodes.sort_by_key(|node| (node::is_edge(node), node.name_any()));
     Ok(Found { nodes, pods: pods.items, parameter, controller, keeper, tunnel_server, config, sessions })
 }
 
 fn node_status(node: &Node, found: &Found) -> NodeStatus {
     let report = node::conversion(node);
-    let edge = node::role(node) == Role::Edge;
+    let edge = node::is_edge(node);
     let name = node.name_any();
     let keeper_trouble = found
         .pods
@@ -175,7 +176,7 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
         report.as_ref().filter(|report| report.state != ConversionState::Converted).map(step_text)
     });
     NodeStatus {
-        role: node::role(node).text(),
+        role: role(node::kind(node)),
         conversion,
         detail,
         version: report.map(|report| version(&report.version)),
@@ -189,6 +190,15 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
             .map(|info| info.kubelet_version.clone())
             .unwrap_or_default(),
         name,
+    }
+}
+
+/// What a node is to us, in the column of that name.
+fn role(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Edge => "edge",
+        Kind::Cloud => "cloud",
+        Kind::Unlabelled => "<none>",
     }
 }
 
@@ -305,7 +315,7 @@ fn print(
         };
         let (effect, effect_tone) = node.autonomy.effect();
         let autonomy = match (node.autonomy.enabled, node.autonomy.in_effect) {
-            (false, false) if node.role != Role::Edge.text() => plain("<none>"),
+            (false, false) if node.role != role(Kind::Edge) => plain("<none>"),
             (true, true) | (false, false) => (node.autonomy.request(), None),
             _ => (format!("{} ({effect} in effect)", node.autonomy.request()), Some(effect_tone)),
         };
@@ -365,10 +375,10 @@ mod tests {
             keeper: None,
             tunnel_server: None,
             config: None,
-            sessions: sessions.map(|nodes| tunnel_cmd::Sessions {
+            sessions: sessions.map(|nodes| Sessions {
                 agents: nodes.iter().map(agent).collect(),
                 answered: 1,
-                ..tunnel_cmd::Sessions::default()
+                ..Sessions::default()
             }),
         }
     }

@@ -9,10 +9,9 @@ use serde::Serialize;
 use crate::{
     args::{ConnectionArgs, StructuredFormat, VersionArgs},
     cluster::node,
-    cmd::convert::components::version,
+    connect::session::Session,
     error::Error,
-    output::{API_VERSION, Console, Document},
-    resolve::session::Session,
+    output::{API_VERSION, Console, Document, words::version},
 };
 
 /// What is printed with `-o`.

@@ -11,21 +11,26 @@ use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 use yurt_api::{names, status::ConversionState};
 
-use super::{Plan, components, components::Components, connected};
+use super::{Plan, connected};
 use crate::{
     args::ConvertArgs,
     cluster::{
-        manifests, node,
+        components::{self, Components},
+        manifests,
+        node::{self, patch_node},
         objects::{self, Effect},
-        pods,
-        release::{Release, patch_node},
+        pods, report,
         rollout::{Event, Report, Rollout},
         teardown,
+        unmark::Unmarking,
         view::Observer,
     },
+    connect::session::Session,
     error::{Error, is_not_found},
-    progress::{self, Progress},
-    resolve::session::Session,
+    output::{
+        progress::Progress,
+        words::{self, human, join},
+    },
 };
 
 /// How often the clock is looked at while nothing changes.
@@ -136,10 +141,7 @@ async fn cloud_side(
             };
             let lost =
                 observer.view().lost_contact.clone().map(|why| format!(" ({why})")).unwrap_or_default();
-            return Err(Error::Failed(format!(
-                "timed out after {}: {waiting}{lost}",
-                crate::duration::human(args.timeout)
-            )));
+            return Err(Error::Failed(format!("timed out after {}: {waiting}{lost}", human(args.timeout))));
         }
         next(&mut observer).await;
     }
@@ -175,9 +177,9 @@ async fn follow(
             let (view, image) = (observer.view(), &plan.settings.image);
             let mut report = match &plan.release {
                 Some(release) if plan.work.upgrade.contains(&name) => {
-                    components::upgrade(view, &name, image, release, Instant::now())
+                    report::upgrade(view, &name, image, release, Instant::now())
                 }
-                _ => components::conversion(view, &name, image, Instant::now()),
+                _ => report::conversion(view, &name, image, Instant::now()),
             };
             let shown = observer.view().nodes.get(&name).and_then(node::report);
             if shown.is_some() && shown == stale.get(&name).map(String::as_str) {
@@ -250,13 +252,13 @@ async fn take_back(session: &Session, plan: &Plan, observer: &mut Observer, name
             _ => next(observer).await,
         }
     }
-    let mut release = Release::default();
-    release.begin(session, name).await?;
-    while !release.is_empty() {
+    let mut unmarking = Unmarking::default();
+    unmarking.begin(session, name).await?;
+    while !unmarking.is_empty() {
         next(observer).await;
-        release.advance(session, observer.view()).await?;
+        unmarking.advance(session, observer.view()).await?;
     }
-    if !release.stuck().is_empty() {
+    if !unmarking.stuck().is_empty() {
         return Err(Error::Failed("its keeper's pod does not end".into()));
     }
     if let Some(Some(label)) = plan.labels.get(name).filter(|label| label.as_deref() == Some("false")) {
@@ -277,7 +279,7 @@ async fn give_up(
     if !plan.work.converted.is_empty() {
         return Error::Failed(format!(
             "{why}\nnodes converted earlier still are ({}), so nothing was undone",
-            super::plan::join(&plan.work.converted)
+            join(&plan.work.converted)
         ));
     }
     progress.phase("undoing");
@@ -294,7 +296,7 @@ async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progre
     if made.fresh {
         // The controller may have made something already, so everything that carries our label goes.
         let mut observer = Observer::new(session);
-        teardown::run(session, &mut observer, progress).await?;
+        teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
     } else {
         for object in made.created.iter().rev().filter_map(|index| plan.objects.get(*index)) {
             objects::delete(session, object.kind, object.namespace(), object.name()).await?;
@@ -325,10 +327,10 @@ fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progres
         let counts: Vec<String> = [(converted.len(), "converted"), (upgraded.len(), "upgraded")]
             .into_iter()
             .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{} {what}", progress::nodes(count)))
+            .map(|(count, what)| format!("{} {what}", words::nodes(count)))
             .collect();
         let what = if counts.is_empty() { "components are up to date".to_owned() } else { counts.join(", ") };
-        return session.console.line(format!("{what} {}", progress::took(progress)));
+        return session.console.line(format!("{what} {}", progress.took()));
     }
     let lines: Vec<String> = failed.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
     let verb = match (work.convert.is_empty(), work.upgrade.is_empty()) {
@@ -339,7 +341,7 @@ fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progres
     Err(Error::Partial(format!(
         "{} of {} not {verb}:\n{}\nrun the same command again to try again, or `kubectl yurt revert` to go back",
         failed.len(),
-        progress::nodes(work.convert.len() + work.upgrade.len()),
+        words::nodes(work.convert.len() + work.upgrade.len()),
         lines.join("\n")
     )))
 }

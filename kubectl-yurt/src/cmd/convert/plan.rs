@@ -11,9 +11,9 @@ use yurt_api::{
 
 use crate::{
     args::ConvertArgs,
-    cluster::node::{self, Role},
+    cluster::node::{self, known},
     error::Error,
-    progress,
+    output::words::{self, join},
 };
 
 /// The oldest Kubernetes on which the eviction policy works (ValidatingAdmissionPolicy is GA).
@@ -81,7 +81,7 @@ pub fn choose(nodes: &[Node], args: &ConvertArgs, selected: &BTreeSet<String>) -
         known(&wanted, &all)?;
         Ok(wanted)
     };
-    let is_edge = |name: &String| by_name.get(name).is_some_and(|node| node::role(node) == Role::Edge);
+    let is_edge = |name: &String| by_name.get(name).is_some_and(|node| node::is_edge(node));
 
     let (edge, cloud): (BTreeSet<String>, BTreeSet<String>) = if !args.cloud_nodes.is_empty() {
         let cloud = listed(&args.cloud_nodes)?;
@@ -123,24 +123,6 @@ pub fn choose(nodes: &[Node], args: &ConvertArgs, selected: &BTreeSet<String>) -
         ));
     }
     Ok(Choice { edge, cloud })
-}
-
-/// Refuses names that no node has.
-///
-/// # Errors
-///
-/// [`Error::Refused`] with the unknown names and those that exist.
-pub fn known(wanted: &BTreeSet<String>, all: &BTreeSet<String>) -> Result<(), Error> {
-    let unknown: BTreeSet<String> = wanted.difference(all).cloned().collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!(
-        "{} {} not found; the cluster has: {}",
-        if unknown.len() == 1 { "node" } else { "nodes" },
-        unknown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
-        join(all)
-    )))
 }
 
 /// What is to be done with each node.
@@ -229,7 +211,7 @@ pub fn work(nodes: &[Node], choice: &Choice, tunnel: bool) -> Result<Work, Error
     if !unready.is_empty() {
         return Err(Error::Refused(format!(
             "{} not ready: {}; bring {} back or leave {} out; nothing was changed",
-            progress::nodes(unready.len()),
+            words::nodes(unready.len()),
             join(&unready),
             if unready.len() == 1 { "it" } else { "them" },
             if unready.len() == 1 { "it" } else { "them" },
@@ -314,11 +296,6 @@ pub fn cluster_config(
 /// `host:port`, with brackets around an IPv6 address.
 fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-/// Names in one line.
-pub fn join<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
-    names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
-use crate::{error::Error, resolve::session::Session};
+use crate::{connect::session::Session, error::Error};
 
 /// Annotation that names the container a person usually means.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";

@@ -15,11 +15,11 @@ use serde_json::json;
 
 use crate::{
     args::ConnectionArgs,
-    error::{Error, chain},
-    resolve::{
+    connect::{
+        pem::certificates,
         proxy::{Environment, Proxies},
-        tunnel::certificates,
     },
+    error::{Error, chain},
 };
 
 /// How to reach the API server, and others of the cluster.

@@ -4,12 +4,12 @@ use kube::{Client, Config};
 
 use crate::{
     args::ConnectionArgs,
-    error::Error,
-    output::Console,
-    resolve::{
+    connect::{
         kubeconfig::{self, Resolved},
         proxy::Proxies,
     },
+    error::Error,
+    output::Console,
 };
 
 /// What every command that talks to the cluster has.
