@@ -2,7 +2,7 @@
 //!
 //! What is read: what a node says about itself ([`node`], [`autonomy`]) and reports while something is done to it
 //! ([`report`]), the pods that carry our components ([`pods`]) and whether those are up ([`components`]), a live view of
-//! it all ([`view`]), what `TYPE/NAME` means ([`target`]). What is done: the objects ([`manifests`], [`objects`]) with
+//! it all ([`view`]), the pods of a workload ([`workload`]). What is done: the objects ([`manifests`], [`objects`]) with
 //! the definition of our custom resource ([`definition`]), a roll-out over many nodes ([`rollout`]), taking our marks
 //! off a node ([`unmark`]) and everything out of the cluster ([`teardown`]), under a lock ([`lock`]) and with the
 //! permissions that it takes ([`access`]).
@@ -20,7 +20,7 @@ pub mod report;
 pub mod rollout;
 #[cfg(test)]
 mod samples;
-pub mod target;
 pub mod teardown;
 pub mod unmark;
 pub mod view;
+pub mod workload;

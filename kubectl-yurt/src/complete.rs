@@ -112,7 +112,7 @@ where
         return Vec::new();
     };
     let work = async {
-        let config = kubeconfig::load(&typed(std::env::args_os())).ok()?.config;
+        let config = kubeconfig::load(&typed(std::env::args_os()).into()).ok()?.config;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).ok()?;
         question(client, namespace).await.ok()

@@ -16,7 +16,6 @@ use yurt_api::{names, status::ConversionState};
 use restart::Window;
 
 use crate::{
-    args::RevertArgs,
     cluster::{
         access, lock,
         node::{self, patch_node},
@@ -28,7 +27,9 @@ use crate::{
     },
     connect::session::Session,
     error::Error,
+    options::nodes::Revert,
     output::{
+        Console,
         progress::Progress,
         words::{self, count_of, join},
     },
@@ -39,7 +40,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// What is to be done with each node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Work {
+struct ToRevert {
     /// Nodes whose keepers must bring them back.
     revert: BTreeSet<String>,
     /// Those of them that are not ready.
@@ -51,8 +52,8 @@ struct Work {
 }
 
 /// Sorts the nodes by what is to be done. Pure.
-fn work(nodes: &[Node]) -> Work {
-    let mut work = Work::default();
+fn work(nodes: &[Node]) -> ToRevert {
+    let mut work = ToRevert::default();
     for node in nodes {
         let name = node.name_any();
         let state = node::conversion(node).map(|status| status.state);
@@ -77,13 +78,13 @@ fn work(nodes: &[Node]) -> Work {
 /// # Errors
 ///
 /// [`Error::Refused`] with nothing changed, [`Error::Partial`] when some nodes are not vanilla yet.
-pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
+pub async fn run(session: &Session, console: Console, options: Revert) -> Result<(), Error> {
     let nodes: Api<Node> = Api::all(session.client.clone());
     let nodes = nodes.list(&ListParams::default()).await?.items;
     let work = work(&nodes);
     let existing = objects::existing(session).await?;
     if work.revert.is_empty() && work.clean.is_empty() && existing.is_empty() {
-        return session.console.line("this cluster is vanilla: there is nothing to revert");
+        return console.line("this cluster is vanilla: there is nothing to revert");
     }
     access::check(&session.client, access::revert_needs(&session.yurt_namespace)).await?;
     if needs_keeper(&nodes, &work) && keeper_is_missing(session).await? {
@@ -99,21 +100,24 @@ pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
     let pods = pods::unfinished(session).await?;
     let stale = restart::stale(&pods, &windows);
     let pods = pods::count(&pods, &work.revert);
-    session.console.confirm(&question(&work, &pods, existing.len(), &stale), args.yes)?;
-    let result =
-        lock::hold(session, |text| session.console.note(text), execute(session, args, work, &mut windows))
-            .await;
+    console.confirm(&question(&work, &pods, existing.len(), &stale), options.yes)?;
+    let result = lock::hold(
+        session,
+        |text| console.note(text),
+        execute(session, console, options, work, &mut windows),
+    )
+    .await;
     // Looked at again: pods have come and gone, and some nodes may not be vanilla yet.
     if let Ok(pods) = pods::unfinished(session).await
         && let Some(text) = restart::warning(&restart::stale(&pods, &windows))
     {
-        session.console.warn(text);
+        console.warn(text);
     }
     result
 }
 
 /// True if something is installed on a node.
-fn needs_keeper(nodes: &[Node], work: &Work) -> bool {
+fn needs_keeper(nodes: &[Node], work: &ToRevert) -> bool {
     nodes
         .iter()
         .filter(|node| work.revert.contains(&node.name_any()))
@@ -125,7 +129,12 @@ async fn keeper_is_missing(session: &Session) -> Result<bool, Error> {
     Ok(sets.get_metadata_opt(names::KEEPER).await?.is_none())
 }
 
-fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: &[restart::Stale]) -> String {
+fn question(
+    work: &ToRevert,
+    pods: &BTreeMap<String, usize>,
+    objects: usize,
+    stale: &[restart::Stale],
+) -> String {
     let mut parts = Vec::new();
     if !work.revert.is_empty() {
         let nodes: Vec<String> = work
@@ -152,14 +161,14 @@ fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: 
 
 async fn execute(
     session: &Session,
-    args: &RevertArgs,
-    work: Work,
+    console: Console,
+    options: Revert,
+    work: ToRevert,
     windows: &mut BTreeMap<String, Window>,
 ) -> Result<(), Error> {
-    let mut progress = Progress::start(session.console, "reverted", work.revert.len());
+    let mut progress = Progress::start(console, "reverted", work.revert.len());
     let mut observer = Observer::new(session);
-    let mut rollout =
-        Rollout::new(work.revert.iter().cloned(), usize::from(args.max_parallel), args.timeout, false);
+    let mut rollout = Rollout::new(work.revert.iter().cloned(), options.max_parallel, options.timeout, false);
     let unmarked = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
 
     let mut left: BTreeMap<String, String> =
@@ -169,7 +178,7 @@ async fn execute(
     );
     let reverted = || {
         let mut done = rollout.done().filter(|name| !left.contains_key(*name));
-        done.try_for_each(|name| session.console.line(format!("node/{name} reverted")))
+        done.try_for_each(|name| console.line(format!("node/{name} reverted")))
     };
     if !left.is_empty() {
         progress.clear();
@@ -196,18 +205,18 @@ async fn execute(
     progress.clear();
     reverted()?;
     for name in &work.autonomous {
-        session.console.line(format!("node/{name} autonomy ended"))?;
+        console.line(format!("node/{name} autonomy ended"))?;
     }
     for object in &deleted {
-        session.console.line(format!("{} deleted", object.text()))?;
+        console.line(format!("{} deleted", object.text()))?;
     }
-    session.console.line(format!("the cluster is vanilla again, {}", progress.took()))
+    console.line(format!("the cluster is vanilla again, {}", progress.took()))
 }
 
 /// Tells the nodes to go back and follows them. Whoever is done loses our marks at once.
 async fn follow(
     session: &Session,
-    work: &Work,
+    work: &ToRevert,
     observer: &mut Observer,
     rollout: &mut Rollout,
     progress: &mut Progress,

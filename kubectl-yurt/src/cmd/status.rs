@@ -18,7 +18,6 @@ use yurt_api::{
 };
 
 use crate::{
-    args::{Format, StatusArgs},
     cluster::{
         autonomy::{self, NodeAutonomy},
         components::{daemon_set_is_ready, deployment_is_ready},
@@ -31,7 +30,7 @@ use crate::{
         tunnel,
     },
     error::Error,
-    output::{API_VERSION, Document, Table, Tone, plain, words::version},
+    output::{API_VERSION, Console, Form, Listing, Table, Tone, plain, words::version},
 };
 
 /// One node.
@@ -87,33 +86,26 @@ struct Found {
 /// # Errors
 ///
 /// [`Error::Unhealthy`] when something is not as it should be.
-pub async fn run(session: &Session, args: &StatusArgs) -> Result<(), Error> {
-    let found = look(session).await?;
+pub async fn run(session: &Session, console: Console, form: Form) -> Result<(), Error> {
+    let found = look(session, console).await?;
     let nodes: Vec<NodeStatus> = found.nodes.iter().map(|node| node_status(node, &found)).collect();
     let components = component_statuses(&found);
     let converted = found.keeper.is_some() || found.controller.is_some();
     let healthy =
         !converted || (components.iter().all(|component| component.healthy) && nodes.iter().all(is_healthy));
-    let document = || {
-        json!({
+    let listing = Listing {
+        document: json!({
             "apiVersion": API_VERSION, "kind": "Status", "converted": converted, "healthy": healthy,
             "components": components, "nodes": nodes,
-        })
+        }),
+        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+        table: |wide| print(console, &nodes, &components, converted, wide),
     };
-    match args.output {
-        Some(Format::Json) => session.console.document(Document::Json, &document())?,
-        Some(Format::Yaml) => session.console.document(Document::Yaml, &document())?,
-        Some(Format::Name) => {
-            nodes.iter().try_for_each(|node| session.console.line(format!("node/{}", node.name)))?;
-        }
-        Some(Format::Wide) | None => {
-            print(session, &nodes, &components, converted, args.output == Some(Format::Wide))?;
-        }
-    }
+    listing.print(console, form)?;
     if healthy { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
-async fn look(session: &Session) -> Result<Found, Error> {
+async fn look(session: &Session, console: Console) -> Result<Found, Error> {
     let client = || session.client.clone();
     let namespace = &session.yurt_namespace;
     let nodes: Api<Node> = Api::all(client());
@@ -138,12 +130,12 @@ async fn look(session: &Session) -> Result<Found, Error> {
         match agents::sessions(session).await {
             Ok(sessions) => {
                 for (address, why) in &sessions.silent {
-                    session.console.warn(format!("tunnel server {address}: {why}"));
+                    console.warn(format!("tunnel server {address}: {why}"));
                 }
                 (sessions.answered > 0).then_some(sessions)
             }
             Err(error) => {
-                session.console.warn(error.plain(&session.server()));
+                console.warn(error.plain(&session.server()));
                 None
             }
         }
@@ -267,13 +259,12 @@ fn component_statuses(found: &Found) -> Vec<ComponentStatus> {
 }
 
 fn print(
-    session: &Session,
+    console: Console,
     nodes: &[NodeStatus],
     components: &[ComponentStatus],
     converted: bool,
     wide: bool,
 ) -> Result<(), Error> {
-    let console = &session.console;
     let or_none = |text: Option<&str>| text.unwrap_or("<none>").to_owned();
     let yes = |good: bool| if good { Tone::Good } else { Tone::Bad };
     if converted {
@@ -294,7 +285,7 @@ fn print(
             }
             table.row(row);
         }
-        console.raw(format_args!("{}\n", table.render(console)))?;
+        console.raw(format_args!("{}\n", table.render(&console)))?;
     } else {
         console.note(
             "This cluster is not converted: `kubectl yurt convert --cloud-nodes NODE,…` makes it an edge cluster.\n",
@@ -339,7 +330,7 @@ fn print(
         }
         table.row(row);
     }
-    console.raw(table.render(console))?;
+    console.raw(table.render(&console))?;
     let of_components = components.iter().flat_map(|component| {
         component.troubles.iter().map(move |trouble| format!("{}: {trouble}", component.name))
     });

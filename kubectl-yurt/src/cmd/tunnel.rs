@@ -4,51 +4,49 @@ use serde_json::json;
 use yurt_api::status::AgentStatus;
 
 use crate::{
-    args::{Format, StatusArgs, TunnelCommand},
     connect::{agents, session::Session},
     error::Error,
     output::{
-        API_VERSION, Document, Table, plain,
+        API_VERSION, Console, Form, Listing, Table, plain,
         words::{age, bytes, round_trip},
     },
 };
 
-/// Runs the command.
+/// `tunnel status`.
 ///
 /// # Errors
 ///
 /// [`Error::Failed`] when there is no tunnel or no server answers.
-pub async fn run(session: &Session, command: &TunnelCommand) -> Result<(), Error> {
-    match command {
-        TunnelCommand::Status(args) => status(session, args).await,
-    }
-}
-
-async fn status(session: &Session, args: &StatusArgs) -> Result<(), Error> {
+pub async fn status(session: &Session, console: Console, form: Form) -> Result<(), Error> {
     let found = agents::sessions(session).await?;
     for (address, why) in &found.silent {
-        session.console.warn(format!("tunnel server {address}: {why}"));
+        console.warn(format!("tunnel server {address}: {why}"));
     }
     if found.answered == 0 {
         return Err(Error::Failed(
             "no tunnel server answers; `kubectl yurt status` shows whether they run".into(),
         ));
     }
-    let agents: Vec<&AgentStatus> = found.agents.values().collect();
-    let document = || json!({ "apiVersion": API_VERSION, "kind": "TunnelStatus", "agents": agents, "silent": found.silent });
-    match args.output {
-        Some(Format::Json) => return session.console.document(Document::Json, &document()),
-        Some(Format::Yaml) => return session.console.document(Document::Yaml, &document()),
-        Some(Format::Name) => {
-            return agents.iter().try_for_each(|agent| session.console.line(format!("node/{}", agent.node)));
-        }
-        Some(Format::Wide) | None => {}
-    }
-    if agents.is_empty() {
-        session.console.note("No edge node is connected.");
+    let listing = Listing {
+        document: json!({
+            "apiVersion": API_VERSION, "kind": "TunnelStatus",
+            "agents": found.agents.values().collect::<Vec<_>>(), "silent": found.silent,
+        }),
+        nodes: found.agents.keys().cloned().collect(),
+        table: |wide| print(console, found.agents.values(), wide),
+    };
+    listing.print(console, form)
+}
+
+fn print<'a>(
+    console: Console,
+    agents: impl ExactSizeIterator<Item = &'a AgentStatus>,
+    wide: bool,
+) -> Result<(), Error> {
+    if agents.len() == 0 {
+        console.note("No edge node is connected.");
         return Ok(());
     }
-    let wide = args.output == Some(Format::Wide);
     let mut headings = vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "VERSION"];
     if wide {
         headings.extend(["SERVER", "REMOTE ADDRESS"]);
@@ -70,5 +68,5 @@ async fn status(session: &Session, args: &StatusArgs) -> Result<(), Error> {
         }
         table.row(row);
     }
-    session.console.raw(table.render(&session.console))
+    console.raw(table.render(&console))
 }

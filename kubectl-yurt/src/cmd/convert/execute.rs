@@ -13,7 +13,6 @@ use yurt_api::{names, status::ConversionState};
 
 use super::{Plan, connected};
 use crate::{
-    args::ConvertArgs,
     cluster::{
         components::{self, Components},
         manifests,
@@ -27,7 +26,9 @@ use crate::{
     },
     connect::session::Session,
     error::{Error, is_not_found},
+    options::nodes::Convert,
     output::{
+        Console,
         progress::Progress,
         words::{self, human, join},
     },
@@ -54,19 +55,25 @@ struct Made {
 ///
 /// [`Error::Failed`] when no node was converted (what this run made is undone), [`Error::Partial`] when some nodes
 /// failed.
-pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[Effect]) -> Result<(), Error> {
+pub async fn run(
+    session: &Session,
+    console: Console,
+    options: &Convert,
+    plan: Plan,
+    effects: &[Effect],
+) -> Result<(), Error> {
     let at_work = || plan.work.convert.union(&plan.work.upgrade).cloned();
-    let mut progress = Progress::start(session.console, "done", at_work().count());
+    let mut progress = Progress::start(console, "done", at_work().count());
     let fresh = objects::existing(session).await?.is_empty() && plan.work.converted.is_empty();
     let mut made = Made { fresh, ..Made::default() };
-    let cloud = cloud_side(session, args, &plan, effects, &mut made, &mut progress).await;
+    let cloud = cloud_side(session, options, &plan, effects, &mut made, &mut progress).await;
     let mut observer = match cloud {
         Ok(observer) => observer,
         Err(error) => return Err(give_up(session, &plan, &made, error, &mut progress).await),
     };
     // A node that was converted earlier has shown that it works here.
     let canary = plan.work.converted.is_empty();
-    let mut rollout = Rollout::new(at_work(), usize::from(args.max_parallel), args.timeout, canary);
+    let mut rollout = Rollout::new(at_work(), options.max_parallel, options.timeout, canary);
     follow(session, &plan, &mut observer, &mut rollout, &mut progress).await?;
     if rollout.canary_failed() {
         let failed = rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).next();
@@ -92,15 +99,15 @@ pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[E
     };
     progress.clear();
     if let Some(text) = unconnected {
-        session.console.warn(text);
+        console.warn(text);
     }
-    summary(session, &plan, &rollout, &progress)
+    summary(console, &plan, &rollout, &progress)
 }
 
 /// Labels, objects and components.
 async fn cloud_side(
     session: &Session,
-    args: &ConvertArgs,
+    options: &Convert,
     plan: &Plan,
     effects: &[Effect],
     made: &mut Made,
@@ -123,7 +130,7 @@ async fn cloud_side(
     // Started only now: what an older view says about a changed Deployment would look ready.
     let mut observer = Observer::new(session);
     let tunnel = !plan.settings.config.tunnel_addresses.is_empty();
-    let deadline = Instant::now() + args.timeout;
+    let deadline = Instant::now() + options.timeout;
     let image = &plan.settings.image;
     loop {
         if observer.view().is_complete() {
@@ -141,7 +148,10 @@ async fn cloud_side(
             };
             let lost =
                 observer.view().lost_contact.clone().map(|why| format!(" ({why})")).unwrap_or_default();
-            return Err(Error::Failed(format!("timed out after {}: {waiting}{lost}", human(args.timeout))));
+            return Err(Error::Failed(format!(
+                "timed out after {}: {waiting}{lost}",
+                human(options.timeout)
+            )));
         }
         next(&mut observer).await;
     }
@@ -309,18 +319,18 @@ async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progre
     Ok(())
 }
 
-fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
+fn summary(console: Console, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
     let work = &plan.work;
     for name in work.converted.difference(&work.upgrade) {
-        session.console.line(format!("node/{name} already converted"))?;
+        console.line(format!("node/{name} already converted"))?;
     }
     let (upgraded, converted): (Vec<&str>, Vec<&str>) =
         rollout.done().partition(|name| work.upgrade.contains(*name));
     for name in &converted {
-        session.console.line(format!("node/{name} converted"))?;
+        console.line(format!("node/{name} converted"))?;
     }
     for name in &upgraded {
-        session.console.line(format!("node/{name} upgraded"))?;
+        console.line(format!("node/{name} upgraded"))?;
     }
     let failed: Vec<(&str, &str)> = rollout.failed().collect();
     if failed.is_empty() {
@@ -330,7 +340,7 @@ fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progres
             .map(|(count, what)| format!("{} {what}", words::nodes(count)))
             .collect();
         let what = if counts.is_empty() { "components are up to date".to_owned() } else { counts.join(", ") };
-        return session.console.line(format!("{what} {}", progress.took()));
+        return console.line(format!("{what} {}", progress.took()));
     }
     let lines: Vec<String> = failed.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
     let verb = match (work.convert.is_empty(), work.upgrade.is_empty()) {
