@@ -1,13 +1,13 @@
-//! The command line. Names, short forms and defaults of what kubectl has are kubectl's; the completion
-//! scripts and the shim's answers are made from the same definition.
+//! The command line as it is typed. Names, short forms and defaults of what kubectl has are kubectl's; the completion
+//! scripts are made from the same definition. Nothing here looks at anything but the words.
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
-use clap_complete::engine::ArgValueCompleter;
-use yurt_api::names;
-
-use crate::{complete, duration};
+use yurt_api::{
+    duration::{self, DurationError},
+    names,
+};
 
 /// Turn a running Kubernetes cluster into an edge cluster, and back
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig to use
-    #[arg(long, global = true, value_name = "NAME", add = ArgValueCompleter::new(complete::contexts))]
+    #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
     /// Cluster of the kubeconfig to use
     #[arg(long, global = true, value_name = "NAME")]
@@ -48,7 +48,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, value_name = "NAME")]
     pub user: Option<String>,
     /// Namespace of the workloads
-    #[arg(short, long, global = true, value_name = "NAMESPACE", add = ArgValueCompleter::new(complete::namespaces))]
+    #[arg(short, long, global = true, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Address of the API server
     #[arg(short, long, global = true, value_name = "URL")]
@@ -81,7 +81,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_skip_tls_verify: Option<bool>,
     /// Give up a request to the server after this long; 0 never
-    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Option<Duration>,
     /// Namespace of the components of kubectl-yurt
     #[arg(long, global = true, value_name = "NAMESPACE", default_value = names::DEFAULT_NAMESPACE, env = "KUBECTL_YURT_NAMESPACE")]
@@ -144,10 +144,10 @@ pub enum Command {
 #[command(group = ArgGroup::new("which").required(true).args(["cloud_nodes", "edge_nodes", "selector"]))]
 pub struct ConvertArgs {
     /// Nodes that stay in the cloud; every other node becomes an edge node
-    #[arg(long, value_delimiter = ',', value_name = "NODE,…", add = ArgValueCompleter::new(complete::node_list))]
+    #[arg(long, value_delimiter = ',', value_name = "NODE,…")]
     pub cloud_nodes: Vec<String>,
     /// Nodes that become edge nodes
-    #[arg(long, value_delimiter = ',', value_name = "NODE,…", add = ArgValueCompleter::new(complete::node_list))]
+    #[arg(long, value_delimiter = ',', value_name = "NODE,…")]
     pub edge_nodes: Vec<String>,
     /// Nodes with these labels become edge nodes
     #[arg(short = 'l', long, value_name = "SELECTOR")]
@@ -159,7 +159,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "STRATEGY", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client")]
     pub dry_run: DryRun,
     /// How long to wait for the components, and then for each node
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
     /// Do not ask
     #[arg(short, long)]
@@ -194,7 +194,7 @@ pub enum DryRun {
 #[derive(Debug, Clone, Args)]
 pub struct RevertArgs {
     /// How long to wait for each node
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
     /// Do not ask
     #[arg(short, long)]
@@ -220,7 +220,7 @@ pub enum AutonomyCommand {
 #[command(group = ArgGroup::new("which").required(true).args(["nodes", "selector", "all"]))]
 pub struct AutonomyChangeArgs {
     /// The nodes
-    #[arg(value_name = "NODE", add = ArgValueCompleter::new(complete::nodes))]
+    #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
     /// Edge nodes with these labels
     #[arg(short = 'l', long, value_name = "SELECTOR")]
@@ -237,7 +237,7 @@ pub struct AutonomyChangeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct AutonomyStatusArgs {
     /// The nodes [default: every edge node]
-    #[arg(value_name = "NODE", add = ArgValueCompleter::new(complete::nodes))]
+    #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
     /// Output format
     #[arg(short, long, value_name = "FORMAT")]
@@ -276,7 +276,7 @@ pub enum Format {
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
     /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", required_unless_present = "selector", add = ArgValueCompleter::new(complete::targets))]
+    #[arg(value_name = "POD | TYPE/NAME", required_unless_present = "selector")]
     pub target: Option<String>,
     /// The container
     #[arg(value_name = "CONTAINER", conflicts_with_all = ["container", "selector"])]
@@ -300,7 +300,7 @@ pub struct LogsArgs {
     #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
     pub tail: Option<i64>,
     /// Only logs newer than this long ago
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub since: Option<Duration>,
     /// Only logs after this time (RFC 3339)
     #[arg(long, value_name = "TIME")]
@@ -321,7 +321,7 @@ pub struct LogsArgs {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_log_requests: u16,
     /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration)]
     pub pod_running_timeout: Duration,
 }
 
@@ -329,7 +329,7 @@ pub struct LogsArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", add = ArgValueCompleter::new(complete::targets))]
+    #[arg(value_name = "POD | TYPE/NAME")]
     pub target: String,
     /// A command without `--` in front of it, which is refused as kubectl does
     #[arg(hide = true)]
@@ -347,7 +347,7 @@ pub struct ExecArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
     pub pod_running_timeout: Duration,
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
@@ -358,7 +358,7 @@ pub struct ExecArgs {
 #[derive(Debug, Clone, Args)]
 pub struct PortForwardArgs {
     /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", add = ArgValueCompleter::new(complete::targets))]
+    #[arg(value_name = "POD | TYPE/NAME")]
     pub target: String,
     /// Ports; without LOCAL the same one, with an empty LOCAL a free one
     #[arg(value_name = "[LOCAL:]REMOTE", required = true)]
@@ -367,7 +367,7 @@ pub struct PortForwardArgs {
     #[arg(long, value_delimiter = ',', default_value = "localhost", value_name = "ADDRESS,…")]
     pub address: Vec<String>,
     /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
     pub pod_running_timeout: Duration,
 }
 
@@ -412,6 +412,11 @@ pub enum CompletionShell {
     Powershell,
     /// `kubectl_complete-yurt`, to be put on the PATH
     Kubectl,
+}
+
+/// A duration as kubectl's flags take one: in Go's form, or in whole seconds.
+fn duration(text: &str) -> Result<Duration, DurationError> {
+    text.parse().map(Duration::from_secs).or_else(|_| duration::parse(text))
 }
 
 #[cfg(test)]
@@ -498,5 +503,15 @@ mod tests {
         let Command::Logs(logs) = cli.command else { panic!("not logs") };
         assert_eq!(logs.tail, Some(-1));
         assert_eq!(logs.since, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn a_duration_may_be_whole_seconds() {
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        for text in ["", "-5m", "-5", "1h30", "1.5"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::duration::human;
+use crate::output::words::human;
 
 /// What a node reports at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

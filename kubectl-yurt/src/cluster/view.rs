@@ -23,9 +23,9 @@ use yurt_api::names;
 
 use crate::{
     cluster::pods::{self, Trouble},
-    duration::human,
+    connect::session::Session,
     error::phrase,
-    resolve::session::Session,
+    output::words::human,
 };
 
 /// How long pulls of an image may fail before that counts as something that will not pass. kubelet has tried about

@@ -1,15 +1,14 @@
-//! One connection to the cluster, and the choices that go with it.
+//! One connection to the cluster, and the choices that go with it. It can ask and cannot print.
 
 use kube::{Client, Config};
 
 use crate::{
-    args::ConnectionArgs,
-    error::Error,
-    output::Console,
-    resolve::{
+    connect::{
         kubeconfig::{self, Resolved},
         proxy::Proxies,
     },
+    error::Error,
+    options::connection::Connection,
 };
 
 /// What every command that talks to the cluster has.
@@ -25,8 +24,6 @@ pub struct Session {
     pub namespace: String,
     /// Namespace of our own components.
     pub yurt_namespace: String,
-    /// The terminal.
-    pub console: Console,
 }
 
 impl Session {
@@ -35,17 +32,16 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Failed`] when the configuration cannot be used.
-    pub async fn open(args: &ConnectionArgs, console: Console) -> Result<Self, Error> {
-        let Resolved { config, proxies } = kubeconfig::load(args)?;
+    pub fn open(options: &Connection) -> Result<Self, Error> {
+        let Resolved { config, proxies } = kubeconfig::load(options)?;
         let client =
             Client::try_from(config.clone()).map_err(|error| Error::Failed(crate::error::chain(&error)))?;
         Ok(Self {
             client,
             namespace: config.default_namespace.clone(),
-            yurt_namespace: args.yurt_namespace.clone(),
+            yurt_namespace: options.yurt_namespace.clone(),
             config,
             proxies,
-            console,
         })
     }
 
