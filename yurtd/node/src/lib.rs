@@ -1,8 +1,9 @@
 //! What at least two roles of `yurtd` need: whose node a certificate is, files in PEM, names and dialling, the
-//! configuration that the keeper writes for the edge service, supervision.
+//! configuration that the keeper writes for the edge service, accepting connections with limits, supervision.
 //!
 //! The roles themselves do not know each other.
 
+pub mod accept;
 pub mod certificate;
 pub mod config;
 pub mod dial;
@@ -10,3 +11,4 @@ pub mod link;
 pub mod pki;
 pub mod supervise;
 pub mod token;
+pub mod verify;
