@@ -19,7 +19,7 @@ pub mod pods;
 pub mod report;
 pub mod rollout;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod teardown;
 pub mod unmark;
 pub mod view;

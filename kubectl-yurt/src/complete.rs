@@ -13,7 +13,7 @@ use kube::{Api, Client, api::ListParams, config::Kubeconfig};
 
 use crate::{
     args::{Cli, ConnectionArgs},
-    connect::kubeconfig,
+    connect::kubeconfig::{self, Surroundings},
 };
 
 /// How long a person waits for Tab.
@@ -112,7 +112,8 @@ where
         return Vec::new();
     };
     let work = async {
-        let config = kubeconfig::load(&typed(std::env::args_os()).into()).ok()?.config;
+        let options = typed(std::env::args_os()).into();
+        let config = kubeconfig::load(&options, Surroundings::read()).ok()?.config;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).ok()?;
         question(client, namespace).await.ok()

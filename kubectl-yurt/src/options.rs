@@ -11,7 +11,8 @@ pub mod target;
 
 use crate::{
     args::{
-        self, AutonomyCommand, Cli, ColorChoice, CompletionShell, Format, StructuredFormat, TunnelCommand,
+        self, Cli, ColorChoice, CompletionShell, Format, StructuredFormat, TunnelCommand,
+        nodes::AutonomyCommand,
     },
     error::Error,
     output::{Coloring, Document, Form},

@@ -55,13 +55,13 @@ pub struct Console {
 
 /// What decides about colours, read once.
 #[derive(Debug, Clone, Copy)]
-struct Surroundings {
+struct Colours {
     choice: Coloring,
     no_color: bool,
     dumb: bool,
 }
 
-impl Surroundings {
+impl Colours {
     fn color(self, terminal: bool) -> bool {
         match self.choice {
             Coloring::Always => true,
@@ -76,11 +76,11 @@ impl Console {
     pub fn new(choice: Coloring) -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let surroundings = Surroundings { choice, no_color: set("NO_COLOR"), dumb };
+        let colours = Colours { choice, no_color: set("NO_COLOR"), dumb };
         let stderr = io::stderr().is_terminal();
         Self {
-            stdout_color: surroundings.color(io::stdout().is_terminal()),
-            stderr_color: surroundings.color(stderr),
+            stdout_color: colours.color(io::stdout().is_terminal()),
+            stderr_color: colours.color(stderr),
             interactive: io::stdin().is_terminal() && stderr,
             progress: stderr && !dumb,
         }
@@ -195,18 +195,18 @@ fn paint(on: bool, tone: Tone, text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn surroundings(choice: Coloring, no_color: bool, dumb: bool) -> Surroundings {
-        Surroundings { choice, no_color, dumb }
+    fn colours(choice: Coloring, no_color: bool, dumb: bool) -> Colours {
+        Colours { choice, no_color, dumb }
     }
 
     #[test]
     fn colours_need_a_terminal_that_wants_them() {
-        assert!(surroundings(Coloring::Auto, false, false).color(true));
-        assert!(!surroundings(Coloring::Auto, false, false).color(false));
-        assert!(!surroundings(Coloring::Auto, true, false).color(true));
-        assert!(!surroundings(Coloring::Auto, false, true).color(true));
-        assert!(surroundings(Coloring::Always, true, true).color(false));
-        assert!(!surroundings(Coloring::Never, false, false).color(true));
+        assert!(colours(Coloring::Auto, false, false).color(true));
+        assert!(!colours(Coloring::Auto, false, false).color(false));
+        assert!(!colours(Coloring::Auto, true, false).color(true));
+        assert!(!colours(Coloring::Auto, false, true).color(true));
+        assert!(colours(Coloring::Always, true, true).color(false));
+        assert!(!colours(Coloring::Never, false, false).color(true));
     }
 
     #[test]

@@ -99,12 +99,7 @@ mod tests {
     use yurt_api::names;
 
     use super::*;
-
-    fn node(label: &str, annotations: serde_json::Value) -> Node {
-        serde_json::from_value(json!({ "metadata": {
-            "name": "edge", "labels": { names::LABEL_EDGE_WORKER: label }, "annotations": annotations } }))
-        .unwrap()
-    }
+    use crate::cluster::samples::node;
 
     fn parameter(names: &[&str]) -> DynamicObject {
         let nodes: serde_json::Map<String, serde_json::Value> =

@@ -43,11 +43,11 @@ pub fn is_control_plane(node: &Node) -> bool {
 
 /// What the keeper reported last; an annotation that cannot be understood counts as none.
 pub fn conversion(node: &Node) -> Option<ConversionStatus> {
-    serde_json::from_str(report(node)?).ok()
+    serde_json::from_str(report_text(node)?).ok()
 }
 
 /// The keeper's last report as it stands in the annotation.
-pub fn report(node: &Node) -> Option<&str> {
+pub fn report_text(node: &Node) -> Option<&str> {
     node.annotations().get(names::ANNOTATION_CONVERSION).map(String::as_str)
 }
 

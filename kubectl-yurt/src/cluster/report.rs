@@ -66,7 +66,7 @@ impl<'a> Seen<'a> {
 }
 
 /// What a node reports on its way to *edge*.
-pub fn conversion(view: &View, name: &str, image: &str, now: Instant) -> Report {
+pub fn converting(view: &View, name: &str, image: &str, now: Instant) -> Report {
     let seen = match Seen::look(view, name, image, now) {
         Ok(seen) => seen,
         Err(report) => return report,
@@ -88,7 +88,7 @@ pub fn conversion(view: &View, name: &str, image: &str, now: Instant) -> Report 
 }
 
 /// What an edge node reports on its way to another release.
-pub fn upgrade(view: &View, name: &str, image: &str, release: &str, now: Instant) -> Report {
+pub fn upgrading(view: &View, name: &str, image: &str, release: &str, now: Instant) -> Report {
     let seen = match Seen::look(view, name, image, now) {
         Ok(seen) => seen,
         Err(report) => return report,
@@ -129,7 +129,7 @@ pub fn step_text(status: &ConversionStatus) -> String {
 }
 
 /// What a node reports on its way back to *vanilla*.
-pub fn reversion(view: &View, name: &str, now: Instant) -> Report {
+pub fn reverting(view: &View, name: &str, now: Instant) -> Report {
     let Some(node) = view.nodes.get(name) else {
         return Report::Done("the node has been deleted".into());
     };
@@ -168,8 +168,8 @@ mod tests {
 
     const IMAGE: &str = "r/yurtd:v1";
 
-    fn conversion(view: &View, name: &str, image: &str) -> Report {
-        super::conversion(view, name, image, Instant::now())
+    fn converting(view: &View, name: &str, image: &str) -> Report {
+        super::converting(view, name, image, Instant::now())
     }
 
     fn node(state: Option<&str>) -> Node {
@@ -199,28 +199,28 @@ mod tests {
 
     #[test]
     fn a_converted_node_is_done_when_its_keeper_runs() {
-        let report = conversion(&view(Some("Converted"), keeper(None)), "edge", IMAGE);
+        let report = converting(&view(Some("Converted"), keeper(None)), "edge", IMAGE);
         assert_eq!(report, Report::Done("converted (v0.1.0)".into()));
-        let old = conversion(&view(Some("Converted"), keeper(None)), "edge", "r/yurtd:v2");
+        let old = converting(&view(Some("Converted"), keeper(None)), "edge", "r/yurtd:v2");
         assert!(matches!(old, Report::Working(_)), "the report of the old keeper does not count");
-        assert!(matches!(conversion(&view(Some("Converted"), None), "edge", IMAGE), Report::Working(_)));
+        assert!(matches!(converting(&view(Some("Converted"), None), "edge", IMAGE), Report::Working(_)));
     }
 
     #[test]
     fn a_failed_step_is_named_with_its_reason() {
-        let report = conversion(&view(Some("Failed"), keeper(None)), "edge", IMAGE);
+        let report = converting(&view(Some("Failed"), keeper(None)), "edge", IMAGE);
         assert_eq!(report, Report::Failed("step start: port in use".into()));
     }
 
     #[test]
     fn a_missing_image_fails_the_node_at_once() {
-        let report = conversion(&view(None, keeper(Some("ErrImageNeverPull"))), "edge", IMAGE);
+        let report = converting(&view(None, keeper(Some("ErrImageNeverPull"))), "edge", IMAGE);
         assert!(matches!(report, Report::Failed(text) if text.contains(IMAGE) && text.contains("edge")));
     }
 
     #[test]
     fn progress_names_the_step() {
-        let report = conversion(&view(Some("Converting"), keeper(None)), "edge", IMAGE);
+        let report = converting(&view(Some("Converting"), keeper(None)), "edge", IMAGE);
         assert_eq!(report, Report::Working("step 3 of 6: start: port in use".into()));
     }
 
@@ -235,7 +235,7 @@ mod tests {
                 pods: keeper.into_iter().collect(),
                 ..View::default()
             };
-            upgrade(&view, "edge", IMAGE, "0.2.0", Instant::now())
+            upgrading(&view, "edge", IMAGE, "0.2.0", Instant::now())
         };
         assert_eq!(at("0.2.0", "", keeper(None)), Report::Done("upgraded (v0.2.0)".into()));
         let old = Some(pod(("DaemonSet", names::KEEPER), "r/yurtd:v0", None));
@@ -256,39 +256,39 @@ mod tests {
 
     #[test]
     fn a_pull_that_fails_is_shown_while_it_may_pass() {
-        let report = conversion(&view(None, keeper(Some("ErrImagePull"))), "edge", IMAGE);
+        let report = converting(&view(None, keeper(Some("ErrImagePull"))), "edge", IMAGE);
         assert!(matches!(&report, Report::Working(text) if text.contains(IMAGE)), "{report:?}");
     }
 
-    fn reversion(view: &View, name: &str) -> Report {
-        super::reversion(view, name, Instant::now())
+    fn reverting(view: &View, name: &str) -> Report {
+        super::reverting(view, name, Instant::now())
     }
 
     #[test]
     fn only_a_report_of_vanilla_ends_the_waiting() {
-        assert_eq!(reversion(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
+        assert_eq!(reverting(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
         for state in ["Converted", "Converting", "Failed", "Reverting"] {
             assert!(
-                matches!(reversion(&view(Some(state), keeper(None)), "edge"), Report::Working(_)),
+                matches!(reverting(&view(Some(state), keeper(None)), "edge"), Report::Working(_)),
                 "{state}"
             );
         }
-        assert!(matches!(reversion(&view(None, None), "edge"), Report::Working(_)));
+        assert!(matches!(reverting(&view(None, None), "edge"), Report::Working(_)));
     }
 
     #[test]
     fn a_keeper_that_cannot_start_means_nothing_was_installed_or_nothing_can_be_removed() {
         let broken = || keeper(Some("ErrImageNeverPull"));
-        assert!(matches!(reversion(&view(None, broken()), "edge"), Report::Done(_)));
-        assert!(matches!(reversion(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
+        assert!(matches!(reverting(&view(None, broken()), "edge"), Report::Done(_)));
+        assert!(matches!(reverting(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
         let unpulled = || keeper(Some("ErrImagePull"));
-        assert!(matches!(reversion(&view(None, unpulled()), "edge"), Report::Done(_)));
-        let waits = reversion(&view(Some("Converted"), unpulled()), "edge");
+        assert!(matches!(reverting(&view(None, unpulled()), "edge"), Report::Done(_)));
+        let waits = reverting(&view(Some("Converted"), unpulled()), "edge");
         assert!(matches!(waits, Report::Working(text) if text.starts_with("image r/yurtd:v1")));
     }
 
     #[test]
     fn a_deleted_node_is_done() {
-        assert!(matches!(reversion(&View::default(), "edge"), Report::Done(_)));
+        assert!(matches!(reverting(&View::default(), "edge"), Report::Done(_)));
     }
 }

@@ -33,6 +33,10 @@ use crate::{
 const PULL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Objects of one kind by name, replaced as a whole when a watch starts over.
+///
+/// kube's `reflector::store` does the same behind a lock that is shared by tasks. Here one task owns everything, and wants
+/// what that store does not have: to be asked without waiting whether its first list is complete, and an order, so that
+/// of two pods in trouble the same one is named each time.
 #[derive(Debug, Clone)]
 pub struct Store<K> {
     items: BTreeMap<String, K>,

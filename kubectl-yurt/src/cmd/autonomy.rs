@@ -178,12 +178,7 @@ fn print(console: Console, all: &[NodeAutonomy], wide: bool) -> Result<(), Error
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn node(label: &str, annotations: serde_json::Value) -> Node {
-        serde_json::from_value(json!({ "metadata": {
-            "name": "edge", "labels": { names::LABEL_EDGE_WORKER: label }, "annotations": annotations } }))
-        .unwrap()
-    }
+    use crate::cluster::samples::node;
 
     #[test]
     fn a_cloud_node_cannot_be_autonomous() {

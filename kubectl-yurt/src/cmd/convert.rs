@@ -21,7 +21,7 @@ use serde_json::json;
 use yurt_api::names;
 
 use crate::{
-    args::DryRun,
+    args::nodes::DryRun,
     cluster::{
         access, lock,
         manifests::{self, Object, Settings},

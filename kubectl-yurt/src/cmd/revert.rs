@@ -20,7 +20,7 @@ use crate::{
         access, lock,
         node::{self, patch_node},
         objects, pods, report,
-        rollout::{Event, Report, Rollout},
+        rollout::{News, Report, Rollout},
         teardown,
         unmark::{self, Unmarking},
         view::{Observer, View},
@@ -239,20 +239,20 @@ async fn follow(
         let only_away =
             active.iter().all(|name| work.away.contains(name)) && rollout.queued().next().is_none();
         for name in active {
-            let mut report = report::reversion(observer.view(), &name, Instant::now());
+            let mut report = report::reverting(observer.view(), &name, Instant::now());
             if only_away && matches!(report, Report::Working(_)) && !is_ready(observer.view(), &name) {
                 report = Report::Failed("not reachable".into());
             }
             match rollout.observe(&name, report, Instant::now()) {
-                Some(Event::Step(text)) => progress.step(&name, &text),
-                Some(Event::Done(text)) => {
+                Some(News::Step(text)) => progress.step(&name, &text),
+                Some(News::Done(text)) => {
                     progress.step(&name, &text);
                     if let Some(node) = observer.view().nodes.get(&name) {
                         restart::close(windows, node);
                     }
                     unmarking.begin(session, &name).await?;
                 }
-                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                Some(News::Failed(text)) => progress.failed(&name, &text),
                 None => {}
             }
         }

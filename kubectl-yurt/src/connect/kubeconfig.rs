@@ -4,7 +4,7 @@
 //! kube's own way from a kubeconfig to a `Config` reads the proxies of the environment and is wrong about them
 //! ([`super::proxy`]), so the `Config` is put together here.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use http::{HeaderName, HeaderValue};
 use kube::{
@@ -30,15 +30,47 @@ pub struct Resolved {
     pub proxies: Proxies,
 }
 
+/// What the environment says about the way to the cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `KUBECONFIG`: files, separated as paths are here.
+    pub kubeconfig: Option<OsString>,
+    /// The home folder.
+    pub home: Option<PathBuf>,
+    /// The proxies.
+    pub proxies: Environment,
+}
+
+impl Surroundings {
+    /// Reads the environment.
+    pub fn read() -> Self {
+        Self {
+            kubeconfig: std::env::var_os("KUBECONFIG"),
+            home: std::env::home_dir(),
+            proxies: Environment::read(),
+        }
+    }
+
+    /// The kubeconfig files, the first one being the one that decides.
+    fn kubeconfigs(&self) -> Vec<PathBuf> {
+        match self.kubeconfig.as_ref().filter(|listed| !listed.is_empty()) {
+            Some(listed) => {
+                std::env::split_paths(listed).filter(|path| !path.as_os_str().is_empty()).collect()
+            }
+            None => self.home.iter().map(|home| home.join(".kube").join("config")).collect(),
+        }
+    }
+}
+
 /// Builds the client configuration.
 ///
 /// # Errors
 ///
 /// [`Error::Failed`] when no configuration is found or it cannot be used.
-pub fn load(options: &Connection) -> Result<Resolved, Error> {
-    let merged = read(options)?;
+pub fn load(options: &Connection, surroundings: Surroundings) -> Result<Resolved, Error> {
+    let merged = read(options, &surroundings)?;
     let no_file = merged.is_none();
-    let mut proxies = Proxies { configured: None, environment: Environment::read() };
+    let mut proxies = Proxies { configured: None, environment: surroundings.proxies };
     let mut config = match (merged, &options.server) {
         (None, None) => match Config::incluster() {
             Ok(config) => config,
@@ -94,17 +126,12 @@ fn client_config(selected: Selected) -> Result<Config, Error> {
 }
 
 /// The merged kubeconfig files; `None` if there is none.
-fn read(options: &Connection) -> Result<Option<Kubeconfig>, Error> {
+fn read(options: &Connection, surroundings: &Surroundings) -> Result<Option<Kubeconfig>, Error> {
     if let Some(path) = &options.kubeconfig {
         return Kubeconfig::read_from(path).map(Some).map_err(unreadable);
     }
-    let listed = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty());
-    let paths: Vec<PathBuf> = match &listed {
-        Some(value) => std::env::split_paths(value).filter(|path| !path.as_os_str().is_empty()).collect(),
-        None => std::env::home_dir().map(|home| home.join(".kube").join("config")).into_iter().collect(),
-    };
     let mut merged: Option<Kubeconfig> = None;
-    for path in paths.iter().filter(|path| path.exists()) {
+    for path in surroundings.kubeconfigs().iter().filter(|path| path.exists()) {
         let next = Kubeconfig::read_from(path).map_err(unreadable)?;
         merged = Some(match merged {
             Some(merged) => merged.merge(next).map_err(|error| Error::Failed(chain(&error)))?,
@@ -310,6 +337,43 @@ contexts:
     fn a_context_that_is_not_there_is_named() {
         let options = Connection { context: Some("three".into()), ..Connection::default() };
         assert_eq!(resolve(&options).err().unwrap().to_string(), "context \"three\" does not exist");
+    }
+
+    #[test]
+    fn the_files_of_the_environment_are_merged_and_the_first_one_decides() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, current: &str| {
+            let path = folder.path().join(name);
+            let text = format!(
+                "current-context: {current}\ncontexts: [{{ name: {name}, context: {{ cluster: c }} }}]"
+            );
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let files = [write("a", "a"), folder.path().join("missing"), write("b", "b")];
+        let kubeconfig = Some(std::env::join_paths(&files).unwrap());
+        let surroundings = Surroundings { kubeconfig, ..Surroundings::default() };
+        let merged = read(&Connection::default(), &surroundings).unwrap().unwrap();
+        assert_eq!(merged.current_context.as_deref(), Some("a"));
+        let names: Vec<&str> = merged.contexts.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+
+        let options = Connection { kubeconfig: Some(files[2].clone()), ..Connection::default() };
+        let named = read(&options, &surroundings).unwrap().unwrap();
+        assert_eq!(named.current_context.as_deref(), Some("b"), "the flag goes before the environment");
+        assert!(read(&Connection::default(), &Surroundings::default()).unwrap().is_none());
+    }
+
+    #[test]
+    fn without_the_variable_the_file_is_in_the_home_folder() {
+        let home = Some(PathBuf::from("/home/a"));
+        let of = |kubeconfig: Option<&str>| {
+            let kubeconfig = kubeconfig.map(OsString::from);
+            Surroundings { kubeconfig, home: home.clone(), ..Surroundings::default() }.kubeconfigs()
+        };
+        assert_eq!(of(None), [PathBuf::from("/home/a/.kube/config")]);
+        assert_eq!(of(Some("")), [PathBuf::from("/home/a/.kube/config")]);
+        assert_eq!(of(Some("/x")), [PathBuf::from("/x")]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use kube::{Client, Config};
 
 use crate::{
     connect::{
-        kubeconfig::{self, Resolved},
+        kubeconfig::{self, Resolved, Surroundings},
         proxy::Proxies,
     },
     error::Error,
@@ -27,13 +27,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Reads the configuration and makes a client. Nothing is sent yet.
+    /// Reads the kubeconfig, by the flags and the environment, and makes a client. Nothing is sent yet.
     ///
     /// # Errors
     ///
     /// [`Error::Failed`] when the configuration cannot be used.
     pub fn open(options: &Connection) -> Result<Self, Error> {
-        let Resolved { config, proxies } = kubeconfig::load(options)?;
+        let Resolved { config, proxies } = kubeconfig::load(options, Surroundings::read())?;
         let client =
             Client::try_from(config.clone()).map_err(|error| Error::Failed(crate::error::chain(&error)))?;
         Ok(Self {

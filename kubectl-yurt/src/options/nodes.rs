@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{Faults, form};
 use crate::{
-    args::{AutonomyChangeArgs, AutonomyStatusArgs, ConvertArgs, DryRun, RevertArgs},
+    args::nodes::{AutonomyChangeArgs, AutonomyStatusArgs, ConvertArgs, DryRun, RevertArgs},
     error::Error,
     output::Form,
 };

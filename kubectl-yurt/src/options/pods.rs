@@ -9,7 +9,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    args::{ExecArgs, LogsArgs, PortForwardArgs},
+    args::pods::{ExecArgs, LogsArgs, PortForwardArgs},
     error::Error,
 };
 

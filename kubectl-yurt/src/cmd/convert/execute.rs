@@ -19,7 +19,7 @@ use crate::{
         node::{self, patch_node},
         objects::{self, Effect},
         pods, report,
-        rollout::{Event, Report, Rollout},
+        rollout::{News, Report, Rollout},
         teardown,
         unmark::Unmarking,
         view::Observer,
@@ -187,11 +187,11 @@ async fn follow(
             let (view, image) = (observer.view(), &plan.settings.image);
             let mut report = match &plan.release {
                 Some(release) if plan.work.upgrade.contains(&name) => {
-                    report::upgrade(view, &name, image, release, Instant::now())
+                    report::upgrading(view, &name, image, release, Instant::now())
                 }
-                _ => report::conversion(view, &name, image, Instant::now()),
+                _ => report::converting(view, &name, image, Instant::now()),
             };
-            let shown = observer.view().nodes.get(&name).and_then(node::report);
+            let shown = observer.view().nodes.get(&name).and_then(node::report_text);
             if shown.is_some() && shown == stale.get(&name).map(String::as_str) {
                 report = Report::Working("starting anew".into());
             }
@@ -199,9 +199,9 @@ async fn follow(
                 *text = format!("{text} (lost contact: {why})");
             }
             match rollout.observe(&name, report, Instant::now()) {
-                Some(Event::Step(text)) => progress.step(&name, &text),
-                Some(Event::Done(text)) => progress.done(&name, &text),
-                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                Some(News::Step(text)) => progress.step(&name, &text),
+                Some(News::Done(text)) => progress.done(&name, &text),
+                Some(News::Failed(text)) => progress.failed(&name, &text),
                 None => {}
             }
         }
@@ -238,7 +238,7 @@ async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Opt
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(node.and_then(node::report).filter(|_| failed).map(str::to_owned))
+    Ok(node.and_then(node::report_text).filter(|_| failed).map(str::to_owned))
 }
 
 /// Brings the one node that was tried back to where it was.
