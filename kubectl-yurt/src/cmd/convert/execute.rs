@@ -34,8 +34,6 @@ use crate::{
     },
 };
 
-/// How often the clock is looked at while nothing changes.
-const TICK: Duration = Duration::from_secs(1);
 /// How long a node that is turned round may take.
 const TURN_ROUND: Duration = Duration::from_secs(90);
 
@@ -153,14 +151,8 @@ async fn cloud_side(
                 human(options.timeout)
             )));
         }
-        next(&mut observer).await;
+        observer.changed_or_tick().await;
     }
-}
-
-/// Waits for a change, or until it is time to look at the clock.
-async fn next(observer: &mut Observer) {
-    // The clock decides about deadlines even when nothing changes.
-    let _ = tokio::time::timeout(TICK, observer.changed()).await;
 }
 
 /// Starts the nodes and follows them until each is done or has failed.
@@ -209,7 +201,7 @@ async fn follow(
             return Ok(());
         }
         if rollout.active().next().is_some() {
-            next(observer).await;
+            observer.changed_or_tick().await;
         }
     }
 }
@@ -259,13 +251,13 @@ async fn take_back(session: &Session, plan: &Plan, observer: &mut Observer, name
             Some(_) if late => {
                 return Err(Error::Failed("its keeper does not report that it is vanilla again".into()));
             }
-            _ => next(observer).await,
+            _ => observer.changed_or_tick().await,
         }
     }
     let mut unmarking = Unmarking::default();
     unmarking.begin(session, name).await?;
     while !unmarking.is_empty() {
-        next(observer).await;
+        observer.changed_or_tick().await;
         unmarking.advance(session, observer.view()).await?;
     }
     if !unmarking.stuck().is_empty() {
