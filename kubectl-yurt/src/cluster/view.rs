@@ -23,9 +23,9 @@ use yurt_api::names;
 
 use crate::{
     cluster::pods::{self, Trouble},
-    duration::human,
+    connect::session::Session,
     error::phrase,
-    resolve::session::Session,
+    output::words::human,
 };
 
 /// How long pulls of an image may fail before that counts as something that will not pass. kubelet has tried about
@@ -33,6 +33,10 @@ use crate::{
 const PULL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Objects of one kind by name, replaced as a whole when a watch starts over.
+///
+/// kube's `reflector::store` does the same behind a lock that is shared by tasks. Here one task owns everything, and wants
+/// what that store does not have: to be asked without waiting whether its first list is complete, and an order, so that
+/// of two pods in trouble the same one is named each time.
 #[derive(Debug, Clone)]
 pub struct Store<K> {
     items: BTreeMap<String, K>,

@@ -1,9 +1,13 @@
-//! Who asks, and with what the request goes upstream.
+//! Who asks, with what the request goes upstream, and the evidence that it may read ([`Permit`]).
+
+mod permit;
 
 use std::fmt;
 use std::sync::Arc;
 
 use yurt_node::token::BearerToken;
+
+pub use permit::{Permit, authorise};
 
 /// The user name that the API server knows the caller by (`system:node:edge-1`,
 /// `system:serviceaccount:kube-system:coredns`). Views belong to one.

@@ -13,6 +13,8 @@
 //! Key and certificate are one file, 0600, replaced by a rename, so that they always belong together. An expired
 //! certificate stays in use: without a link there is no better one.
 
+mod installed;
+
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -32,11 +34,13 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::extensions::GeneralName;
 use yurt_api::names::{HUB_POD_ADDRESS, LABEL_PART_OF, PART_OF};
 
+use crate::clock::unix_seconds;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
-use crate::request::authenticate::unix_seconds;
-use crate::serve::tls::{self, ServingCertificate};
 use yurt_node::link::LinkState;
+use yurt_node::pki;
+
+pub use installed::InstalledCertificate;
 
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const SIGNER: &str = "kubernetes.io/kubelet-serving";
@@ -145,7 +149,7 @@ impl Serving {
         }
         let key =
             PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| unusable(error.to_string()))?;
-        let certified = CertifiedKey::from_der(chain, key, &tls::provider())
+        let certified = CertifiedKey::from_der(chain, key, &pki::provider())
             .map_err(|error| unusable(error.to_string()))?;
         Ok(Self { pem, certified, not_before, not_after })
     }
@@ -250,7 +254,7 @@ pub struct Manager {
     /// A pause ends early when the link comes up.
     pub link: Link,
     /// Where handshakes find it.
-    pub installed: Arc<ServingCertificate>,
+    pub installed: Arc<InstalledCertificate>,
     /// What the health port shows.
     pub state: watch::Sender<CertificateState>,
     /// Ends the manager.

@@ -10,6 +10,7 @@
 pub mod address;
 pub mod caller;
 pub mod certificate;
+pub mod clock;
 #[cfg(test)]
 pub(crate) mod fake_api;
 pub mod filter;
@@ -37,18 +38,18 @@ use yurt_node::link::LinkState;
 use yurt_node::pki;
 use yurt_node::supervise::Tasks;
 
-use self::certificate::CertificateState;
+use self::caller::Permit;
+use self::certificate::{CertificateState, InstalledCertificate};
 use self::filter::Filters;
 use self::link::Link;
 use self::node_client::NodeClient;
 use self::offline::{Offline, rebase};
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
-use self::request::authorise::Permit;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health, Readiness};
 use self::serve::sockets::Sockets;
-use self::serve::{Hub, listener, tls};
+use self::serve::{Hub, listener, server_tls};
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 use self::view::Views;
@@ -113,7 +114,7 @@ impl Server {
             tasks: tasks.clone(),
         });
 
-        let serving = Arc::new(tls::ServingCertificate::default());
+        let serving = Arc::new(InstalledCertificate::default());
         let (certificate_sender, certificate_state) = watch::channel(CertificateState::default());
         let manager = certificate::Manager {
             state_dir: state_dir.to_owned(),
@@ -130,7 +131,7 @@ impl Server {
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 
-        let tls = Arc::new(tls::server_config(serving.clone())?);
+        let tls = Arc::new(server_tls::server_config(serving.clone())?);
         for socket in sockets.hub {
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
             tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));

@@ -37,8 +37,8 @@ use serde_json::Value;
 pub use answer::Answer;
 pub use row::Row;
 
+use crate::caller::Permit;
 use crate::request::Class;
-use crate::request::authorise::Permit;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
 use crate::view::{Lookup, Views};

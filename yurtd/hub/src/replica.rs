@@ -29,7 +29,7 @@ use crate::view::table::{Change, ViewTable};
 use crate::view::{View, ViewError};
 use crate::wire::frame::decode_event;
 use crate::wire::{Event, FrameDecoder, ListPage};
-use fetch::{Answer, ListParameters};
+use fetch::{FetchError, ListParameters};
 use step::{Action, Outcome, Step};
 use yurt_node::link::LinkState;
 
@@ -219,14 +219,14 @@ impl Reflector {
         self.failed(Some(ViewError::Store(error)), outcome)
     }
 
-    fn answered(&self, answer: Answer) -> Outcome {
-        match answer {
-            Answer::Unreachable(error) => {
+    fn answered(&self, error: FetchError) -> Outcome {
+        match error {
+            FetchError::Unreachable(error) => {
                 tracing::debug!(error, view = %self.view.name(), "upstream cannot be reached");
                 let outcome = if self.offline() { Outcome::Unreachable } else { Outcome::Broken };
                 self.failed(None, outcome)
             }
-            Answer::Status(status) => {
+            FetchError::Status(status) => {
                 let outcome = match status.code.as_u16() {
                     401 => Outcome::Refused,
                     403 => Outcome::Forbidden,
@@ -239,7 +239,7 @@ impl Reflector {
                 };
                 self.failed(Some(ViewError::Upstream(status)), outcome)
             }
-            Answer::Unreadable(error) => {
+            FetchError::Unreadable(error) => {
                 tracing::warn!(%error, view = %self.view.name(), "upstream's answer is no list for a view");
                 self.failed(Some(ViewError::NotAView), Outcome::NotAView)
             }
@@ -283,7 +283,7 @@ impl Reflector {
 
     /// A record without anything in it, behind everything that watchers may have read.
     fn new_record(&self) -> ViewRecord {
-        let mut record = ViewRecord::new(self.view.identity.as_str(), &self.view.spec, crate::view::now());
+        let mut record = ViewRecord::new(self.view.identity.as_str(), &self.view.spec, crate::clock::now());
         record.sequence = self.view.progress.borrow().sequence;
         record
     }
@@ -373,10 +373,16 @@ impl Reflector {
             let data = match chunk {
                 None if frames.is_clean() => return (Outcome::Ended, received),
                 None => {
-                    return (self.answered(Answer::Unreachable("the watch was cut".to_owned())), received);
+                    return (
+                        self.answered(FetchError::Unreachable("the watch was cut".to_owned())),
+                        received,
+                    );
                 }
                 Some(Err(error)) => {
-                    return (self.answered(Answer::Unreachable(crate::upstream::chain(&error))), received);
+                    return (
+                        self.answered(FetchError::Unreachable(crate::upstream::chain(&error))),
+                        received,
+                    );
                 }
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             };

@@ -1,15 +1,40 @@
-//! What a request asks for ([`classify`]), who asks ([`authenticate`]) and what the asker may use ([`authorise`]).
+//! What a request asks for ([`classify`]), who asks ([`authenticate`]) and what the asker may use ([`authorise()`]).
 //!
 //! `classify` is pure. `authenticate` knows the node's certificate and bearer tokens; it asks the API server about a
 //! token that it has not seen. Nobody is anonymous.
 
 pub mod accept;
 pub mod authenticate;
-pub mod authorise;
 pub mod classify;
 pub mod jwt;
-pub mod query;
 pub mod tokens;
 
-pub use authenticate::{AuthError, Authenticator, Peer};
+pub use crate::caller::authorise;
+pub use authenticate::{Authenticator, Peer};
 pub use classify::Class;
+
+/// Why a request is not anybody's: each is a 401.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Neither certificate nor token.
+    #[error("the hub serves nobody without a client certificate of the node or a bearer token")]
+    Nobody,
+    /// A certificate that is not this node's.
+    #[error("the client certificate is not accepted: {0}")]
+    Certificate(String),
+    /// The node's certificate is out of its time, and the link is up.
+    #[error("the node's client certificate has expired or is not yet valid")]
+    CertificateTime,
+    /// The `Authorization` header is no bearer token.
+    #[error("only bearer tokens are accepted in the authorization header")]
+    Header,
+    /// The token has expired.
+    #[error("the bearer token has expired")]
+    TokenExpired,
+    /// The API server does not know the token.
+    #[error("the API server does not accept the bearer token: {0}")]
+    TokenRefused(String),
+    /// Nobody can tell now.
+    #[error("the edge node is offline and this bearer token was never seen while it was online")]
+    TokenUnknown,
+}

@@ -1,7 +1,7 @@
 //! The hub's front: sockets, TLS, HTTP, and the way of one request through the hub.
 //!
 //! ```text
-//! sockets → listener (TLS in tls, one task a connection) → pipeline → read (views)      → respond
+//! sockets → listener (TLS in server_tls, one task a connection) → pipeline → read (views)      → respond
 //!                                                                  → forward (upstream) → respond
 //!                                                                  → offline            → respond
 //! ```
@@ -15,8 +15,8 @@ pub mod listener;
 pub mod pipeline;
 pub mod read;
 pub mod respond;
+pub mod server_tls;
 pub mod sockets;
-pub mod tls;
 
 use std::sync::Arc;
 

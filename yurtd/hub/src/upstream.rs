@@ -9,10 +9,9 @@
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
 //! last watch.
 
-mod keeper;
-pub(crate) use keeper::jitter;
+mod client_tls;
 mod pool;
-mod tls;
+mod probe;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -31,9 +30,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::caller::{Credential, Identity};
 use crate::link::Link;
-use crate::request::authorise::Permit;
-use pool::{Class, Pool};
-use tls::Kind;
+use client_tls::CredentialKind;
+use pool::{Pool, PoolKey};
+
+pub(crate) use probe::jitter;
 
 /// Body of a request that goes upstream.
 pub type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -82,7 +82,7 @@ pub(crate) enum Traffic {
 
 /// Forwarded requests that anybody but kubelet may have under way: a quarter of what there is for bearer tokens.
 /// kubelet has connections of its own.
-pub(crate) const SHARE: usize = pool::REQUESTS / 4;
+pub(crate) const REQUESTS_PER_IDENTITY: usize = pool::REQUESTS / 4;
 /// Identities whose requests are counted before those without any are forgotten.
 const COUNTED: usize = 256;
 
@@ -109,30 +109,35 @@ impl Upstream {
     /// When the CA cannot be read or a server is no URL.
     pub fn start(config: &UpstreamConfig, stop: CancellationToken) -> Result<(Self, Link), UpstreamError> {
         let pool = Arc::new(Pool::new(config, stop.clone())?);
-        let link = keeper::start(Arc::clone(&pool), stop);
+        let link = probe::start(Arc::clone(&pool), stop);
         let shares = Arc::default();
         Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
     }
 
-    /// A place among the requests of the caller's identity; nothing is counted for kubelet.
+    /// A place among the requests of an identity; nothing is counted for kubelet, which comes with the node's
+    /// certificate.
     ///
     /// # Errors
     ///
     /// [`UpstreamError::Busy`].
-    pub(crate) fn share(&self, permit: &Permit) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
-        if permit.is_node() {
+    pub(crate) fn share(
+        &self,
+        identity: &Identity,
+        credential: &Credential,
+    ) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
+        if *credential == Credential::Node {
             return Ok(None);
         }
         let share = {
             let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
             if shares.len() >= COUNTED {
-                shares.retain(|_, share| share.available_permits() < SHARE);
+                shares.retain(|_, share| share.available_permits() < REQUESTS_PER_IDENTITY);
             }
-            let share = shares.entry(permit.identity().clone());
-            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(SHARE))))
+            let share = shares.entry(identity.clone());
+            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_IDENTITY))))
         };
         let busy =
-            |_| UpstreamError::Busy(format!("{SHARE} requests of {} are under way", permit.identity()));
+            |_| UpstreamError::Busy(format!("{REQUESTS_PER_IDENTITY} requests of {identity} are under way"));
         share.try_acquire_owned().map(Some).map_err(busy)
     }
 
@@ -154,27 +159,27 @@ impl Upstream {
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let (mut parts, body) = request.into_parts();
-        let kind = authorise(&mut parts.headers, credential)?;
+        let kind = set_credential(&mut parts.headers, credential)?;
         parts.headers.remove(HOST);
         let path = parts.uri.path_and_query().cloned();
         let mut request = Request::from_parts(parts, body);
         *request.version_mut() = http::Version::HTTP_2;
         for _ in 0..RESENDS {
             self.check()?;
-            let mut lease = self.pool.lease(Class { kind, traffic: self.traffic }).await?;
-            *request.uri_mut() = absolute(lease.authority(), path.clone())?;
-            match lease.sender.try_send_request(request).await {
+            let mut slot = self.pool.slot(PoolKey { kind, traffic: self.traffic }).await?;
+            *request.uri_mut() = absolute(slot.authority(), path.clone())?;
+            match slot.sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok(response.map(|inner| ResponseBody {
                         inner,
-                        _stream: lease.stream,
+                        _stream: slot.stream,
                         _share: None,
                     }));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => {
                         request = unsent;
-                        lease.retire();
+                        slot.retire();
                     }
                     None => return Err(UpstreamError::Broken(chain(error.error()))),
                 },
@@ -195,7 +200,7 @@ impl Upstream {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let (mut parts, body) = request.into_parts();
-        let kind = authorise(&mut parts.headers, credential)?;
+        let kind = set_credential(&mut parts.headers, credential)?;
         self.check()?;
         let (mut sender, authority) = self.pool.connect_http1(kind).await?;
         let host = HeaderValue::from_str(authority.as_str())
@@ -230,16 +235,19 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn authorise(headers: &mut http::HeaderMap, credential: &Credential) -> Result<Kind, UpstreamError> {
+fn set_credential(
+    headers: &mut http::HeaderMap,
+    credential: &Credential,
+) -> Result<CredentialKind, UpstreamError> {
     headers.remove(AUTHORIZATION);
     match credential {
-        Credential::Node => Ok(Kind::Node),
+        Credential::Node => Ok(CredentialKind::Node),
         Credential::Bearer(token) => {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
                 .map_err(|_| UpstreamError::Request("the token is no header value".to_owned()))?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
-            Ok(Kind::Bearer)
+            Ok(CredentialKind::Bearer)
         }
     }
 }

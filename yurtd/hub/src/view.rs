@@ -3,7 +3,7 @@
 //! A view is a part of the store (`record`, `table`) that one reflector (`crate::replica`) keeps equal to the API
 //! server's collection, and any number of watchers follow (`feed`, `stream`). It outlives its clients, the link and the
 //! process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
-//! [`Permit`](crate::request::authorise::Permit).
+//! [`Permit`](crate::caller::Permit).
 
 pub(crate) mod feed;
 pub(crate) mod needs;
@@ -15,7 +15,6 @@ pub(crate) mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -24,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::caller::Identity;
+use crate::clock::now;
 use crate::store::{Reader, Store, StoreError, Table};
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::{Encoding, Resource};
@@ -197,11 +197,6 @@ impl AsRef<[u8]> for SharedBody {
     fn as_ref(&self) -> &[u8] {
         &self.0.body
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl View {

@@ -22,13 +22,14 @@ pub mod json;
 pub mod list;
 pub mod object;
 pub mod proto;
+pub mod query;
 pub mod status;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use frame::{Event, EventType, FrameDecoder};
 pub use list::{ListPage, split_list};
-pub use object::{Item, ObjectMeta, TypeMeta};
 pub use status::Status;
 
 /// Bound of one watch frame, as in Go's decoders.
@@ -135,6 +136,52 @@ impl Resource {
     pub fn is_secret(&self) -> bool {
         self.group.is_empty() && self.plural == "secrets"
     }
+}
+
+/// `kind` and `apiVersion` of the objects of a view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeMeta {
+    /// `v1`, `apps/v1`
+    pub api_version: String,
+    /// `Pod`
+    pub kind: String,
+}
+
+impl TypeMeta {
+    /// Kind and version.
+    pub fn new(api_version: &str, kind: &str) -> Self {
+        Self { api_version: api_version.to_owned(), kind: kind.to_owned() }
+    }
+}
+
+/// The part of `metadata` that the hub needs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObjectMeta {
+    /// Empty for cluster-scoped objects.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The uid; differs when an object was deleted and made again.
+    pub uid: String,
+    /// As the API server counts; 0 when there is none.
+    pub resource_version: u64,
+}
+
+impl ObjectMeta {
+    /// The object's key in a view, ordered like the API server's lists: `namespace/name`, or `name`.
+    pub fn key(&self) -> String {
+        object::object_key((!self.namespace.is_empty()).then_some(&*self.namespace), &self.name)
+    }
+}
+
+/// An object in its stored form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// What was read of it.
+    pub meta: ObjectMeta,
+    /// Its bytes.
+    pub body: Bytes,
 }
 
 /// What cannot be read. Nothing of it is used then.

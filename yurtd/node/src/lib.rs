@@ -1,8 +1,10 @@
 //! What at least two roles of `yurtd` need: whose node a certificate is, files in PEM, names and dialling, a small
-//! client of the API server, the configuration that the keeper writes for the edge service, supervision.
+//! client of the API server, the configuration that the keeper writes for the edge service, accepting connections with
+//! limits, supervision.
 //!
 //! The roles themselves do not know each other.
 
+pub mod accept;
 pub mod api_client;
 pub mod certificate;
 pub mod config;
@@ -11,3 +13,4 @@ pub mod link;
 pub mod pki;
 pub mod supervise;
 pub mod token;
+pub mod verify;

@@ -16,7 +16,7 @@ use yurt_tests::lock::Lock;
 use yurt_tests::machine::{self, Machine};
 use yurt_tests::net::{self, Fault, Site};
 use yurt_tests::paths;
-use yurt_tests::story::{self, STORY, Step, Story, product::Product};
+use yurt_tests::story::{self, PUBLISHED, STORY, Step, Story, product::Product};
 
 use crate::Command;
 
@@ -105,10 +105,10 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
     let steps: Vec<Step> = if only.is_empty() {
         STORY.to_vec()
     } else {
-        story::everything().into_iter().filter(|step| only.iter().any(|id| id == step.id)).collect()
+        every_step().filter(|step| only.iter().any(|id| id == step.id)).collect()
     };
     if steps.len() < only.len() {
-        let known: Vec<&str> = story::everything().iter().map(|step| step.id).collect();
+        let known: Vec<&str> = every_step().map(|step| step.id).collect();
         bail!("the steps are {}", known.join(" "));
     }
     let product = Product::find()?;
@@ -123,6 +123,10 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
     };
     let mut story = Story::begin(cluster, product)?;
     story.play(&steps)
+}
+
+fn every_step() -> impl Iterator<Item = Step> {
+    story::everything().into_iter().chain(PUBLISHED.iter().copied())
 }
 
 /// kubectl for the cluster that is up.

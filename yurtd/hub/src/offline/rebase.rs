@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Offline;
 use super::journal::{ObjectKey, Replay};
+use crate::caller::Permit;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
-use crate::request::authorise::Permit;
 use crate::store::StoreError;
 use crate::wire::Resource;
 use yurt_node::link::LinkState;

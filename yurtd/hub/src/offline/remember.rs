@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
-use crate::request::authorise::Permit;
+use crate::caller::Permit;
 use crate::store::{Bucket, Store, StoreError};
 
 /// Bounds of one memory.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
-use crate::request::authenticate::unix_seconds;
+use crate::clock::unix_seconds;
 use crate::request::jwt;
 use crate::store::{Bucket, Store, StoreError};
 use crate::wire::{WireError, proto};

@@ -16,6 +16,7 @@ use super::within;
 use crate::caller::Credential;
 use crate::upstream::{RequestBody, ResponseBody, Upstream, chain};
 use crate::view::{UpstreamStatus, ViewSpec};
+use crate::wire::query::QueryString;
 use crate::wire::{ListPage, MAX_PAGE, WireError, split_list};
 
 const AGENT: &str = concat!("yurtd/", env!("CARGO_PKG_VERSION"), " (hub)");
@@ -37,9 +38,9 @@ pub(super) struct ListParameters {
     pub(super) continue_token: Option<String>,
 }
 
-/// An answer that is not what was asked for.
+/// Why there is no page and no watch.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum FetchError {
     Unreachable(String),
     Status(Arc<UpstreamStatus>),
     Unreadable(WireError),
@@ -51,7 +52,7 @@ pub(super) async fn list(
     credential: &Credential,
     spec: &ViewSpec,
     parameters: &ListParameters,
-) -> Result<ListPage, Answer> {
+) -> Result<ListPage, FetchError> {
     let mut query = selectors(spec);
     query.add("limit", &PAGE.to_string());
     if let Some(token) = &parameters.continue_token {
@@ -67,7 +68,7 @@ pub(super) async fn list(
         decompress(&headers, body, MAX_PAGE)
     };
     let body = within(ANSWER_WITHIN, exchange).await.unwrap_or_else(|| Err(late()))?;
-    split_list(spec.encoding(), &body).map_err(Answer::Unreadable)
+    split_list(spec.encoding(), &body).map_err(FetchError::Unreadable)
 }
 
 /// Starts a watch.
@@ -77,7 +78,7 @@ pub(super) async fn watch(
     spec: &ViewSpec,
     version: u64,
     jitter: f64,
-) -> Result<ResponseBody, Answer> {
+) -> Result<ResponseBody, FetchError> {
     let mut query = selectors(spec);
     query.add("watch", "true");
     query.add("allowWatchBookmarks", "true");
@@ -89,12 +90,12 @@ pub(super) async fn watch(
     Ok(response.unwrap_or_else(|| Err(late()))?.into_body())
 }
 
-fn late() -> Answer {
-    Answer::Unreachable("no answer in time".to_owned())
+fn late() -> FetchError {
+    FetchError::Unreachable("no answer in time".to_owned())
 }
 
-fn selectors(spec: &ViewSpec) -> Query {
-    let mut query = Query::default();
+fn selectors(spec: &ViewSpec) -> QueryString {
+    let mut query = QueryString::default();
     if !spec.label_selector().is_empty() {
         query.add("labelSelector", spec.label_selector());
     }
@@ -104,14 +105,19 @@ fn selectors(spec: &ViewSpec) -> Query {
     query
 }
 
-fn request(spec: &ViewSpec, query: &Query, accept: &str, gzip: bool) -> Result<Request<RequestBody>, Answer> {
-    let uri = format!("{}?{}", spec.resource().path(spec.namespace()), query.text);
+fn request(
+    spec: &ViewSpec,
+    query: &QueryString,
+    accept: &str,
+    gzip: bool,
+) -> Result<Request<RequestBody>, FetchError> {
+    let uri = format!("{}?{}", spec.resource().path(spec.namespace()), query.as_str());
     let mut builder = Request::get(uri).header(ACCEPT, accept).header(USER_AGENT, AGENT);
     if gzip {
         builder = builder.header(ACCEPT_ENCODING, "gzip");
     }
     let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
-    builder.body(body).map_err(|error| Answer::Unreachable(error.to_string()))
+    builder.body(body).map_err(|error| FetchError::Unreachable(error.to_string()))
 }
 
 /// Sends; any status but 200 is an answer of its own.
@@ -119,16 +125,18 @@ async fn send(
     upstream: &Upstream,
     credential: &Credential,
     request: Request<RequestBody>,
-) -> Result<Response<ResponseBody>, Answer> {
-    let response =
-        upstream.send(credential, request).await.map_err(|error| Answer::Unreachable(error.to_string()))?;
+) -> Result<Response<ResponseBody>, FetchError> {
+    let response = upstream
+        .send(credential, request)
+        .await
+        .map_err(|error| FetchError::Unreachable(error.to_string()))?;
     if response.status() == StatusCode::OK {
         return Ok(response);
     }
     let code = response.status();
     let (headers, body) = collect(response, MAX_ERROR).await?;
     let body = decompress(&headers, body, MAX_ERROR)?;
-    Err(Answer::Status(Arc::new(UpstreamStatus { code, headers: end_to_end(headers), body })))
+    Err(FetchError::Status(Arc::new(UpstreamStatus { code, headers: end_to_end(headers), body })))
 }
 
 /// Headers of an answer whose body was decoded.
@@ -140,16 +148,16 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-async fn collect(response: Response<ResponseBody>, limit: usize) -> Result<(HeaderMap, Bytes), Answer> {
+async fn collect(response: Response<ResponseBody>, limit: usize) -> Result<(HeaderMap, Bytes), FetchError> {
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, limit).collect().await;
-    let body = body.map_err(|error| Answer::Unreachable(chain(&*error)))?;
+    let body = body.map_err(|error| FetchError::Unreachable(chain(&*error)))?;
     Ok((parts.headers, body.to_bytes()))
 }
 
-fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, Answer> {
+fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, FetchError> {
     let malformed =
-        |reason: String| Answer::Unreadable(WireError::Malformed { what: "response body", reason });
+        |reason: String| FetchError::Unreadable(WireError::Malformed { what: "response body", reason });
     match headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
         None | Some(b"identity") => Ok(body),
         Some(b"gzip") => {
@@ -157,7 +165,7 @@ fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, A
             let read = MultiGzDecoder::new(&*body).take(limit as u64 + 1).read_to_end(&mut plain);
             match read {
                 Ok(size) if size > limit => {
-                    Err(Answer::Unreadable(WireError::TooLarge { what: "response body", size, limit }))
+                    Err(FetchError::Unreadable(WireError::TooLarge { what: "response body", size, limit }))
                 }
                 Ok(_) => Ok(plain.into()),
                 Err(error) => Err(malformed(error.to_string())),
@@ -170,42 +178,11 @@ fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, A
     }
 }
 
-/// A query string.
-#[derive(Debug, Default)]
-struct Query {
-    text: String,
-}
-
-impl Query {
-    fn add(&mut self, name: &str, value: &str) {
-        if !self.text.is_empty() {
-            self.text.push('&');
-        }
-        self.text.push_str(name);
-        self.text.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                self.text.push(char::from(byte));
-            } else {
-                self.text.push_str(&format!("%{byte:02X}"));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
-
-    #[test]
-    fn selectors_are_escaped() {
-        let mut query = Query::default();
-        query.add("labelSelector", "a in (x,y),!b");
-        query.add("limit", "5");
-        assert_eq!(query.text, "labelSelector=a%20in%20%28x%2Cy%29%2C%21b&limit=5");
-    }
 
     #[test]
     fn a_compressed_body_beyond_the_bound_is_refused() {
@@ -217,7 +194,7 @@ mod tests {
         assert_eq!(decompress(&headers, body.clone(), 100_000).unwrap().len(), 100_000);
         assert!(matches!(
             decompress(&headers, body.clone(), 99_999),
-            Err(Answer::Unreadable(WireError::TooLarge { .. }))
+            Err(FetchError::Unreadable(WireError::TooLarge { .. }))
         ));
         assert!(decompress(&headers, body.slice(..body.len() / 2), 100_000).is_err());
     }

@@ -6,46 +6,22 @@
 //! connection, and an expired one of the node may still be served while the link is down (the API server, and not
 //! the hub, refuses it while the link is up).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use super::AuthError;
 use super::tokens::Tokens;
 use crate::caller::{Caller, Credential, Identity};
+use crate::clock::unix_seconds;
 use crate::link::Link;
 use yurt_node::token::BearerToken;
 
 /// Longest bearer token.
 const MAX_TOKEN: usize = 16 << 10;
-
-/// Why a request is not anybody's: each is a 401.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
-    /// Neither certificate nor token.
-    #[error("the hub serves nobody without a client certificate of the node or a bearer token")]
-    Nobody,
-    /// A certificate that is not this node's.
-    #[error("the client certificate is not accepted: {0}")]
-    Certificate(String),
-    /// The node's certificate is out of its time, and the link is up.
-    #[error("the node's client certificate has expired or is not yet valid")]
-    CertificateTime,
-    /// The `Authorization` header is no bearer token.
-    #[error("only bearer tokens are accepted in the authorization header")]
-    Header,
-    /// The token has expired.
-    #[error("the bearer token has expired")]
-    TokenExpired,
-    /// The API server does not know the token.
-    #[error("the API server does not accept the bearer token: {0}")]
-    TokenRefused(String),
-    /// Nobody can tell now.
-    #[error("the edge node is offline and this bearer token was never seen while it was online")]
-    TokenUnknown,
-}
 
 /// What a connection's client certificate says, decided once a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,13 +176,10 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<BearerToken>, AuthError> {
     Ok(Some(BearerToken::new(token)))
 }
 
-/// Seconds since 1970; 0 for clocks that are before that.
-pub fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use rcgen::{
         BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     };

@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 
 use super::accept::Accept;
-use super::query::{Query, decode};
+use crate::wire::query::{Query, decode};
 use crate::wire::{Encoding, Resource};
 
 /// A request, understood.

@@ -20,9 +20,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use yurt_node::supervise::Tasks;
 
-use super::authenticate::{AuthError, unix_seconds};
+use super::AuthError;
 use super::jwt;
 use crate::caller::Identity;
+use crate::clock::unix_seconds;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::store::{Bucket, Store, StoreError};

@@ -16,9 +16,9 @@ use hyper_util::rt::TokioIo;
 
 use super::respond::Failure;
 use super::{Body, BoxError, Hub};
+use crate::caller::Permit;
 use crate::filter::FilterError;
 use crate::offline::observe::Observer;
-use crate::request::authorise::Permit;
 use crate::upstream::{self, RequestBody, UpstreamError};
 use yurt_node::link::LinkState;
 
@@ -37,7 +37,7 @@ pub async fn send(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = end_to_end(&parts.headers);
-    let share = hub.upstream.share(permit)?;
+    let share = hub.upstream.share(permit.identity(), permit.credential())?;
     let mut link = hub.link.subscribe();
     tokio::select! {
         response = hub.upstream.send(permit.credential(), request) => {
@@ -116,7 +116,7 @@ pub async fn upgrade(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = upgrading(&parts.headers, protocol);
-    let share = hub.upstream.share(permit)?;
+    let share = hub.upstream.share(permit.identity(), permit.credential())?;
     let mut link = hub.link.subscribe();
     let mut response = tokio::select! {
         response = hub.upstream.upgrade(permit.credential(), request) => response?,

@@ -18,11 +18,10 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::tls::ServingCertificate;
 use super::{Body, Hub, listener, respond};
-use crate::certificate::CertificateState;
+use crate::caller::Permit;
+use crate::certificate::{CertificateState, InstalledCertificate};
 use crate::offline::Answer;
-use crate::request::authorise::Permit;
 use crate::view::Lookup;
 use crate::wire::{Encoding, Resource};
 use yurt_node::link::LinkState;
@@ -63,7 +62,7 @@ pub struct Health {
     /// The hub.
     pub hub: Arc<Hub>,
     /// Its certificate.
-    pub certificate: Arc<ServingCertificate>,
+    pub certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
     pub certificate_state: tokio::sync::watch::Receiver<CertificateState>,
     /// The node's permit and name.

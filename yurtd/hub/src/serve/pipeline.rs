@@ -12,13 +12,13 @@ use hyper::body::Incoming;
 
 use super::respond::{self, Failure};
 use super::{Body, Hub, forward, read};
+use crate::caller::Permit;
 use crate::filter::Filter;
 use crate::offline::journal::{Claim, ObjectKey};
 use crate::offline::{Answer, OfflineError, Row};
 use crate::request::accept::Accept;
-use crate::request::authorise::{Permit, authorise};
 use crate::request::classify::Verb;
-use crate::request::{Class, Peer};
+use crate::request::{Class, Peer, authorise};
 use crate::upstream::{RequestBody, UpstreamError};
 use crate::wire::Encoding;
 use yurt_node::link::LinkState;

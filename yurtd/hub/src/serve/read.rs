@@ -19,10 +19,10 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::respond::{self, Failure};
 use super::{Body, BoxError, Hub};
+use crate::caller::Permit;
 use crate::filter::{Filter, Filters, json_for_kubelet};
 use crate::link::Link;
 use crate::offline::Answer;
-use crate::request::authorise::Permit;
 use crate::request::classify::{Collection, Freshness, Read, Watch};
 use crate::view::{Since, View, ViewError, ViewSpec, WatchOptions};
 use crate::wire::Encoding;

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::tls::{Kind, Protocol, Tls};
+use super::client_tls::{ClientTls, CredentialKind, Protocol};
 use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
 use yurt_node::dial::{self, Liveness, NetError};
 
@@ -43,7 +43,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(200);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// The link's probe: see `link`.
-const SENTINEL: Liveness = Liveness {
+const PROBE: Liveness = Liveness {
     idle: Duration::from_secs(3),
     interval: Duration::from_secs(1),
     timeout: Duration::from_secs(3),
@@ -93,16 +93,16 @@ impl Server {
     }
 }
 
-/// Who may use a connection, and what for.
+/// Whose requests a connection takes, and what for. Connections of two keys are never exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Class {
-    pub(super) kind: Kind,
+pub(super) struct PoolKey {
+    pub(super) kind: CredentialKind,
     pub(super) traffic: Traffic,
 }
 
-impl Class {
+impl PoolKey {
     /// The link's probe is one of these.
-    const SENTINEL: Self = Self { kind: Kind::Node, traffic: Traffic::Requests };
+    const PROBE: Self = Self { kind: CredentialKind::Node, traffic: Traffic::Requests };
 
     fn index(self) -> usize {
         2 * self.kind as usize + self.traffic as usize
@@ -121,7 +121,7 @@ pub(super) struct Connection {
     sender: http2::SendRequest<RequestBody>,
     streams: Arc<Semaphore>,
     server: usize,
-    class: Class,
+    key: PoolKey,
     generation: u64,
     /// The server takes no more requests on it (GOAWAY); those under way go on.
     retired: AtomicBool,
@@ -142,14 +142,14 @@ impl Connection {
 }
 
 /// A place for one request.
-pub(super) struct Lease {
+pub(super) struct Slot {
     pub(super) sender: http2::SendRequest<RequestBody>,
     pub(super) stream: OwnedSemaphorePermit,
     authority: Authority,
     connection: Arc<Connection>,
 }
 
-impl Lease {
+impl Slot {
     pub(super) fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -167,9 +167,9 @@ struct Failure {
 
 pub(super) struct Pool {
     servers: Vec<Server>,
-    tls: Tls,
+    tls: ClientTls,
     connections: Mutex<Vec<Arc<Connection>>>,
-    /// One connection attempt a class at a time, and how the last one failed: whoever waited for it shares that.
+    /// One connection attempt a key at a time, and how the last one failed: whoever waited for it shares that.
     connecting: [tokio::sync::Mutex<Option<Failure>>; 4],
     /// The server that answered last.
     preferred: AtomicUsize,
@@ -206,7 +206,7 @@ impl Pool {
         }
         Ok(Self {
             servers,
-            tls: Tls::new(config)?,
+            tls: ClientTls::new(config)?,
             connections: Mutex::default(),
             connecting: Default::default(),
             preferred: AtomicUsize::new(0),
@@ -219,41 +219,41 @@ impl Pool {
     }
 
     /// A place on a connection, which may have to be made first.
-    pub(super) async fn lease(&self, class: Class) -> Result<Lease, UpstreamError> {
-        if let Some(lease) = self.free_place(class) {
-            return Ok(lease);
+    pub(super) async fn slot(&self, key: PoolKey) -> Result<Slot, UpstreamError> {
+        if let Some(slot) = self.free_slot(key) {
+            return Ok(slot);
         }
         let asked = Instant::now();
-        let mut last_failure = self.connecting[class.index()].lock().await;
-        if let Some(lease) = self.free_place(class) {
-            return Ok(lease);
+        let mut last_failure = self.connecting[key.index()].lock().await;
+        if let Some(slot) = self.free_slot(key) {
+            return Ok(slot);
         }
         if let Some(failure) = &*last_failure
             && failure.at > asked
         {
             return Err(UpstreamError::Unreachable(failure.reason.clone()));
         }
-        if self.count(class) >= class.connections() {
+        if self.count(key) >= key.connections() {
             return Err(UpstreamError::Busy(format!(
                 "{} requests are under way",
-                class.connections() * STREAMS
+                key.connections() * STREAMS
             )));
         }
-        if let Err(error) = self.open_any(class).await {
+        if let Err(error) = self.open_any(key).await {
             *last_failure = Some(Failure { at: Instant::now(), reason: error.to_string() });
             return Err(error.into());
         }
-        self.free_place(class)
+        self.free_slot(key)
             .ok_or_else(|| UpstreamError::Unreachable("the new connection broke at once".to_owned()))
     }
 
     /// Connects to the preferred server, or else to the next that answers.
-    async fn open_any(&self, class: Class) -> Result<(), OpenError> {
+    async fn open_any(&self, key: PoolKey) -> Result<(), OpenError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last = OpenError::Failed("no API server is configured".to_owned());
         for offset in 0..self.servers.len() {
             let server = (first + offset) % self.servers.len();
-            match self.open(server, class, CONNECT, OTHER).await {
+            match self.open(server, key, CONNECT, OTHER).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error,
             }
@@ -262,22 +262,22 @@ impl Pool {
     }
 
     /// Opens the link's probe to one server.
-    pub(super) async fn open_sentinel(
+    pub(super) async fn open_probe(
         &self,
         server: usize,
         patience: Duration,
     ) -> Result<Arc<Connection>, OpenError> {
-        self.open(server, Class::SENTINEL, patience, SENTINEL).await
+        self.open(server, PoolKey::PROBE, patience, PROBE).await
     }
 
     async fn open(
         &self,
         server: usize,
-        class: Class,
+        key: PoolKey,
         patience: Duration,
         liveness: Liveness,
     ) -> Result<Arc<Connection>, OpenError> {
-        let (stream, generation) = self.dial(server, class.kind, Protocol::Http2, patience, liveness).await?;
+        let (stream, generation) = self.dial(server, key.kind, Protocol::Http2, patience, liveness).await?;
         let close = self.stop.child_token();
         let mut builder = http2::Builder::new(Closable(close.clone()));
         builder
@@ -298,7 +298,7 @@ impl Pool {
             sender,
             streams: Arc::new(Semaphore::new(STREAMS)),
             server,
-            class,
+            key,
             generation,
             retired: AtomicBool::new(false),
             close: close.clone(),
@@ -323,7 +323,7 @@ impl Pool {
     /// A connection for one upgrade.
     pub(super) async fn connect_http1(
         &self,
-        kind: Kind,
+        kind: CredentialKind,
     ) -> Result<(http1::SendRequest<RequestBody>, Authority), UpstreamError> {
         let server = self.preferred.load(Ordering::Relaxed);
         let (stream, _) = self.dial(server, kind, Protocol::Http1, CONNECT, OTHER).await?;
@@ -345,7 +345,7 @@ impl Pool {
     async fn dial(
         &self,
         server: usize,
-        kind: Kind,
+        kind: CredentialKind,
         protocol: Protocol,
         patience: Duration,
         liveness: Liveness,
@@ -366,24 +366,24 @@ impl Pool {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn free_place(&self, class: Class) -> Option<Lease> {
+    fn free_slot(&self, key: PoolKey) -> Option<Slot> {
         let mut connections = self.lock();
         connections.retain(|connection| connection.usable());
-        let current = if class.kind == Kind::Node { self.tls.refresh() } else { 0 };
+        let current = if key.kind == CredentialKind::Node { self.tls.refresh() } else { 0 };
         connections
             .iter()
-            .filter(|connection| connection.class == class && connection.generation == current)
+            .filter(|connection| connection.key == key && connection.generation == current)
             .filter(|connection| !connection.retired.load(Ordering::Relaxed))
             .find_map(|connection| {
                 let stream = Arc::clone(&connection.streams).try_acquire_owned().ok()?;
                 let authority = self.servers[connection.server].authority.clone();
                 let connection = Arc::clone(connection);
-                Some(Lease { sender: connection.sender.clone(), stream, authority, connection })
+                Some(Slot { sender: connection.sender.clone(), stream, authority, connection })
             })
     }
 
-    fn count(&self, class: Class) -> usize {
-        self.lock().iter().filter(|connection| connection.class == class).count()
+    fn count(&self, key: PoolKey) -> usize {
+        self.lock().iter().filter(|connection| connection.key == key).count()
     }
 
     /// Closes what nobody uses of the connections with a certificate from before the rotation.
@@ -391,7 +391,7 @@ impl Pool {
         let current = self.tls.refresh();
         for connection in self.lock().iter() {
             let idle = connection.streams.available_permits() == STREAMS;
-            if connection.class.kind == Kind::Node && connection.generation != current && idle {
+            if connection.key.kind == CredentialKind::Node && connection.generation != current && idle {
                 connection.close.cancel();
             }
         }

@@ -5,7 +5,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::caller::Caller;
 use crate::fake_api::{FakeApi, no_body};
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
@@ -90,28 +89,27 @@ async fn readers_that_stand_still_hold_up_nobody_else() {
 async fn nobody_has_more_than_a_share_of_the_requests_and_kubelet_is_not_counted() {
     let api = FakeApi::start().await;
     let (upstream, _, _stop) = started(&api).await;
-    let permit =
-        |user: &str, credential| Permit::for_test(Caller { identity: Identity::new(user), credential });
-    let (greedy, other) = (permit("greedy", bearer("t")), permit("other", bearer("u")));
-    let mut open: Vec<_> = (0..SHARE).map(|_| upstream.share(&greedy).unwrap()).collect();
-    assert!(matches!(upstream.share(&greedy), Err(UpstreamError::Busy(_))));
-    assert!(upstream.share(&other).unwrap().is_some());
-    assert!(upstream.share(&permit("node", Credential::Node)).unwrap().is_none());
+    let share = |user: &str, credential: Credential| upstream.share(&Identity::new(user), &credential);
+    let greedy = || share("greedy", bearer("t"));
+    let mut open: Vec<_> = (0..REQUESTS_PER_IDENTITY).map(|_| greedy().unwrap()).collect();
+    assert!(matches!(greedy(), Err(UpstreamError::Busy(_))));
+    assert!(share("other", bearer("u")).unwrap().is_some());
+    assert!(share("node", Credential::Node).unwrap().is_none());
     open.pop();
     // A place is free when the answer's body is gone, not before.
-    let share = upstream.share(&greedy).unwrap();
+    let place = greedy().unwrap();
     let answer =
-        upstream.send(&bearer("t"), get("/api/v1/pods")).await.unwrap().map(|body| body.holding(share));
-    assert!(upstream.share(&greedy).is_err());
+        upstream.send(&bearer("t"), get("/api/v1/pods")).await.unwrap().map(|body| body.holding(place));
+    assert!(greedy().is_err());
     answer.into_body().collect().await.unwrap();
-    assert!(upstream.share(&greedy).is_ok());
+    assert!(greedy().is_ok());
     // Who has nothing under way is not remembered for ever.
     for number in 0..2 * COUNTED {
-        drop(upstream.share(&permit(&number.to_string(), bearer("t"))).unwrap());
+        drop(share(&number.to_string(), bearer("t")).unwrap());
     }
     assert!(upstream.shares.lock().unwrap().len() <= COUNTED);
-    assert!(upstream.share(&greedy).is_ok());
-    assert_eq!(open.len(), SHARE - 1);
+    assert!(greedy().is_ok());
+    assert_eq!(open.len(), REQUESTS_PER_IDENTITY - 1);
 }
 
 #[tokio::test]

@@ -15,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::record::{ViewId, ViewRecord};
 use super::table::ViewTable;
 use super::{Lookup, View, ViewError, ViewSpec, shows};
-use crate::caller::{Credential, Identity};
+use crate::caller::{Credential, Identity, Permit};
 use crate::link::Link;
 use crate::replica::{self, Start};
-use crate::request::authorise::Permit;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::Upstream;
 use crate::wire::object::object_key;
@@ -314,7 +313,7 @@ impl Views {
             return Some(Arc::clone(view));
         }
         if let Some(crowd) = Crowd::of(&views, permit, self.inner.node.identity()) {
-            let now = super::now();
+            let now = crate::clock::now();
             let Some(victim) = crowd.oldest(&views, now) else {
                 tracing::warn!(views = views.len(), identity = %key.0, "too many views; requests are forwarded instead");
                 return None;
@@ -558,7 +557,7 @@ impl Views {
 
     /// Removes views that nobody has used for `seconds`.
     pub(crate) async fn forget(&self, seconds: u64) -> Result<(), StoreError> {
-        self.forget_at(seconds, super::now()).await
+        self.forget_at(seconds, crate::clock::now()).await
     }
 
     pub(crate) async fn forget_at(&self, seconds: u64, now: u64) -> Result<(), StoreError> {

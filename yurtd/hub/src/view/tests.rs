@@ -9,10 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::caller::{Caller, Credential};
+use crate::caller::{Caller, Credential, Permit};
 use crate::fake_api::{FakeApi, decode};
 use crate::link::Link;
-use crate::request::authorise::Permit;
 use crate::upstream::Upstream;
 use crate::wire::{Event, EventType};
 use yurt_node::link::LinkState;

@@ -9,9 +9,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::object::{Item, TypeMeta};
 use super::proto::{self, Value, Writer};
-use super::{Encoding, MAX_FRAME, Status, WireError, json};
+use super::{Encoding, Item, MAX_FRAME, Status, TypeMeta, WireError, json};
 
 const WHAT: &str = "watch event";
 

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::object::{Item, ObjectMeta, TypeMeta};
-use super::{Encoding, WireError, parse_resource_version};
+use super::{Encoding, Item, ObjectMeta, TypeMeta, WireError, parse_resource_version};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -4,9 +4,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::object::{Item, TypeMeta};
 use super::proto::{self, Value, Writer};
-use super::{Encoding, WireError, json, parse_resource_version};
+use super::{Encoding, Item, TypeMeta, WireError, json, parse_resource_version};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]

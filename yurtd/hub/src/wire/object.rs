@@ -1,46 +1,8 @@
-//! One object: what the hub reads of it, and its stored form.
+//! One object in either encoding: in and out of its stored form.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use super::{Encoding, WireError, json, proto};
-
-/// `kind` and `apiVersion` of the objects of a view.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TypeMeta {
-    /// `v1`, `apps/v1`
-    pub api_version: String,
-    /// `Pod`
-    pub kind: String,
-}
-
-impl TypeMeta {
-    /// Kind and version.
-    pub fn new(api_version: &str, kind: &str) -> Self {
-        Self { api_version: api_version.to_owned(), kind: kind.to_owned() }
-    }
-}
-
-/// The part of `metadata` that the hub needs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObjectMeta {
-    /// Empty for cluster-scoped objects.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-    /// The uid; differs when an object was deleted and made again.
-    pub uid: String,
-    /// As the API server counts; 0 when there is none.
-    pub resource_version: u64,
-}
-
-impl ObjectMeta {
-    /// The object's key in a view, ordered like the API server's lists: `namespace/name`, or `name`.
-    pub fn key(&self) -> String {
-        object_key((!self.namespace.is_empty()).then_some(&*self.namespace), &self.name)
-    }
-}
+use super::{Encoding, Item, TypeMeta, WireError, json, proto};
 
 /// Key of an object in a view: `namespace/name`, or `name`.
 pub fn object_key(namespace: Option<&str>, name: &str) -> String {
@@ -48,15 +10,6 @@ pub fn object_key(namespace: Option<&str>, name: &str) -> String {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
     }
-}
-
-/// An object in its stored form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// What was read of it.
-    pub meta: ObjectMeta,
-    /// Its bytes.
-    pub body: Bytes,
 }
 
 /// Encodes a stored object as the answer of a GET.

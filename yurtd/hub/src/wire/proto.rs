@@ -3,8 +3,7 @@
 
 use bytes::Bytes;
 
-use super::object::{ObjectMeta, TypeMeta};
-use super::{WireError, parse_resource_version};
+use super::{ObjectMeta, TypeMeta, WireError, parse_resource_version};
 
 /// What every protobuf body of Kubernetes starts with.
 const MAGIC: &[u8; 4] = b"k8s\0";

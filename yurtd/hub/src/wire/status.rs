@@ -3,9 +3,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::object::TypeMeta;
 use super::proto::Writer;
-use super::{Encoding, WireError, proto};
+use super::{Encoding, TypeMeta, WireError, proto};
 
 /// A failure as Kubernetes clients understand it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

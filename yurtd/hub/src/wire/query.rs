@@ -1,4 +1,5 @@
-//! The query string, decoded once. Repeated keys keep their first value, as the API server reads them.
+//! Query strings: decoded once ([`Query`]; repeated keys keep their first value, as the API server reads them) and
+//! written ([`QueryString`]).
 
 use std::borrow::Cow;
 
@@ -49,6 +50,30 @@ impl Query {
     }
 }
 
+/// A query string that is being written.
+#[derive(Debug, Default)]
+pub struct QueryString {
+    text: String,
+}
+
+impl QueryString {
+    /// Adds a pair; the value is percent-encoded.
+    pub fn add(&mut self, name: &str, value: &str) {
+        if !self.text.is_empty() {
+            self.text.push('&');
+        }
+        self.text.push_str(name);
+        self.text.push('=');
+        self.text.push_str(&encode(value));
+    }
+
+    /// Without the question mark.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Percent-encodes what a query string does not take as it is (RFC 3986 §3.4, without `&`, `=`, `+` and `;`).
 fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -108,6 +133,15 @@ mod tests {
         let query = Query::parse("a&b=true&c=false&d=0&e=FALSE&f=1");
         let flags: Vec<_> = ["a", "b", "c", "d", "e", "f", "g"].map(|key| query.flag(key)).into();
         assert_eq!(flags, [true, true, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn selectors_are_escaped() {
+        let mut query = QueryString::default();
+        query.add("labelSelector", "a in (x,y),!b");
+        query.add("limit", "5");
+        assert_eq!(query.as_str(), "labelSelector=a%20in%20%28x,y%29,!b&limit=5");
+        assert_eq!(Query::parse(query.as_str()).get("labelSelector"), Some("a in (x,y),!b"));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use kube::{Api, Client, Config};
 use yurt_api::{names, status::ClusterConfig};
 
 use crate::{
+    connect::{pem::certificates, proxy::Proxies, session::Session},
     error::{Error, is_not_found, phrase},
-    resolve::{proxy::Proxies, session::Session},
 };
 
 /// How long a tunnel server may take to answer.
@@ -158,14 +158,6 @@ fn config_for(
     Ok(config)
 }
 
-/// DER of the certificates in a PEM text; `None` if there is none.
-pub fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
-    use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-    let found: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(pem).map(|der| der.map(|der| der.to_vec())).collect();
-    found.ok().filter(|found| !found.is_empty())
-}
-
 /// Reads the cluster-wide configuration out of its ConfigMap.
 ///
 /// # Errors
@@ -211,7 +203,7 @@ fn not_ready(map: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resolve::proxy::Environment;
+    use crate::connect::proxy::Environment;
 
     const PEM: &str = "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n";
 
@@ -259,12 +251,6 @@ mod tests {
         assert!(!tunnel.accept_invalid_certs);
         assert_eq!(tunnel.tls_server_name.as_deref(), Some(names::TUNNEL_SERVER_NAME));
         assert_eq!(tunnel.root_cert, Some(vec![b"abc".to_vec()]));
-    }
-
-    #[test]
-    fn an_authority_without_certificate_is_refused() {
-        assert!(certificates(b"").is_none());
-        assert!(certificates(b"not pem").is_none());
     }
 
     #[test]

@@ -1,57 +1,24 @@
-//! TLS of the listeners: the serving certificate, which may come and change while the hub runs, and client
-//! certificates, which are asked for, proven in the handshake and judged after it (`request::authenticate`).
+//! TLS of the listeners: the serving certificate (`certificate`), and client certificates, which are asked for, proven
+//! in the handshake and judged after it (`request::authenticate`).
 
-use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use yurt_node::pki;
 
-/// The serving certificate in use. Empty until the first one has been issued: handshakes fail until then.
-#[derive(Default)]
-pub struct ServingCertificate {
-    current: ArcSwapOption<CertifiedKey>,
-}
-
-impl ServingCertificate {
-    /// From now on handshakes use this certificate.
-    pub fn install(&self, certified: CertifiedKey) {
-        self.current.store(Some(Arc::new(certified)));
-    }
-
-    /// Whether there is one.
-    pub fn is_present(&self) -> bool {
-        self.current.load().is_some()
-    }
-}
-
-impl fmt::Debug for ServingCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServingCertificate").field("present", &self.is_present()).finish()
-    }
-}
-
-impl ResolvesServerCert for ServingCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current.load_full()
-    }
-}
+use crate::certificate::InstalledCertificate;
 
 /// TLS 1.2 and 1.3, h2 and HTTP/1.1, any client certificate or none.
 ///
 /// # Errors
 ///
 /// When the crypto provider does not support these versions.
-pub fn server_config(certificate: Arc<ServingCertificate>) -> Result<ServerConfig, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+pub fn server_config(certificate: Arc<InstalledCertificate>) -> Result<ServerConfig, Error> {
+    let provider = pki::provider();
     let verifier = AnyClientCertificate { algorithms: provider.signature_verification_algorithms };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -59,11 +26,6 @@ pub fn server_config(certificate: Arc<ServingCertificate>) -> Result<ServerConfi
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
-}
-
-/// The provider that everything TLS in the hub uses.
-pub fn provider() -> CryptoProvider {
-    rustls::crypto::ring::default_provider()
 }
 
 /// Takes any certificate whose key the peer holds; says nothing about whose it is.

@@ -16,7 +16,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Which credential a connection carries. They never share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum CredentialKind {
     /// The node's client certificate.
     Node,
     /// None: requests bring their bearer tokens.
@@ -30,7 +30,7 @@ pub(super) enum Protocol {
     Http1,
 }
 
-pub(super) struct Tls {
+pub(super) struct ClientTls {
     certificate: PathBuf,
     key: PathBuf,
     roots: Arc<RootCertStore>,
@@ -68,7 +68,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
 }
 
-impl Tls {
+impl ClientTls {
     pub(super) fn new(config: &UpstreamConfig) -> Result<Self, UpstreamError> {
         let fault =
             |reason: String| UpstreamError::Request(format!("{}: {reason}", config.ca_file.display()));
@@ -97,10 +97,10 @@ impl Tls {
     }
 
     /// The configuration for a new connection and its generation.
-    pub(super) fn config(&self, kind: Kind, protocol: Protocol) -> (Arc<ClientConfig>, u64) {
+    pub(super) fn config(&self, kind: CredentialKind, protocol: Protocol) -> (Arc<ClientConfig>, u64) {
         let (pair, generation) = match kind {
-            Kind::Bearer => (self.bearer.clone(), 0),
-            Kind::Node => {
+            CredentialKind::Bearer => (self.bearer.clone(), 0),
+            CredentialKind::Node => {
                 self.refresh();
                 let node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
                 (node.pair.clone(), node.generation)

@@ -3,8 +3,10 @@
 //! A caller may use the views of its own identity and no others. What such a view holds is what the API server gave
 //! that identity, with its own credential, when the node was last online; so the API server's authorisation is
 //! already in the view, and there is nothing to decide again here.
+//!
+//! It stands below the views, which ask for a permit, and below `request`, which makes the callers.
 
-use crate::caller::{Caller, Credential, Identity};
+use super::{Caller, Credential, Identity};
 
 /// Evidence that a caller may use the views of its identity.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@
 //! kube's own way from a kubeconfig to a `Config` reads the proxies of the environment and is wrong about them
 //! ([`super::proxy`]), so the `Config` is put together here.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use http::{HeaderName, HeaderValue};
 use kube::{
@@ -14,12 +14,12 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    args::ConnectionArgs,
-    error::{Error, chain},
-    resolve::{
+    connect::{
+        pem::certificates,
         proxy::{Environment, Proxies},
-        tunnel::certificates,
     },
+    error::{Error, chain},
+    options::connection::{Connection, Impersonation},
 };
 
 /// How to reach the API server, and others of the cluster.
@@ -30,16 +30,48 @@ pub struct Resolved {
     pub proxies: Proxies,
 }
 
+/// What the environment says about the way to the cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `KUBECONFIG`: files, separated as paths are here.
+    pub kubeconfig: Option<OsString>,
+    /// The home folder.
+    pub home: Option<PathBuf>,
+    /// The proxies.
+    pub proxies: Environment,
+}
+
+impl Surroundings {
+    /// Reads the environment.
+    pub fn read() -> Self {
+        Self {
+            kubeconfig: std::env::var_os("KUBECONFIG"),
+            home: std::env::home_dir(),
+            proxies: Environment::read(),
+        }
+    }
+
+    /// The kubeconfig files, the first one being the one that decides.
+    fn kubeconfigs(&self) -> Vec<PathBuf> {
+        match self.kubeconfig.as_ref().filter(|listed| !listed.is_empty()) {
+            Some(listed) => {
+                std::env::split_paths(listed).filter(|path| !path.as_os_str().is_empty()).collect()
+            }
+            None => self.home.iter().map(|home| home.join(".kube").join("config")).collect(),
+        }
+    }
+}
+
 /// Builds the client configuration.
 ///
 /// # Errors
 ///
 /// [`Error::Failed`] when no configuration is found or it cannot be used.
-pub fn load(args: &ConnectionArgs) -> Result<Resolved, Error> {
-    let merged = read(args)?;
+pub fn load(options: &Connection, surroundings: Surroundings) -> Result<Resolved, Error> {
+    let merged = read(options, &surroundings)?;
     let no_file = merged.is_none();
-    let mut proxies = Proxies { configured: None, environment: Environment::read() };
-    let mut config = match (merged, &args.server) {
+    let mut proxies = Proxies { configured: None, environment: surroundings.proxies };
+    let mut config = match (merged, &options.server) {
         (None, None) => match Config::incluster() {
             Ok(config) => config,
             Err(_) => {
@@ -50,15 +82,15 @@ pub fn load(args: &ConnectionArgs) -> Result<Resolved, Error> {
             }
         },
         (merged, _) => {
-            let selected = override_with(select(merged.unwrap_or_default(), args)?, args);
+            let selected = override_with(select(merged.unwrap_or_default(), options)?, options);
             proxies.configured.clone_from(&selected.cluster.proxy_url);
             client_config(selected)?
         }
     };
     if no_file {
-        override_incluster(&mut config, args)?;
+        override_incluster(&mut config, options)?;
     }
-    finish(&mut config, args)?;
+    finish(&mut config, options)?;
     config.proxy_url = proxies.of(&config.cluster_url)?;
     Ok(Resolved { config, proxies })
 }
@@ -94,17 +126,12 @@ fn client_config(selected: Selected) -> Result<Config, Error> {
 }
 
 /// The merged kubeconfig files; `None` if there is none.
-fn read(args: &ConnectionArgs) -> Result<Option<Kubeconfig>, Error> {
-    if let Some(path) = &args.kubeconfig {
+fn read(options: &Connection, surroundings: &Surroundings) -> Result<Option<Kubeconfig>, Error> {
+    if let Some(path) = &options.kubeconfig {
         return Kubeconfig::read_from(path).map(Some).map_err(unreadable);
     }
-    let listed = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty());
-    let paths: Vec<PathBuf> = match &listed {
-        Some(value) => std::env::split_paths(value).filter(|path| !path.as_os_str().is_empty()).collect(),
-        None => std::env::home_dir().map(|home| home.join(".kube").join("config")).into_iter().collect(),
-    };
     let mut merged: Option<Kubeconfig> = None;
-    for path in paths.iter().filter(|path| path.exists()) {
+    for path in surroundings.kubeconfigs().iter().filter(|path| path.exists()) {
         let next = Kubeconfig::read_from(path).map_err(unreadable)?;
         merged = Some(match merged {
             Some(merged) => merged.merge(next).map_err(|error| Error::Failed(chain(&error)))?,
@@ -128,8 +155,8 @@ struct Selected {
     namespace: Option<String>,
 }
 
-fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Error> {
-    let context_name = args.context.clone().or(kubeconfig.current_context).filter(|name| !name.is_empty());
+fn select(kubeconfig: Kubeconfig, options: &Connection) -> Result<Selected, Error> {
+    let context_name = options.context.clone().or(kubeconfig.current_context).filter(|name| !name.is_empty());
     let context = match &context_name {
         Some(name) => {
             let found =
@@ -142,7 +169,7 @@ fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Err
         None => None,
     };
     let cluster_name =
-        args.cluster.clone().or_else(|| context.as_ref().map(|context| context.cluster.clone()));
+        options.cluster.clone().or_else(|| context.as_ref().map(|context| context.cluster.clone()));
     let cluster = match cluster_name.filter(|name| !name.is_empty()) {
         Some(name) => kubeconfig
             .clusters
@@ -152,7 +179,8 @@ fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Err
             .ok_or_else(|| Error::Failed(format!("cluster {name:?} does not exist")))?,
         None => Cluster::default(),
     };
-    let user_name = args.user.clone().or_else(|| context.as_ref().and_then(|context| context.user.clone()));
+    let user_name =
+        options.user.clone().or_else(|| context.as_ref().and_then(|context| context.user.clone()));
     let user = match user_name.filter(|name| !name.is_empty()) {
         Some(name) => kubeconfig
             .auth_infos
@@ -166,62 +194,57 @@ fn select(kubeconfig: Kubeconfig, args: &ConnectionArgs) -> Result<Selected, Err
 }
 
 /// Lays the flags over what the kubeconfig says.
-fn override_with(selected: Selected, args: &ConnectionArgs) -> Selected {
+fn override_with(selected: Selected, options: &Connection) -> Selected {
     let Selected { mut cluster, mut user, namespace } = selected;
     let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-    if let Some(server) = &args.server {
-        cluster.server = Some(with_scheme(server));
+    if let Some(server) = &options.server {
+        cluster.server = Some(server.clone());
     }
-    if let Some(path) = &args.certificate_authority {
+    if let Some(path) = &options.certificate_authority {
         cluster.certificate_authority = Some(text(path));
         cluster.certificate_authority_data = None;
     }
-    if let Some(name) = &args.tls_server_name {
+    if let Some(name) = &options.tls_server_name {
         cluster.tls_server_name = Some(name.clone());
     }
-    if let Some(insecure) = args.insecure_skip_tls_verify {
+    if let Some(insecure) = options.insecure_skip_tls_verify {
         cluster.insecure_skip_tls_verify = Some(insecure);
         if insecure {
             cluster.certificate_authority = None;
             cluster.certificate_authority_data = None;
         }
     }
-    if let Some(path) = &args.client_certificate {
+    if let Some(path) = &options.client_certificate {
         user.client_certificate = Some(text(path));
         user.client_certificate_data = None;
     }
-    if let Some(path) = &args.client_key {
+    if let Some(path) = &options.client_key {
         user.client_key = Some(text(path));
         user.client_key_data = None;
     }
-    if let Some(token) = &args.token {
+    if let Some(token) = &options.token {
         set_token(&mut user, token);
         user.exec = None;
         user.auth_provider = None;
     }
-    if let Some(name) = &args.impersonate {
-        user.impersonate = Some(name.clone());
-        user.impersonate_groups = Some(args.impersonate_groups.clone()).filter(|groups| !groups.is_empty());
-        user.impersonate_uid = args.impersonate_uid.clone();
+    if let Some(somebody) = &options.impersonation {
+        impersonate(&mut user, somebody);
         user.impersonate_user_extra = None;
     }
     Selected { cluster, user, namespace }
 }
 
 /// In a pod there is no kubeconfig to lay the flags over.
-fn override_incluster(config: &mut Config, args: &ConnectionArgs) -> Result<(), Error> {
-    if let Some(token) = &args.token {
+fn override_incluster(config: &mut Config, options: &Connection) -> Result<(), Error> {
+    if let Some(token) = &options.token {
         set_token(&mut config.auth_info, token);
         config.auth_info.token_file = None;
     }
-    if let Some(name) = &args.impersonate {
-        config.auth_info.impersonate = Some(name.clone());
-        config.auth_info.impersonate_groups =
-            Some(args.impersonate_groups.clone()).filter(|groups| !groups.is_empty());
-        config.auth_info.impersonate_uid = args.impersonate_uid.clone();
+    if let Some(somebody) = &options.impersonation {
+        impersonate(&mut config.auth_info, somebody);
     }
-    if args.certificate_authority.is_some() || args.client_certificate.is_some() {
-        if args.server.is_some() {
+    if options.certificate_authority.is_some() || options.client_certificate.is_some() {
+        if options.server.is_some() {
             return Ok(());
         }
         return Err(Error::Failed("certificate flags need a kubeconfig or --server".into()));
@@ -230,8 +253,8 @@ fn override_incluster(config: &mut Config, args: &ConnectionArgs) -> Result<(), 
 }
 
 /// What kube's `Config` does not take from a kubeconfig.
-fn finish(config: &mut Config, args: &ConnectionArgs) -> Result<(), Error> {
-    if let Some(namespace) = &args.namespace {
+fn finish(config: &mut Config, options: &Connection) -> Result<(), Error> {
+    if let Some(namespace) = &options.namespace {
         config.default_namespace = namespace.clone();
     }
     if let Some(uid) = &config.auth_info.impersonate_uid {
@@ -239,7 +262,7 @@ fn finish(config: &mut Config, args: &ConnectionArgs) -> Result<(), Error> {
             .map_err(|_| Error::Failed(format!("--as-uid {uid:?} cannot be sent in a header")))?;
         config.headers.push((HeaderName::from_static("impersonate-uid"), value));
     }
-    if let Some(timeout) = args.request_timeout.filter(|timeout| !timeout.is_zero()) {
+    if let Some(timeout) = options.request_timeout {
         config.read_timeout = Some(timeout);
         config.reset_reader_on_write = true;
         config.connect_timeout = Some(config.connect_timeout.map_or(timeout, |own| own.min(timeout)));
@@ -254,9 +277,10 @@ fn set_token(user: &mut AuthInfo, token: &str) {
     }
 }
 
-/// kubectl takes `host:port` for `https://host:port`.
-fn with_scheme(server: &str) -> String {
-    if server.contains("://") { server.to_owned() } else { format!("https://{server}") }
+fn impersonate(user: &mut AuthInfo, somebody: &Impersonation) {
+    user.impersonate = Some(somebody.user.clone());
+    user.impersonate_groups.clone_from(&somebody.groups);
+    user.impersonate_uid.clone_from(&somebody.uid);
 }
 
 #[cfg(test)]
@@ -284,59 +308,93 @@ contexts:
   context: { cluster: west, user: bob }
 "#;
 
-    fn resolve(args: &ConnectionArgs) -> Result<Selected, Error> {
+    fn resolve(options: &Connection) -> Result<Selected, Error> {
         let kubeconfig = Kubeconfig::from_yaml(FILE).unwrap();
-        Ok(override_with(select(kubeconfig, args)?, args))
+        Ok(override_with(select(kubeconfig, options)?, options))
     }
 
     #[test]
     fn the_current_context_is_the_default() {
-        let resolved = resolve(&ConnectionArgs::default()).unwrap();
+        let resolved = resolve(&Connection::default()).unwrap();
         assert_eq!(resolved.cluster.server.as_deref(), Some("https://east:6443"));
         assert_eq!(resolved.namespace.as_deref(), Some("shop"));
     }
 
     #[test]
     fn context_cluster_and_user_are_chosen_independently() {
-        let args = ConnectionArgs {
+        let options = Connection {
             context: Some("two".into()),
             cluster: Some("east".into()),
             user: Some("alice".into()),
-            ..ConnectionArgs::default()
+            ..Connection::default()
         };
-        let resolved = resolve(&args).unwrap();
+        let resolved = resolve(&options).unwrap();
         assert_eq!(resolved.cluster.server.as_deref(), Some("https://east:6443"));
         assert!(resolved.user.token.is_some());
     }
 
     #[test]
     fn a_context_that_is_not_there_is_named() {
-        let args = ConnectionArgs { context: Some("three".into()), ..ConnectionArgs::default() };
-        assert_eq!(resolve(&args).err().unwrap().to_string(), "context \"three\" does not exist");
+        let options = Connection { context: Some("three".into()), ..Connection::default() };
+        assert_eq!(resolve(&options).err().unwrap().to_string(), "context \"three\" does not exist");
+    }
+
+    #[test]
+    fn the_files_of_the_environment_are_merged_and_the_first_one_decides() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, current: &str| {
+            let path = folder.path().join(name);
+            let text = format!(
+                "current-context: {current}\ncontexts: [{{ name: {name}, context: {{ cluster: c }} }}]"
+            );
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let files = [write("a", "a"), folder.path().join("missing"), write("b", "b")];
+        let kubeconfig = Some(std::env::join_paths(&files).unwrap());
+        let surroundings = Surroundings { kubeconfig, ..Surroundings::default() };
+        let merged = read(&Connection::default(), &surroundings).unwrap().unwrap();
+        assert_eq!(merged.current_context.as_deref(), Some("a"));
+        let names: Vec<&str> = merged.contexts.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+
+        let options = Connection { kubeconfig: Some(files[2].clone()), ..Connection::default() };
+        let named = read(&options, &surroundings).unwrap().unwrap();
+        assert_eq!(named.current_context.as_deref(), Some("b"), "the flag goes before the environment");
+        assert!(read(&Connection::default(), &Surroundings::default()).unwrap().is_none());
+    }
+
+    #[test]
+    fn without_the_variable_the_file_is_in_the_home_folder() {
+        let home = Some(PathBuf::from("/home/a"));
+        let of = |kubeconfig: Option<&str>| {
+            let kubeconfig = kubeconfig.map(OsString::from);
+            Surroundings { kubeconfig, home: home.clone(), ..Surroundings::default() }.kubeconfigs()
+        };
+        assert_eq!(of(None), [PathBuf::from("/home/a/.kube/config")]);
+        assert_eq!(of(Some("")), [PathBuf::from("/home/a/.kube/config")]);
+        assert_eq!(of(Some("/x")), [PathBuf::from("/x")]);
     }
 
     #[test]
     fn skipping_verification_drops_the_authority() {
-        let args = ConnectionArgs { insecure_skip_tls_verify: Some(true), ..ConnectionArgs::default() };
-        let resolved = resolve(&args).unwrap();
+        let options = Connection { insecure_skip_tls_verify: Some(true), ..Connection::default() };
+        let resolved = resolve(&options).unwrap();
         assert_eq!(resolved.cluster.certificate_authority_data, None);
         assert_eq!(resolved.cluster.insecure_skip_tls_verify, Some(true));
     }
 
     #[test]
-    fn a_server_without_scheme_is_https() {
-        let args = ConnectionArgs { server: Some("10.0.0.1:6443".into()), ..ConnectionArgs::default() };
-        assert_eq!(resolve(&args).unwrap().cluster.server.as_deref(), Some("https://10.0.0.1:6443"));
-    }
-
-    #[test]
     fn impersonation_replaces_what_the_kubeconfig_says() {
-        let args = ConnectionArgs {
-            impersonate: Some("eve".into()),
-            impersonate_groups: vec!["dev".into()],
-            ..ConnectionArgs::default()
+        let options = Connection {
+            impersonation: Some(Impersonation {
+                user: "eve".into(),
+                groups: Some(vec!["dev".into()]),
+                uid: None,
+            }),
+            ..Connection::default()
         };
-        let resolved = resolve(&args).unwrap();
+        let resolved = resolve(&options).unwrap();
         let user = resolved.user;
         assert_eq!(user.impersonate.as_deref(), Some("eve"));
         assert_eq!(user.impersonate_groups, Some(vec!["dev".to_owned()]));
@@ -352,7 +410,7 @@ contexts:
         let text =
             text.replace("east:6443\"", "east:6443\", tls-server-name: api, disable-compression: true");
         let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
-        let selected = select(kubeconfig.clone(), &ConnectionArgs::default()).unwrap();
+        let selected = select(kubeconfig.clone(), &Connection::default()).unwrap();
         let ours = client_config(selected).unwrap();
         let options = kube::config::KubeConfigOptions::default();
         let mut theirs = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
@@ -363,7 +421,7 @@ contexts:
 
     #[test]
     fn an_authority_that_is_no_certificate_is_refused() {
-        let error = client_config(resolve(&ConnectionArgs::default()).unwrap()).unwrap_err();
+        let error = client_config(resolve(&Connection::default()).unwrap()).unwrap_err();
         assert!(error.to_string().contains("holds no certificate"), "{error}");
     }
 }

@@ -1,15 +1,14 @@
-//! One connection to the cluster, and the choices that go with it.
+//! One connection to the cluster, and the choices that go with it. It can ask and cannot print.
 
 use kube::{Client, Config};
 
 use crate::{
-    args::ConnectionArgs,
-    error::Error,
-    output::Console,
-    resolve::{
-        kubeconfig::{self, Resolved},
+    connect::{
+        kubeconfig::{self, Resolved, Surroundings},
         proxy::Proxies,
     },
+    error::Error,
+    options::connection::Connection,
 };
 
 /// What every command that talks to the cluster has.
@@ -25,27 +24,24 @@ pub struct Session {
     pub namespace: String,
     /// Namespace of our own components.
     pub yurt_namespace: String,
-    /// The terminal.
-    pub console: Console,
 }
 
 impl Session {
-    /// Reads the configuration and makes a client. Nothing is sent yet.
+    /// Reads the kubeconfig, by the flags and the environment, and makes a client. Nothing is sent yet.
     ///
     /// # Errors
     ///
     /// [`Error::Failed`] when the configuration cannot be used.
-    pub async fn open(args: &ConnectionArgs, console: Console) -> Result<Self, Error> {
-        let Resolved { config, proxies } = kubeconfig::load(args)?;
+    pub fn open(options: &Connection) -> Result<Self, Error> {
+        let Resolved { config, proxies } = kubeconfig::load(options, Surroundings::read())?;
         let client =
             Client::try_from(config.clone()).map_err(|error| Error::Failed(crate::error::chain(&error)))?;
         Ok(Self {
             client,
             namespace: config.default_namespace.clone(),
-            yurt_namespace: args.yurt_namespace.clone(),
+            yurt_namespace: options.yurt_namespace.clone(),
             config,
             proxies,
-            console,
         })
     }
 

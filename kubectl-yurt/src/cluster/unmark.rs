@@ -12,42 +12,30 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use yurt_api::names;
 
 use crate::{
-    cluster::{node, view::View},
+    cluster::{
+        node::{self, patch_node},
+        view::View,
+    },
+    connect::session::Session,
     error::{Error, is_not_found},
-    resolve::session::Session,
 };
 
 /// How long a keeper's pod may take to go.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Changes labels and annotations of a node; `null` removes one. That the node is gone is fine.
-///
-/// # Errors
-///
-/// The server's answer.
-pub async fn patch_node(session: &Session, name: &str, metadata: Value) -> Result<(), Error> {
-    let api: Api<Node> = Api::all(session.client.clone());
-    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-    match api.patch_metadata(name, &params, &Patch::Merge(json!({ "metadata": metadata }))).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// The nodes whose keepers are on their way out.
 #[derive(Debug, Default)]
-pub struct Release {
+pub struct Unmarking {
     leaving: BTreeMap<String, Instant>,
     /// Nodes whose keeper did not go.
     stuck: Vec<String>,
 }
 
-impl Release {
+impl Unmarking {
     /// Takes the label off a node.
     ///
     /// # Errors
@@ -109,16 +97,7 @@ impl Release {
 ///
 /// The server's answer.
 pub async fn clean(session: &Session, name: &str, known: Option<&Node>) -> Result<(), Error> {
-    let annotations: serde_json::Map<String, Value> = [
-        names::ANNOTATION_TARGET,
-        names::ANNOTATION_CONVERSION,
-        names::ANNOTATION_AUTONOMY,
-        names::ANNOTATION_AUTONOMY_LEGACY,
-        names::ANNOTATION_AUTONOMY_DURATION,
-    ]
-    .into_iter()
-    .map(|key| (key.to_owned(), Value::Null))
-    .collect();
+    let annotations = node::without(node::CONVERSION_ANNOTATIONS.iter().chain(&node::AUTONOMY_ANNOTATIONS));
     let metadata = json!({ "labels": { names::LABEL_EDGE_WORKER: null }, "annotations": annotations });
     patch_node(session, name, metadata).await?;
     if known.is_none_or(node::has_condition) {
@@ -180,22 +159,22 @@ mod tests {
     #[test]
     fn annotations_stay_until_the_keeper_has_gone() {
         let now = Instant::now();
-        let mut release = Release { leaving: [("edge".to_owned(), now)].into(), stuck: Vec::new() };
+        let mut unmarking = Unmarking { leaving: [("edge".to_owned(), now)].into(), stuck: Vec::new() };
         assert!(
-            release.gone(&view(Some("true"), vec![]), now).is_empty(),
+            unmarking.gone(&view(Some("true"), vec![]), now).is_empty(),
             "the view is older than the patch"
         );
-        assert!(release.gone(&view(None, vec![keeper()]), now).is_empty());
-        assert_eq!(release.gone(&view(None, vec![]), now), ["edge"]);
-        assert!(release.is_empty() && release.stuck().is_empty());
+        assert!(unmarking.gone(&view(None, vec![keeper()]), now).is_empty());
+        assert_eq!(unmarking.gone(&view(None, vec![]), now), ["edge"]);
+        assert!(unmarking.is_empty() && unmarking.stuck().is_empty());
     }
 
     #[test]
     fn a_keeper_that_does_not_go_is_reported() {
         let now = Instant::now();
-        let mut release = Release { leaving: [("edge".to_owned(), now)].into(), stuck: Vec::new() };
-        assert!(release.gone(&view(None, vec![keeper()]), now + DEADLINE).is_empty());
-        assert_eq!(release.stuck(), ["edge"]);
-        assert!(release.is_empty());
+        let mut unmarking = Unmarking { leaving: [("edge".to_owned(), now)].into(), stuck: Vec::new() };
+        assert!(unmarking.gone(&view(None, vec![keeper()]), now + DEADLINE).is_empty());
+        assert_eq!(unmarking.stuck(), ["edge"]);
+        assert!(unmarking.is_empty());
     }
 }

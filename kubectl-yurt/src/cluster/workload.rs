@@ -1,5 +1,5 @@
-//! What kubectl's `POD` and `TYPE/NAME` mean: a pod, or an object whose selector finds pods, best pod first.
-//! Also which of a pod's containers is meant when nobody says.
+//! The pods that a [`Target`] means: itself, or those that its selector finds, best pod first. Also which of a pod's
+//! containers is meant when nobody says.
 
 use std::time::Duration;
 
@@ -14,71 +14,18 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
-use crate::{error::Error, resolve::session::Session};
+use crate::{
+    connect::session::Session,
+    error::Error,
+    options::target::{Target, TargetKind},
+};
 
 /// Annotation that names the container a person usually means.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
-/// The kinds that have pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A pod itself.
-    Pod,
-    /// A Service: the pods behind it.
-    Service,
-    /// A kind with `spec.selector`: group, version, kind, plural.
-    Owner(&'static str, &'static str, &'static str, &'static str),
-}
-
-/// A parsed `POD` or `TYPE/NAME`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference {
-    /// The kind.
-    pub kind: Kind,
-    /// The name.
-    pub name: String,
-}
-
-impl Reference {
-    /// Parses `NAME` or `TYPE/NAME`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Failed`] in kubectl's words.
-    pub fn parse(text: &str) -> Result<Self, Error> {
-        let (kind, name) = match text.split_once('/') {
-            None => ("pod", text),
-            Some(pair) => pair,
-        };
-        if kind.is_empty() || name.is_empty() || name.contains('/') {
-            return Err(Error::Failed(
-                "arguments in resource/name form must have a single resource and name".into(),
-            ));
-        }
-        // `deployments.apps` and `deployments.v1.apps` are the same to us: only built-in kinds have pods.
-        let short = kind.split('.').next().unwrap_or(kind).to_ascii_lowercase();
-        let kind = match short.as_str() {
-            "po" | "pod" | "pods" => Kind::Pod,
-            "svc" | "service" | "services" => Kind::Service,
-            "deploy" | "deployment" | "deployments" => Kind::Owner("apps", "v1", "Deployment", "deployments"),
-            "rs" | "replicaset" | "replicasets" => Kind::Owner("apps", "v1", "ReplicaSet", "replicasets"),
-            "sts" | "statefulset" | "statefulsets" => {
-                Kind::Owner("apps", "v1", "StatefulSet", "statefulsets")
-            }
-            "ds" | "daemonset" | "daemonsets" => Kind::Owner("apps", "v1", "DaemonSet", "daemonsets"),
-            "job" | "jobs" => Kind::Owner("batch", "v1", "Job", "jobs"),
-            "rc" | "replicationcontroller" | "replicationcontrollers" => {
-                Kind::Owner("", "v1", "ReplicationController", "replicationcontrollers")
-            }
-            _ => return Err(Error::Failed(format!("the server doesn't have a resource type {kind:?}"))),
-        };
-        Ok(Self { kind, name: name.to_owned() })
-    }
-}
-
 /// The pods that were meant, best first, and the Service they were meant through.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct FoundPods {
     /// At least one pod.
     pub first: Pod,
     /// How many pods there are.
@@ -87,35 +34,35 @@ pub struct Found {
     pub service: Option<Service>,
 }
 
-/// Finds the pod that `reference` means, waiting up to `timeout` for a first one to exist.
+/// Finds the pod that `target` means, waiting up to `timeout` for a first one to exist.
 ///
 /// # Errors
 ///
 /// The server's answer, or [`Error::Failed`] in kubectl's words when there is no pod in time.
-pub async fn find(session: &Session, reference: &Reference, timeout: Duration) -> Result<Found, Error> {
+pub async fn find(session: &Session, target: &Target, timeout: Duration) -> Result<FoundPods, Error> {
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
-    let (selector, service) = match reference.kind {
-        Kind::Pod => {
-            let first = pods.get(&reference.name).await?;
-            return Ok(Found { first, count: 1, service: None });
+    let (selector, service) = match target.kind {
+        TargetKind::Pod => {
+            let first = pods.get(&target.name).await?;
+            return Ok(FoundPods { first, count: 1, service: None });
         }
-        Kind::Service => {
+        TargetKind::Service => {
             let services: Api<Service> = Api::namespaced(session.client.clone(), &session.namespace);
-            let service = services.get(&reference.name).await?;
+            let service = services.get(&target.name).await?;
             let labels = service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
             let selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>();
             (selector.join(","), Some(service))
         }
-        Kind::Owner(group, version, kind, plural) => {
+        TargetKind::Owner(group, version, kind, plural) => {
             let resource =
                 ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
             let api: Api<DynamicObject> =
                 Api::namespaced_with(session.client.clone(), &session.namespace, &resource);
-            (owner_selector(&api.get(&reference.name).await?)?, None)
+            (owner_selector(&api.get(&target.name).await?)?, None)
         }
     };
     if selector.is_empty() {
-        return Err(Error::Failed(format!("{} has no pod selector", reference.name)));
+        return Err(Error::Failed(format!("{} has no pod selector", target.name)));
     }
     let mut found = pods.list(&ListParams::default().labels(&selector)).await?.items;
     if found.is_empty() {
@@ -124,7 +71,7 @@ pub async fn find(session: &Session, reference: &Reference, timeout: Duration) -
     found.sort_by_key(rank);
     let count = found.len();
     let first = found.swap_remove(0);
-    Ok(Found { first, count, service })
+    Ok(FoundPods { first, count, service })
 }
 
 async fn wait_for_one(
@@ -225,7 +172,7 @@ pub fn containers(pod: &Pod) -> Vec<String> {
 
 /// Which container is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
+pub struct ChosenContainer {
     /// The container.
     pub name: String,
     /// What to say on stderr about how it was chosen.
@@ -237,7 +184,7 @@ pub struct Choice {
 /// # Errors
 ///
 /// [`Error::Failed`] in kubectl's words when the pod has no such container.
-pub fn choose_container(pod: &Pod, asked: Option<&str>) -> Result<Choice, Error> {
+pub fn choose_container(pod: &Pod, asked: Option<&str>) -> Result<ChosenContainer, Error> {
     let all = containers(pod);
     let invalid = |name: &str| {
         Error::Failed(format!(
@@ -248,14 +195,14 @@ pub fn choose_container(pod: &Pod, asked: Option<&str>) -> Result<Choice, Error>
     };
     if let Some(name) = asked {
         return if all.iter().any(|container| container == name) {
-            Ok(Choice { name: name.to_owned(), remark: None })
+            Ok(ChosenContainer { name: name.to_owned(), remark: None })
         } else {
             Err(invalid(name))
         };
     }
     if let Some(name) = pod.annotations().get(DEFAULT_CONTAINER).filter(|name| !name.is_empty()) {
         return if all.contains(name) {
-            Ok(Choice { name: name.clone(), remark: None })
+            Ok(ChosenContainer { name: name.clone(), remark: None })
         } else {
             Err(invalid(name))
         };
@@ -264,7 +211,7 @@ pub fn choose_container(pod: &Pod, asked: Option<&str>) -> Result<Choice, Error>
         pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| container.name.clone()).next();
     let name = first.ok_or_else(|| Error::Failed(format!("pod {} has no containers", pod.name_any())))?;
     let remark = (all.len() > 1).then(|| format!("Defaulted container {name:?} out of: {}", described(pod)));
-    Ok(Choice { name, remark })
+    Ok(ChosenContainer { name, remark })
 }
 
 /// The containers as kubectl lists them: regular ones first, then ephemeral and init ones marked as such.
@@ -292,23 +239,6 @@ mod tests {
             "metadata": { "name": "p" },
             "spec": { "containers": [{ "name": "a" }, { "name": "b" }], "initContainers": [{ "name": "c" }] }
         }))
-    }
-
-    #[test]
-    fn names_and_short_types_are_understood() {
-        assert_eq!(Reference::parse("nginx").unwrap().kind, Kind::Pod);
-        assert_eq!(Reference::parse("svc/web").unwrap().kind, Kind::Service);
-        assert!(matches!(
-            Reference::parse("deployments.apps/web").unwrap().kind,
-            Kind::Owner("apps", "v1", "Deployment", _)
-        ));
-        assert_eq!(
-            Reference::parse("frob/x").unwrap_err().to_string(),
-            "the server doesn't have a resource type \"frob\""
-        );
-        for bad in ["/x", "pod/", "a/b/c"] {
-            assert!(Reference::parse(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]
@@ -357,7 +287,7 @@ mod tests {
     fn an_annotation_decides_before_the_order_does() {
         let mut pod = containers_pod();
         pod.annotations_mut().insert(DEFAULT_CONTAINER.into(), "b".into());
-        assert_eq!(choose_container(&pod, None).unwrap(), Choice { name: "b".into(), remark: None });
+        assert_eq!(choose_container(&pod, None).unwrap(), ChosenContainer { name: "b".into(), remark: None });
     }
 
     #[test]

@@ -8,10 +8,7 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{
-    duration::human,
-    output::{Console, Tone},
-};
+use super::{Console, Tone, words::human};
 
 /// Progress of one piece of work on several nodes.
 pub struct Progress {
@@ -86,9 +83,9 @@ impl Progress {
         self.finish(node, &mark, text);
     }
 
-    /// How long the work has taken.
-    pub fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+    /// `in 1m3s`: how long the work has taken.
+    pub fn took(&self) -> String {
+        format!("in {}", human(self.started.elapsed()))
     }
 
     /// Takes the lines that redraw themselves away, before a result is printed where they are.
@@ -140,19 +137,4 @@ fn spinner(template: &str) -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
-}
-
-/// `1 node` or `3 nodes`.
-pub fn nodes(count: usize) -> String {
-    count_of(count, "node")
-}
-
-/// `1 thing` or `3 things`.
-pub fn count_of(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
-}
-
-/// ` in 1m3s`
-pub fn took(progress: &Progress) -> String {
-    format!("in {}", human(progress.elapsed()))
 }

@@ -1,4 +1,5 @@
-//! The task that keeps the link's probe open and drives the link's machine with what becomes of it.
+//! The link's probe: a connection that is always open. The task that keeps it so drives the link's machine with what
+//! becomes of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,11 +21,11 @@ const RETIRE_EVERY: Duration = Duration::from_secs(30);
 pub(super) fn start(pool: Arc<Pool>, stop: CancellationToken) -> Link {
     let (state, receiver) = watch::channel(LinkState::Unknown);
     let kick = Arc::<Notify>::default();
-    let keeper = Keeper { pool, state, kick: Arc::clone(&kick), machine: Machine::new() };
+    let prober = Prober { pool, state, kick: Arc::clone(&kick), machine: Machine::new() };
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = keeper.run() => {}
+            () = prober.run() => {}
         }
     });
     Link::new(receiver, kick)
@@ -38,19 +39,19 @@ pub(crate) fn jitter() -> f64 {
     f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
 }
 
-struct Keeper {
+struct Prober {
     pool: Arc<Pool>,
     state: watch::Sender<LinkState>,
     kick: Arc<Notify>,
     machine: Machine,
 }
 
-impl Keeper {
+impl Prober {
     async fn run(mut self) {
         let mut next = Next::Round(Duration::ZERO);
-        let mut sentinel: Option<Arc<Connection>> = None;
+        let mut probe: Option<Arc<Connection>> = None;
         loop {
-            next = match (next, sentinel.take()) {
+            next = match (next, probe.take()) {
                 (Next::Rest, Some(connection)) => {
                     self.watch_over(&connection).await;
                     self.machine.lost()
@@ -64,7 +65,7 @@ impl Keeper {
                     let started = Instant::now();
                     match self.round().await {
                         Ok(connection) => {
-                            sentinel = Some(connection);
+                            probe = Some(connection);
                             self.machine.connected()
                         }
                         Err(silence) => self.machine.failed(silence, started.elapsed(), jitter()),
@@ -90,7 +91,7 @@ impl Keeper {
     async fn round(&self) -> Result<Arc<Connection>, Silence> {
         let patience = self.machine.patience();
         let mut attempts: FuturesUnordered<_> =
-            (0..self.pool.servers()).map(|server| self.pool.open_sentinel(server, patience)).collect();
+            (0..self.pool.servers()).map(|server| self.pool.open_probe(server, patience)).collect();
         let mut silence = Silence::Refused;
         while let Some(outcome) = attempts.next().await {
             match outcome {
