@@ -94,7 +94,8 @@ tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
 image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	for program in $(PROGRAMS); do \
-	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- -C target-feature=+crt-static || exit; \
+	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- \
+	    -C target-feature=+crt-static -C link-arg=-Wl,-Map=$(OUTPUT)/$$program.map || exit; \
 	done
 	@for program in $(BINARIES); do \
 	  ! readelf --program-headers $$program | grep -q INTERP || { echo "error: $$program is not static" >&2; exit 1; }; \

@@ -30,11 +30,12 @@ where
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a crypto provider was installed before main");
     }
-    let outcome = runtime.enable_all().build().context("cannot start the async runtime").and_then(|runtime| {
-        let stop = CancellationToken::new();
-        let role = role(stop.clone());
-        runtime.block_on(supervise(role, stop))
-    });
+    let outcome =
+        runtime.enable_all().build().context("cannot start the async runtime").and_then(|runtime| {
+            let stop = CancellationToken::new();
+            let role = role(stop.clone());
+            runtime.block_on(supervise(role, stop))
+        });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

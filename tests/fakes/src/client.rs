@@ -1,8 +1,6 @@
-//! A client of the hub, as kubelet or a pod is: TLS verified by the cluster CA, HTTP/2 or HTTP/1.1.
+//! A client as kubelet or a pod is: TLS verified by the cluster's CA, HTTP/2 or HTTP/1.1.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -13,69 +11,67 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::pki::{Ca, Pair};
-
-/// Nothing in these tests takes longer, unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use crate::pki::{TestCa, TestCertificate};
+use crate::wait::PATIENCE;
 
 /// How a client shows who it is.
 #[derive(Clone)]
-pub(crate) enum As {
+pub enum As {
     Nobody,
-    Certificate(Pair),
+    Certificate(TestCertificate),
     Token(String),
 }
 
+/// A whole answer.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
 impl Answer {
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
 
-    pub(crate) fn expect(self, status: u16) -> Self {
+    /// Itself, when its status is this.
+    pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:?}");
         self
     }
 }
 
+/// A connection to a server whose certificate is for `127.0.0.1`.
+///
+/// # Errors
+///
+/// When it cannot be made, or TLS fails.
+pub async fn tls(
+    address: SocketAddr,
+    ca: &TestCa,
+    who: &As,
+    alpn: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let certificate = match who {
+        As::Certificate(certificate) => Some(certificate),
+        _ => None,
+    };
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let stream = TcpStream::connect(address).await?;
+    crate::tls::connector(ca, certificate, alpn).connect(name, stream).await
+}
+
 /// One HTTP/2 connection.
-pub(crate) struct Client {
+pub struct Client {
     sender: http2::SendRequest<Full<Bytes>>,
     token: Option<String>,
 }
 
-pub(crate) async fn tls(
-    address: SocketAddr,
-    ca: &Ca,
-    who: &As,
-    alpn: &str,
-) -> std::io::Result<TlsStream<TcpStream>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(ca.der()).unwrap();
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let mut config = match who {
-        As::Certificate(pair) => {
-            builder.with_client_auth_cert(vec![pair.der.0.clone()], pair.key_der()).unwrap()
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![alpn.into()];
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    let stream = TcpStream::connect(address).await?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
-}
-
 impl Client {
-    pub(crate) async fn connect(address: SocketAddr, ca: &Ca, who: &As) -> Self {
+    pub async fn connect(address: SocketAddr, ca: &TestCa, who: &As) -> Self {
         let stream = tls(address, ca, who, "h2").await.unwrap();
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -87,13 +83,18 @@ impl Client {
         Self { sender, token }
     }
 
-    pub(crate) async fn open(
+    /// Sends, however long the answer takes.
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks.
+    pub async fn try_open(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> http::Response<Incoming> {
+    ) -> hyper::Result<http::Response<Incoming>> {
         let mut request = Request::builder().method(method).uri(format!("https://127.0.0.1{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -101,18 +102,21 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request.body(Full::new(body)).unwrap();
-        let mut sender = self.sender.clone();
-        tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("the hub hangs").unwrap()
+        self.sender.clone().send_request(request.body(Full::new(body)).unwrap()).await
     }
 
-    pub(crate) async fn send(
+    pub async fn open(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> Answer {
+    ) -> http::Response<Incoming> {
+        let sent = self.try_open(method, path, headers, body);
+        tokio::time::timeout(PATIENCE, sent).await.expect("the server hangs").unwrap()
+    }
+
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Answer {
         let response = self.open(method, path, headers, body).await;
         let (parts, body) = response.into_parts();
         let body =
@@ -120,17 +124,17 @@ impl Client {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, &[("accept", "application/json")], Bytes::new()).await
     }
 
     /// Body in JSON.
-    pub(crate) async fn write(&self, method: Method, path: &str, content_type: &str, body: &Value) -> Answer {
+    pub async fn write(&self, method: Method, path: &str, content_type: &str, body: &Value) -> Answer {
         let headers = [("accept", "application/json"), ("content-type", content_type)];
         self.send(method, path, &headers, Bytes::from(body.to_string())).await
     }
 
-    pub(crate) async fn watch(&self, path: &str) -> Watch {
+    pub async fn watch(&self, path: &str) -> Watch {
         let response = self.open(Method::GET, path, &[("accept", "application/json")], Bytes::new()).await;
         assert_eq!(response.status(), 200);
         Watch::of(response)
@@ -138,18 +142,18 @@ impl Client {
 }
 
 /// A JSON watch.
-pub(crate) struct Watch {
+pub struct Watch {
     body: Incoming,
     rest: BytesMut,
 }
 
 impl Watch {
-    pub(crate) fn of(response: http::Response<Incoming>) -> Self {
+    pub fn of(response: http::Response<Incoming>) -> Self {
         Self { body: response.into_body(), rest: BytesMut::new() }
     }
 
     /// The next event; `None` at a clean end.
-    pub(crate) async fn next(&mut self) -> Option<Value> {
+    pub async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line = self.rest.split_to(end + 1);
@@ -163,7 +167,7 @@ impl Watch {
     }
 
     /// The next event that is no bookmark.
-    pub(crate) async fn change(&mut self) -> (String, Value) {
+    pub async fn change(&mut self) -> (String, Value) {
         loop {
             let event = self.next().await.expect("the watch ended");
             if event["type"] != "BOOKMARK" {
@@ -174,26 +178,14 @@ impl Watch {
 }
 
 /// One request on an HTTP/1.1 connection of its own.
-pub(crate) async fn http1(
+pub async fn http1(
     address: SocketAddr,
-    ca: &Ca,
+    ca: &TestCa,
     who: &As,
     request: Request<Full<Bytes>>,
 ) -> http::Response<Incoming> {
     let stream = tls(address, ca, who, "http/1.1").await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection.with_upgrades());
-    tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("the hub hangs").unwrap()
-}
-
-/// Waits for a condition; says what was waited for when it does not come.
-pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition().await {
-            return value;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("the server hangs").unwrap()
 }
