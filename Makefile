@@ -19,7 +19,8 @@ PROFILE_DIR  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Native builds go without --target, so that they share their dependencies with the tests.
 CROSS        := $(if $(filter-out $(HOST_TRIPLE),$(TRIPLE)),--target $(TRIPLE))
 OUTPUT       := target/$(if $(CROSS),$(TRIPLE)/)$(PROFILE_DIR)
-IMAGE_BINARY := $(OUTPUT)/yurtd
+PROGRAMS     := yurtd yurtd-cloud
+BINARIES     := $(addprefix $(OUTPUT)/,$(PROGRAMS))
 IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
 # What is published is built with the profile for it; another one is quicker to try.
 DIST_PROFILE      ?= dist
@@ -76,9 +77,14 @@ tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
 
 image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
-	cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin yurtd -- -C target-feature=+crt-static
-	@! readelf --program-headers $(IMAGE_BINARY) | grep -q INTERP || { echo 'error: $(IMAGE_BINARY) is not static' >&2; exit 1; }
-	image/pack.sh $(IMAGE_BINARY) $(ARCH) $(IMAGE) $(IMAGE_TAR)
+	for program in $(PROGRAMS); do \
+	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- \
+	    -C target-feature=+crt-static -C link-arg=-Wl,-Map=$(OUTPUT)/$$program.map || exit; \
+	done
+	@for program in $(BINARIES); do \
+	  ! readelf --program-headers $$program | grep -q INTERP || { echo "error: $$program is not static" >&2; exit 1; }; \
+	done
+	image/pack.sh $(ARCH) $(IMAGE) $(IMAGE_TAR) $(BINARIES)
 	@echo '$(IMAGE) is in $(IMAGE_TAR)'
 
 # The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; the two programs

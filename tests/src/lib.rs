@@ -10,6 +10,7 @@
 //! - [`net`], [`cgroup`], [`machine`]: the wide-area network with its sites, and the machines in it.
 //! - [`cluster`], [`kubectl`]: Kubernetes on those machines, and the unmodified kubectl to talk to it.
 //! - [`collect`]: what is kept when a test fails.
+//! - [`sections`]: what a program is made of.
 //! - [`observe`], [`story`]: looking at a cluster from outside, and the story that must come true on it.
 
 pub mod build;
@@ -25,5 +26,6 @@ pub mod net;
 pub mod observe;
 pub mod paths;
 pub mod run;
+pub mod sections;
 pub mod story;
 pub mod wait;
