@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::{Deserialize, Serialize};
+
+use super::cluster::{Pod, TerminatedState};
 
 /// A container that runs for less is expected to come and go.
 const SETTLED: SignedDuration = SignedDuration::from_secs(60);
@@ -51,13 +52,13 @@ pub(crate) struct End {
     pub reason: String,
 }
 
-impl From<&ContainerStateTerminated> for End {
-    fn from(ended: &ContainerStateTerminated) -> Self {
+impl From<TerminatedState> for End {
+    fn from(ended: TerminatedState) -> Self {
         Self {
-            id: ended.container_id.clone(),
-            finished: ended.finished_at.as_ref().map(|time| time.0),
+            id: ended.container_id,
+            finished: ended.finished_at,
             code: ended.exit_code,
-            reason: ended.reason.clone().unwrap_or_default(),
+            reason: ended.reason.unwrap_or_default(),
         }
     }
 }
@@ -71,22 +72,20 @@ impl End {
     }
 }
 
-/// The containers of pods that are to stay. Ephemeral containers are people's, and end with them.
-pub(crate) fn running(pods: &[Pod]) -> Running {
-    let mut found = Running::new();
-    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-        let (Some(uid), Some(status)) = (&pod.metadata.uid, &pod.status) else { continue };
-        let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-        for container in containers {
-            let state = container.state.as_ref().and_then(|state| state.running.as_ref());
-            let started = state.and_then(|running| running.started_at.as_ref());
-            let (Some(id), Some(started)) = (&container.container_id, started) else { continue };
-            let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-            let known = Container { id: id.clone(), started: started.0, previous: last.map(End::from) };
-            found.insert(format!("{uid}/{}", container.name), known);
-        }
+/// Adds the containers of a pod that is to stay. Ephemeral containers are people's, and end with them.
+pub(crate) fn add(running: &mut Running, pod: Pod) {
+    let (None, Some(uid), Some(status)) = (pod.metadata.deletion_timestamp, pod.metadata.uid, pod.status)
+    else {
+        return;
+    };
+    for container in
+        [status.container_statuses, status.init_container_statuses].into_iter().flatten().flatten()
+    {
+        let started = container.state.running.and_then(|running| running.started_at);
+        let (Some(id), Some(started)) = (container.container_id, started) else { continue };
+        let previous = container.last_state.terminated.map(End::from);
+        running.insert(format!("{uid}/{}", container.name), Container { id, started, previous });
     }
-    found
 }
 
 /// Ids of those that have been running for a while.
@@ -121,10 +120,13 @@ mod tests {
 
     const RESTARTED: &str = "2026-01-01T00:10:00Z";
 
-    fn pods(statuses: Value, metadata: Value) -> Vec<Pod> {
+    fn running(statuses: Value, metadata: Value) -> Running {
         let mut metadata = metadata;
         metadata["uid"] = json!("uid");
-        vec![serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap()]
+        let pod = serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap();
+        let mut running = Running::new();
+        add(&mut running, pod);
+        running
     }
 
     fn status(id: &str, state: Value, last: Value) -> Value {
@@ -154,15 +156,15 @@ mod tests {
     }
 
     fn replaced_by(kind: &str, now: Value) -> Vec<String> {
-        replaced(&before(), &running(&pods(json!({kind: [now]}), json!({}))))
+        replaced(&before(), &running(json!({kind: [now]}), json!({})))
     }
 
     #[test]
     fn only_containers_that_run_for_a_while_are_held_to_stay() {
         let now: Timestamp = RESTARTED.parse().unwrap();
         let ids = |started: &str, metadata: Value| {
-            let found = pods(json!({"containerStatuses": [runs("old", started)]}), metadata);
-            settled(&running(&found), now).into_keys().collect::<Vec<_>>()
+            let found = running(json!({"containerStatuses": [runs("old", started)]}), metadata);
+            settled(&found, now).into_keys().collect::<Vec<_>>()
         };
         assert_eq!(ids("2026-01-01T00:00:00Z", json!({})), ["uid/app"]);
         assert!(ids("2026-01-01T00:09:30Z", json!({})).is_empty());
@@ -216,7 +218,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_being_deleted_does_not_count() {
         let statuses = json!({"containerStatuses": [runs("new", "2026-01-01T00:10:02Z")]});
-        let going = running(&pods(statuses, json!({"deletionTimestamp": "2026-01-01T00:10:01Z"})));
+        let going = running(statuses, json!({"deletionTimestamp": "2026-01-01T00:10:01Z"}));
         assert!(replaced(&before(), &going).is_empty());
     }
 }

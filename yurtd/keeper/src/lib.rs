@@ -38,7 +38,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
 
-use self::cluster::{ClusterError, Follower, KubeCluster, OwnNode, Route};
+use self::cluster::{ApiCluster, ClusterError, Follower, OwnNode, Route};
 use self::engine::{Engine, KeeperError, Settings, Sources, Target};
 use self::journal::{Release, Step};
 use self::systemd::{Bus, Systemd};
@@ -93,7 +93,7 @@ async fn keep(args: Options) -> anyhow::Result<()> {
     let engine = Engine::new(
         new_host(&args.host_root),
         Bus::new(&args.host_root.join("run/dbus/system_bus_socket")),
-        KubeCluster::new(&args.node_name, &args.namespace),
+        ApiCluster::new(&args.node_name, &args.namespace),
         &args.node_name,
         Sources {
             executable: executable.into(),
@@ -109,7 +109,7 @@ async fn keep(args: Options) -> anyhow::Result<()> {
 /// Passes without end, unless the keeper can neither do nor report anything: then it ends with its reason in
 /// `last_words`, which kubelet puts into the pod's status and the plugin shows.
 async fn watch_over<S: Systemd>(
-    mut engine: Engine<S, KubeCluster>,
+    mut engine: Engine<S, ApiCluster>,
     node: &str,
     last_words: &Path,
 ) -> anyhow::Result<()> {
@@ -206,7 +206,7 @@ impl From<ClusterError> for Ended {
 
 /// Looks at the wish, then goes towards it.
 async fn pass<S: Systemd>(
-    engine: &mut Engine<S, KubeCluster>,
+    engine: &mut Engine<S, ApiCluster>,
     node: &str,
     follower: &mut Option<Follower>,
     last_seen: &mut Option<OwnNode>,
@@ -214,9 +214,9 @@ async fn pass<S: Systemd>(
     engine.identify().await.map_err(Ended::Unheard)?;
     let route = if engine.is_converted() { Route::Hub } else { Route::Direct };
     if follower.as_ref().is_none_or(|found| found.route != route) || engine.cluster().has_changed() {
-        let mut ways = vec![(Route::Direct, engine.cluster().client(Route::Direct).await?)];
+        let mut ways = vec![(Route::Direct, engine.cluster().client(Route::Direct)?)];
         if route == Route::Hub {
-            ways.insert(0, (Route::Hub, engine.cluster().client(Route::Hub).await?));
+            ways.insert(0, (Route::Hub, engine.cluster().client(Route::Hub)?));
         }
         engine.cluster().forget_change();
         *follower = Some(Follower::start(node, route, ways));
