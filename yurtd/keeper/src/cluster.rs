@@ -20,7 +20,9 @@ use yurt_node::api_client::ApiError;
 
 pub(crate) use self::api::ApiCluster;
 pub(crate) use self::follow::Follower;
-pub(crate) use self::objects::{OwnNode, Pod, TerminatedState};
+pub(crate) use self::objects::OwnNode;
+#[cfg(test)]
+pub(crate) use self::objects::Pod;
 use super::containers::Running;
 
 /// Why an answer did not come.

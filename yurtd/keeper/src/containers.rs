@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::cluster::{Pod, TerminatedState};
-
 /// A container that runs for less is expected to come and go.
 const SETTLED: SignedDuration = SignedDuration::from_secs(60);
 /// How kubelet ends a container: by its stop signal (HUP, INT, QUIT or TERM, on which many programs end with 0), then
@@ -52,39 +50,12 @@ pub(crate) struct End {
     pub reason: String,
 }
 
-impl From<TerminatedState> for End {
-    fn from(ended: TerminatedState) -> Self {
-        Self {
-            id: ended.container_id,
-            finished: ended.finished_at,
-            code: ended.exit_code,
-            reason: ended.reason.unwrap_or_default(),
-        }
-    }
-}
-
 impl End {
     /// Whether nobody asked it to end, or not the kubelet that was started at `restarted`.
     fn was_by_itself(&self, restarted: i64) -> bool {
         self.finished.is_some_and(|finished| finished.as_second() < restarted)
             || self.reason == OUT_OF_MEMORY
             || !ASKED_TO_END.contains(&self.code)
-    }
-}
-
-/// Adds the containers of a pod that is to stay. Ephemeral containers are people's, and end with them.
-pub(crate) fn add(running: &mut Running, pod: Pod) {
-    let (None, Some(uid), Some(status)) = (pod.metadata.deletion_timestamp, pod.metadata.uid, pod.status)
-    else {
-        return;
-    };
-    for container in
-        [status.container_statuses, status.init_container_statuses].into_iter().flatten().flatten()
-    {
-        let started = container.state.running.and_then(|running| running.started_at);
-        let (Some(id), Some(started)) = (container.container_id, started) else { continue };
-        let previous = container.last_state.terminated.map(End::from);
-        running.insert(format!("{uid}/{}", container.name), Container { id, started, previous });
     }
 }
 
@@ -116,6 +87,7 @@ pub(crate) fn replaced(before: &Before, now: &Running) -> Vec<String> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::cluster::Pod;
     use super::*;
 
     const RESTARTED: &str = "2026-01-01T00:10:00Z";
@@ -123,9 +95,9 @@ mod tests {
     fn running(statuses: Value, metadata: Value) -> Running {
         let mut metadata = metadata;
         metadata["uid"] = json!("uid");
-        let pod = serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap();
         let mut running = Running::new();
-        add(&mut running, pod);
+        pod.add_to(&mut running);
         running
     }
 

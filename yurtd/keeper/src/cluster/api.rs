@@ -9,7 +9,7 @@ use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 use yurt_node::api_client::{ApiClient, ApiError, DEADLINE};
 
-use super::super::containers::{self, Running};
+use super::super::containers::Running;
 use super::super::look;
 use super::objects::{ConfigMap, Lease, Node, Pod};
 use super::{Access, Cluster, ClusterError, OwnNode, Route, health};
@@ -83,7 +83,7 @@ impl ApiCluster {
         let own = format!("spec.nodeName={}", self.node);
         self.ask(route, async |client| {
             let mut running = Running::new();
-            client.list("/api/v1/pods", &own, |pod: Pod| containers::add(&mut running, pod)).await?;
+            client.list("/api/v1/pods", &own, |pod: Pod| pod.add_to(&mut running)).await?;
             Ok(running)
         })
         .await

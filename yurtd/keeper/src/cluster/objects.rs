@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use yurt_api::names;
 
+use super::super::containers::{Container, End, Running};
+
 /// What the keeper wants to know of its Node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct OwnNode {
@@ -98,55 +100,86 @@ pub(super) struct ConfigMap {
 /// A Pod.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Pod {
-    pub(crate) metadata: PodMetadata,
-    pub(crate) status: Option<PodStatus>,
+    metadata: PodMetadata,
+    status: Option<PodStatus>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PodMetadata {
-    pub(crate) uid: Option<String>,
-    pub(crate) deletion_timestamp: Option<Timestamp>,
+struct PodMetadata {
+    uid: Option<String>,
+    deletion_timestamp: Option<Timestamp>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PodStatus {
-    pub(crate) container_statuses: Option<Vec<ContainerStatus>>,
-    pub(crate) init_container_statuses: Option<Vec<ContainerStatus>>,
+struct PodStatus {
+    container_statuses: Option<Vec<ContainerStatus>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
 /// How a container is.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ContainerStatus {
-    pub(crate) name: String,
+struct ContainerStatus {
+    name: String,
     #[serde(rename = "containerID")]
-    pub(crate) container_id: Option<String>,
+    container_id: Option<String>,
     #[serde(default)]
-    pub(crate) state: ContainerState,
+    state: ContainerState,
     #[serde(default)]
-    pub(crate) last_state: ContainerState,
+    last_state: ContainerState,
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct ContainerState {
-    pub(crate) running: Option<RunningState>,
-    pub(crate) terminated: Option<TerminatedState>,
+struct ContainerState {
+    running: Option<RunningState>,
+    terminated: Option<TerminatedState>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct RunningState {
-    pub(crate) started_at: Option<Timestamp>,
+struct RunningState {
+    started_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct TerminatedState {
+struct TerminatedState {
     #[serde(rename = "containerID")]
-    pub(crate) container_id: Option<String>,
-    pub(crate) exit_code: i32,
-    pub(crate) finished_at: Option<Timestamp>,
-    pub(crate) reason: Option<String>,
+    container_id: Option<String>,
+    exit_code: i32,
+    finished_at: Option<Timestamp>,
+    reason: Option<String>,
+}
+
+impl Pod {
+    /// Adds the containers that run, unless the pod is on its way out. Ephemeral containers are people's, and end with
+    /// them.
+    pub(crate) fn add_to(self, running: &mut Running) {
+        let (None, Some(uid), Some(status)) =
+            (self.metadata.deletion_timestamp, self.metadata.uid, self.status)
+        else {
+            return;
+        };
+        for container in
+            [status.container_statuses, status.init_container_statuses].into_iter().flatten().flatten()
+        {
+            let started = container.state.running.and_then(|running| running.started_at);
+            let (Some(id), Some(started)) = (container.container_id, started) else { continue };
+            let previous = container.last_state.terminated.map(End::from);
+            running.insert(format!("{uid}/{}", container.name), Container { id, started, previous });
+        }
+    }
+}
+
+impl From<TerminatedState> for End {
+    fn from(ended: TerminatedState) -> Self {
+        Self {
+            id: ended.container_id,
+            finished: ended.finished_at,
+            code: ended.exit_code,
+            reason: ended.reason.unwrap_or_default(),
+        }
+    }
 }

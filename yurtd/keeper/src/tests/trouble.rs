@@ -6,8 +6,8 @@ use super::super::cluster::{ApiCluster, ClusterError};
 use super::super::containers::Running;
 use super::super::engine::{Engine, Target};
 use super::super::journal::Phase;
+use super::super::passes::watch_over;
 use super::super::sim::{replace, snapshot};
-use super::super::watch_over;
 use super::{Node, fails_and_is_undone, pass};
 
 #[tokio::test]
