@@ -9,6 +9,7 @@ pub mod api_client;
 pub mod certificate;
 pub mod config;
 pub mod dial;
+pub mod known;
 pub mod link;
 pub mod pki;
 pub mod supervise;
