@@ -9,6 +9,7 @@ pub mod config;
 pub mod dial;
 pub mod link;
 pub mod pki;
+pub mod random;
 pub mod supervise;
 pub mod token;
 pub mod verify;
