@@ -12,6 +12,7 @@ pub mod dial;
 pub mod known;
 pub mod link;
 pub mod pki;
+pub mod random;
 pub mod supervise;
 pub mod token;
 pub mod verify;
