@@ -1,4 +1,4 @@
-//! From what was typed to what is meant. [`args`](crate::args) takes the words apart; here each verb's words become the
+//! From what was typed to what is meant. [`args`] takes the words apart; here each verb's words become the
 //! options that everything below takes: defaults are filled in, texts are parsed, what excludes each other is one enum.
 //! Pure, and the last place that sees raw arguments. What is wrong is collected, so that a person who made two mistakes
 //! reads of both.

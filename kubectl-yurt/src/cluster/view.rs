@@ -31,6 +31,8 @@ use crate::{
 /// How long pulls of an image may fail before that counts as something that will not pass. kubelet has tried about
 /// five times by then (it backs off from 10 s, doubling).
 const PULL_PATIENCE: Duration = Duration::from_secs(120);
+/// How often the clock is looked at while nothing changes.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Objects of one kind by name, replaced as a whole when a watch starts over.
 ///
@@ -229,6 +231,11 @@ impl Observer {
             // The watches restart for ever; if they ended, whoever waits must meet its deadline.
             None => std::future::pending().await,
         }
+    }
+
+    /// Waits for a change, or for a second: the clock decides about deadlines even when nothing changes.
+    pub async fn changed_or_tick(&mut self) {
+        let _ = tokio::time::timeout(TICK, self.changed()).await;
     }
 
     /// Waits until each watch has shown everything once.

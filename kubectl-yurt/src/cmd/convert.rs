@@ -5,6 +5,7 @@ pub mod connected;
 pub mod execute;
 pub mod image;
 pub mod plan;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 

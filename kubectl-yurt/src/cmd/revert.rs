@@ -5,7 +5,7 @@ pub mod restart;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
@@ -34,9 +34,6 @@ use crate::{
         words::{self, count_of, join},
     },
 };
-
-/// How often the clock is looked at while nothing changes.
-const TICK: Duration = Duration::from_secs(1);
 
 /// What is to be done with each node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -262,8 +259,7 @@ async fn follow(
         if rollout.is_finished() && unmarking.is_empty() {
             return Ok(unmarking);
         }
-        // The clock decides about deadlines even when nothing changes.
-        let _ = tokio::time::timeout(TICK, observer.changed()).await;
+        observer.changed_or_tick().await;
     }
 }
 

@@ -1,6 +1,6 @@
-//! What at least two roles of `yurtd` need: whose node a certificate is, files in PEM, names and dialling, a small
-//! client of the API server, the configuration that the keeper writes for the edge service, accepting connections with
-//! limits, supervision.
+//! What at least two roles need: whose node a certificate is, files in PEM, names and dialling, accepting connections
+//! with limits, a small client of the API server, the configuration that the keeper writes for the edge service,
+//! supervision.
 //!
 //! The roles themselves do not know each other.
 

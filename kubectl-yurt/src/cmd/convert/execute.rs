@@ -1,8 +1,9 @@
-//! `convert`, after the question: labels, objects, components, nodes, and what is undone when it does not work.
+//! `convert`, after the question: labels, objects, components, nodes. What is undone when it does not work stands in
+//! `undo`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -11,17 +12,18 @@ use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 use yurt_api::{names, status::ConversionState};
 
-use super::{Plan, connected};
+use super::{
+    Plan, connected,
+    undo::{Made, give_up, take_back},
+};
 use crate::{
     cluster::{
         components::{self, Components},
         manifests,
         node::{self, patch_node},
         objects::{self, Effect},
-        pods, report,
+        report,
         rollout::{News, Report, Rollout},
-        teardown,
-        unmark::Unmarking,
         view::Observer,
     },
     connect::session::Session,
@@ -30,24 +32,9 @@ use crate::{
     output::{
         Console,
         progress::Progress,
-        words::{self, human, join},
+        words::{self, human},
     },
 };
-
-/// How often the clock is looked at while nothing changes.
-const TICK: Duration = Duration::from_secs(1);
-/// How long a node that is turned round may take.
-const TURN_ROUND: Duration = Duration::from_secs(90);
-
-/// What this run has changed so far.
-#[derive(Default)]
-struct Made {
-    /// Indices into the plan's objects.
-    created: Vec<usize>,
-    labelled: BTreeSet<String>,
-    /// Nothing of ours existed before.
-    fresh: bool,
-}
 
 /// Carries out the plan.
 ///
@@ -153,14 +140,8 @@ async fn cloud_side(
                 human(options.timeout)
             )));
         }
-        next(&mut observer).await;
+        observer.changed_or_tick().await;
     }
-}
-
-/// Waits for a change, or until it is time to look at the clock.
-async fn next(observer: &mut Observer) {
-    // The clock decides about deadlines even when nothing changes.
-    let _ = tokio::time::timeout(TICK, observer.changed()).await;
 }
 
 /// Starts the nodes and follows them until each is done or has failed.
@@ -209,7 +190,7 @@ async fn follow(
             return Ok(());
         }
         if rollout.active().next().is_some() {
-            next(observer).await;
+            observer.changed_or_tick().await;
         }
     }
 }
@@ -239,84 +220,6 @@ async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Opt
         }
     }
     Ok(node.and_then(node::report_text).filter(|_| failed).map(str::to_owned))
-}
-
-/// Brings the one node that was tried back to where it was.
-async fn take_back(session: &Session, plan: &Plan, observer: &mut Observer, name: &str) -> Result<(), Error> {
-    // The target first: whatever the keeper is doing now, it does not go on with it.
-    patch_node(session, name, json!({ "annotations": { names::ANNOTATION_TARGET: names::TARGET_VANILLA } }))
-        .await?;
-    let deadline = Instant::now() + TURN_ROUND;
-    loop {
-        let view = observer.view();
-        let state = view.nodes.get(name).and_then(node::conversion).map(|status| status.state);
-        let at_work = view.keeper(name).is_some_and(pods::is_ready);
-        let late = Instant::now() >= deadline;
-        match state {
-            Some(ConversionState::Reverted) => break,
-            // Nothing was done, or all of it was undone; a keeper that runs says so itself.
-            None | Some(ConversionState::Failed) if !at_work || late => break,
-            Some(_) if late => {
-                return Err(Error::Failed("its keeper does not report that it is vanilla again".into()));
-            }
-            _ => next(observer).await,
-        }
-    }
-    let mut unmarking = Unmarking::default();
-    unmarking.begin(session, name).await?;
-    while !unmarking.is_empty() {
-        next(observer).await;
-        unmarking.advance(session, observer.view()).await?;
-    }
-    if !unmarking.stuck().is_empty() {
-        return Err(Error::Failed("its keeper's pod does not end".into()));
-    }
-    if let Some(Some(label)) = plan.labels.get(name).filter(|label| label.as_deref() == Some("false")) {
-        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: label } })).await?;
-    }
-    Ok(())
-}
-
-/// Undoes what this run has made, if no node is an edge node, and adds to `error` what became of that.
-async fn give_up(
-    session: &Session,
-    plan: &Plan,
-    made: &Made,
-    error: Error,
-    progress: &mut Progress,
-) -> Error {
-    let why = error.plain(&session.server());
-    if !plan.work.converted.is_empty() {
-        return Error::Failed(format!(
-            "{why}\nnodes converted earlier still are ({}), so nothing was undone",
-            join(&plan.work.converted)
-        ));
-    }
-    progress.phase("undoing");
-    match undo(session, plan, made, progress).await {
-        Ok(()) => Error::Failed(format!("{why}\neverything that this run made was undone")),
-        Err(left) => Error::Failed(format!(
-            "{why}\nnot everything could be undone ({}): `kubectl yurt revert` finishes that",
-            left.plain(&session.server())
-        )),
-    }
-}
-
-async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progress) -> Result<(), Error> {
-    if made.fresh {
-        // The controller may have made something already, so everything that carries our label goes.
-        let mut observer = Observer::new(session);
-        teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
-    } else {
-        for object in made.created.iter().rev().filter_map(|index| plan.objects.get(*index)) {
-            objects::delete(session, object.kind, object.namespace(), object.name()).await?;
-        }
-    }
-    for name in &made.labelled {
-        let before = plan.labels.get(name).cloned().flatten();
-        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: before } })).await?;
-    }
-    Ok(())
 }
 
 fn summary(console: Console, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
