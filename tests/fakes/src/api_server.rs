@@ -82,6 +82,13 @@ pub struct Written {
     pub object: Value,
 }
 
+impl Written {
+    /// As an item of a list: without kind and version.
+    pub fn json(&self) -> String {
+        encode::untyped(&self.object)
+    }
+}
+
 type Reactor = Box<dyn FnMut(&mut Store) + Send>;
 
 struct State {

@@ -11,8 +11,6 @@ pub mod address;
 pub mod caller;
 pub mod certificate;
 pub mod clock;
-#[cfg(test)]
-pub(crate) mod fake_api;
 pub mod filter;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -103,7 +103,7 @@ fn typed(kind: &str, api_version: &str, object: &Value) -> String {
 }
 
 /// An item of a typed list: it has neither.
-fn untyped(object: &Value) -> String {
+pub(super) fn untyped(object: &Value) -> String {
     let mut fields = object.as_object().cloned().unwrap_or_default();
     fields.remove("kind");
     fields.remove("apiVersion");

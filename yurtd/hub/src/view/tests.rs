@@ -5,19 +5,36 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::caller::{Caller, Credential, Permit};
-use crate::fake_api::{FakeApi, decode};
 use crate::link::Link;
-use crate::upstream::Upstream;
-use crate::wire::{Event, EventType};
+use crate::upstream::{Upstream, UpstreamConfig};
+use crate::wire::frame::decode_event;
+use crate::wire::{Event, EventType, FrameDecoder};
+use yurt_fakes::api_server::{self, FakeApi, Kind};
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
 
 const ENCODINGS: [Encoding; 2] = [Encoding::Protobuf, Encoding::Json];
+
+impl From<Encoding> for api_server::Encoding {
+    fn from(encoding: Encoding) -> Self {
+        if encoding.is_protobuf() { Self::Protobuf } else { Self::Json }
+    }
+}
+
+/// Reads frames of a local watch, one event at a time.
+fn decode(encoding: Encoding, frame: &Bytes) -> Event {
+    let mut decoder = FrameDecoder::new(encoding);
+    decoder.push(frame);
+    let event = decode_event(encoding, &decoder.next_frame().unwrap().unwrap()).unwrap();
+    assert!(decoder.is_clean(), "more than one frame an item");
+    event
+}
 
 struct Hub {
     views: Views,
@@ -36,7 +53,7 @@ impl Hub {
     async fn start(api: &FakeApi, dir: &Path) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), stop.clone()).unwrap();
         let views = Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }
@@ -132,7 +149,7 @@ async fn a_local_list_is_byte_for_byte_the_upstream_list() {
             let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
             api.page_size(page);
             for number in 0..50 {
-                api.put("pods", ["a", "a-b", "b"][number % 3], &format!("pod-{number}"), "x", "data");
+                api.put_data("pods", ["a", "a-b", "b"][number % 3], &format!("pod-{number}"), "x", "data");
             }
             let hub = Hub::start(&api, dir.path()).await;
             let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
@@ -154,15 +171,15 @@ async fn a_local_list_is_byte_for_byte_the_upstream_list() {
 async fn events_flow_and_the_list_follows() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("pods", "n", "old", "x", "1");
+        api.put_data("pods", "n", "old", "x", "1");
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
         let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
-        let new = api.put("pods", "n", "new", "x", "1");
+        let new = api.put_data("pods", "n", "new", "x", "1");
         assert_eq!(watch.object().await, (Added, "new".into(), new.version));
-        let old = api.put("pods", "n", "old", "x", "2");
+        let old = api.put_data("pods", "n", "old", "x", "2");
         assert_eq!(watch.object().await, (Modified, "old".into(), old.version));
-        api.delete("pods", "n", "new");
+        api.delete("/api/v1/namespaces/n/pods/new");
         assert_eq!(watch.object().await, (Deleted, "new".into(), api.version()));
         let bookmark = api.bookmark();
         caught_up(&view, bookmark).await;
@@ -179,7 +196,7 @@ async fn any_number_of_clients_cost_one_list_and_one_watch() {
     let opened = futures::future::join_all((0..20).map(|_| hub.views.open(&permit, &pods))).await;
     let view = opened[0].as_ref().unwrap();
     let mut watches: Vec<_> = (0..200).map(|_| Watch::start(view, options(Since::Any))).collect();
-    let pod = api.put("pods", "n", "p", "x", "1");
+    let pod = api.put_data("pods", "n", "p", "x", "1");
     for watch in &mut watches {
         assert_eq!(watch.object().await, (Added, "p".into(), pod.version));
     }
@@ -189,8 +206,8 @@ async fn any_number_of_clients_cost_one_list_and_one_watch() {
 #[tokio::test]
 async fn a_lost_link_costs_no_list_and_no_local_watch() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "1");
-    let other = api.put("pods", "n", "z", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
+    let other = api.put_data("pods", "n", "z", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Any));
@@ -205,16 +222,16 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
         hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().list().unwrap().resource_version,
         bookmark
     );
-    let changed = api.put("pods", "n", "a", "x", "2");
-    api.delete("pods", "n", "z");
+    let changed = api.put_data("pods", "n", "a", "x", "2");
+    api.delete("/api/v1/namespaces/n/pods/z");
     let gone = api.version();
-    let new = api.put("pods", "n", "b", "x", "1");
+    let new = api.put_data("pods", "n", "b", "x", "1");
     api.restore();
     assert_eq!(watch.object().await, (Modified, "a".into(), changed.version));
     assert_eq!(watch.object().await, (Deleted, "z".into(), gone));
     assert_eq!(watch.object().await, (Added, "b".into(), new.version));
     assert_eq!(api.lists(), 1);
-    let resumed = api.seen().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
+    let resumed = api.requests().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
     assert!(resumed.query.contains(&format!("resourceVersion={bookmark}&")), "{}", resumed.query);
 }
 
@@ -223,7 +240,7 @@ async fn after_410_the_difference_comes_as_events_in_order() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
         for name in ["same", "changed", "gone", "again"] {
-            api.put("pods", "n", name, "x", "1");
+            api.put_data("pods", "n", name, "x", "1");
         }
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
@@ -234,11 +251,11 @@ async fn after_410_the_difference_comes_as_events_in_order() {
         let before = view.resource_version();
         api.cut();
         hub.reaches(LinkState::Offline).await;
-        api.delete("pods", "n", "gone");
-        api.delete("pods", "n", "again");
-        let again = api.put("pods", "n", "again", "x", "2");
-        let changed = api.put("pods", "n", "changed", "x", "2");
-        let new = api.put("pods", "n", "new", "x", "1");
+        api.delete("/api/v1/namespaces/n/pods/gone");
+        api.delete("/api/v1/namespaces/n/pods/again");
+        let again = api.put_data("pods", "n", "again", "x", "2");
+        let changed = api.put_data("pods", "n", "changed", "x", "2");
+        let new = api.put_data("pods", "n", "new", "x", "1");
         api.compact();
         api.restore();
         // A deletion that is only inferred carries the newest version that is certain.
@@ -268,15 +285,15 @@ async fn after_410_the_difference_comes_as_events_in_order() {
 async fn a_killed_process_resumes_local_watches_offline_with_their_deletions() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("pods", "n", "a", "x", "1");
-        api.put("pods", "n", "b", "x", "1");
+        api.put_data("pods", "n", "a", "x", "1");
+        api.put_data("pods", "n", "b", "x", "1");
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
         let before = view.resource_version();
-        api.delete("pods", "n", "a");
+        api.delete("/api/v1/namespaces/n/pods/a");
         let gone = api.version();
-        let changed = api.put("pods", "n", "b", "x", "2");
-        let new = api.put("pods", "n", "c", "x", "1");
+        let changed = api.put_data("pods", "n", "b", "x", "2");
+        let new = api.put_data("pods", "n", "c", "x", "1");
         caught_up(&view, new.version).await;
         let remains = hub.remains(dir.path());
         api.cut();
@@ -292,7 +309,7 @@ async fn a_killed_process_resumes_local_watches_offline_with_their_deletions() {
         // Back online: upstream is resumed where the store was, without a list.
         let lists = api.lists();
         api.restore();
-        let newest = api.put("pods", "n", "d", "x", "1");
+        let newest = api.put_data("pods", "n", "d", "x", "1");
         assert_eq!(watch.object().await, (Added, "d".into(), newest.version));
         assert_eq!(api.lists(), lists);
     }
@@ -310,28 +327,28 @@ async fn a_watch_from_before_the_view_is_expired() {
 #[tokio::test]
 async fn a_watch_that_starts_a_view_misses_nothing_and_needs_no_410() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let listed = api.version();
     let view = hub.views.open_at(&node(), &pods(Encoding::Json), listed).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Exactly(listed)));
-    let new = api.put("pods", "n", "b", "x", "1");
+    let new = api.put_data("pods", "n", "b", "x", "1");
     assert_eq!(watch.object().await, (Added, "b".into(), new.version));
-    assert!(api.seen()[0].query.contains("resourceVersionMatch=Exact"));
+    assert!(api.requests()[0].query.contains("resourceVersionMatch=Exact"));
 }
 
 #[tokio::test]
 async fn a_watch_ahead_of_the_view_is_not_sent_what_it_has() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     // A client that has listed upstream itself, past the next change.
     let ahead = view.resource_version() + 1;
     let mut watch = Watch::start(&view, options(Since::Exactly(ahead)));
-    let known = api.put("pods", "n", "b", "x", "1");
+    let known = api.put_data("pods", "n", "b", "x", "1");
     assert_eq!(known.version, ahead);
-    let unknown = api.put("pods", "n", "c", "x", "1");
+    let unknown = api.put_data("pods", "n", "c", "x", "1");
     assert_eq!(watch.object().await, (Added, "c".into(), unknown.version));
 }
 
@@ -342,7 +359,7 @@ async fn a_watch_list_is_ended_by_its_bookmark() {
         // More than one batch.
         let data = "x".repeat(10_000);
         for number in 0..60 {
-            api.put("pods", "n", &format!("pod-{number:02}"), "x", &data);
+            api.put_data("pods", "n", &format!("pod-{number:02}"), "x", &data);
         }
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
@@ -358,7 +375,7 @@ async fn a_watch_list_is_ended_by_its_bookmark() {
                 || window == b"k8s.io/initial-events-end\"")
         );
         assert_eq!(decode(encoding, &end), Event::Bookmark { resource_version: api.version() });
-        let new = api.put("pods", "n", "new", "x", "1");
+        let new = api.put_data("pods", "n", "new", "x", "1");
         assert_eq!(watch.object().await, (Added, "new".into(), new.version));
     }
 }
@@ -393,7 +410,7 @@ async fn an_empty_view_of_one_name_proves_its_absence_and_nothing_else() {
 #[tokio::test]
 async fn an_object_is_found_as_a_get_answers_it() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let resource = Resource::new("", "v1", "pods");
@@ -410,7 +427,7 @@ async fn an_object_is_found_as_a_get_answers_it() {
 #[tokio::test]
 async fn two_selectors_never_collide_and_transitions_are_events() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "p", "one", "1");
+    api.put_data("pods", "n", "p", "one", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let one = hub.views.open(&node(), &spec("pods", "app=one", "", Encoding::Json)).await.unwrap();
     let two = hub.views.open(&node(), &spec("pods", "app=two", "", Encoding::Json)).await.unwrap();
@@ -418,7 +435,7 @@ async fn two_selectors_never_collide_and_transitions_are_events() {
     assert_eq!(two.list().unwrap().body, api.list("pods", "Pod", "app=two", Encoding::Json));
     let mut in_one = Watch::start(&one, options(Since::Exactly(one.resource_version())));
     let mut in_two = Watch::start(&two, options(Since::Exactly(two.resource_version())));
-    let moved = api.put("pods", "n", "p", "two", "1");
+    let moved = api.put_data("pods", "n", "p", "two", "1");
     assert_eq!(in_one.object().await, (Deleted, "p".into(), moved.version));
     assert_eq!(in_two.object().await, (Added, "p".into(), moved.version));
 }
@@ -431,7 +448,7 @@ async fn identities_do_not_share_views() {
     assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_some());
     assert!(hub.views.find(&service_account("t"), &pods(Encoding::Json)).is_none());
     hub.views.open(&service_account("t"), &pods(Encoding::Json)).await.unwrap();
-    let seen = api.seen();
+    let seen = api.requests();
     let lists: Vec<_> = seen.iter().filter(|seen| !seen.query.contains("watch")).collect();
     assert_eq!((lists[0].certificate, lists[1].token.as_deref()), (true, Some("t")));
 }
@@ -453,14 +470,14 @@ async fn offline_only_what_was_cached_is_answered() {
 #[tokio::test]
 async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     api.refuse_token("old");
     let hub = Hub::start(&api, dir.path()).await;
     let refused = hub.views.open(&service_account("old"), &pods(Encoding::Json)).await;
     let Err(ViewError::Upstream(status)) = refused else { panic!("{refused:?}") };
     assert_eq!(
         (status.code.as_u16(), status.headers.get("audit-id").unwrap().as_bytes()),
-        (401, &b"fake"[..])
+        (401, &b"a-1"[..])
     );
     assert!(std::str::from_utf8(&status.body).unwrap().contains("Unauthorized"));
     let view = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await.unwrap();
@@ -498,7 +515,7 @@ async fn an_error_of_the_server_reaches_the_opener_or_nobody() {
     api.answer_with(Some(503));
     api.cut_connections();
     api.answer_with(None);
-    let pod = api.put("pods", "n", "a", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
     assert_eq!(watch.object().await, (Added, "a".into(), pod.version));
     assert!(hub.link.is_online());
 }
@@ -507,6 +524,10 @@ async fn an_error_of_the_server_reaches_the_opener_or_nobody() {
 async fn a_collection_without_versions_is_no_view() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;
+    let core = api_server::Resource::core;
+    let odd = Kind { name: "Odd".into(), numberless: true, ..Kind::default() };
+    api.define(core("numberless"), odd);
+    api.define(core("jsonly"), Kind::custom("JsonOnly"));
     let numberless = spec("numberless", "", "", Encoding::Json);
     for _ in 0..3 {
         assert!(matches!(hub.views.open(&node(), &numberless).await, Err(ViewError::NotAView)));
@@ -526,7 +547,7 @@ async fn a_collection_without_versions_is_no_view() {
 #[tokio::test]
 async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "old");
+    let pod = api.put_data("pods", "n", "a", "x", "old");
     let hub = Hub::start(&api, dir.path()).await;
     let resource = Resource::new("", "v1", "pods");
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
@@ -556,7 +577,7 @@ async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     assert!(has(&view.list().unwrap().body, "local"));
     // Upstream moves on: its word counts.
-    let newer = api.put("pods", "n", "a", "x", "newer");
+    let newer = api.put_data("pods", "n", "a", "x", "newer");
     caught_up(&view, newer.version).await;
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
 }
@@ -565,15 +586,15 @@ async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
 async fn secrets_are_unreadable_on_the_disk_and_readable_in_the_view() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("secrets", "n", "s", "x", "the-password");
-        api.put("secrets", "n", "gone", "x", "the-password");
+        api.put_data("secrets", "n", "s", "x", "the-password");
+        api.put_data("secrets", "n", "gone", "x", "the-password");
         let hub = Hub::start(&api, dir.path()).await;
         let secrets = spec("secrets", "", "", encoding);
         let view = hub.views.open(&node(), &secrets).await.unwrap();
         let before = view.resource_version();
         assert_eq!(view.list().unwrap().body, api.list("secrets", "Secret", "", encoding));
-        api.put("secrets", "n", "s", "x", "the-password-2");
-        api.delete("secrets", "n", "gone");
+        api.put_data("secrets", "n", "s", "x", "the-password-2");
+        api.delete("/api/v1/namespaces/n/secrets/gone");
         caught_up(&view, api.version()).await;
         let mut watch = Watch::start(&view, options(Since::Exactly(before)));
         assert_eq!(watch.object().await.0, Modified);
@@ -591,8 +612,8 @@ async fn forgotten_deletions_end_old_watches_with_410() {
     let first = view.resource_version();
     let mut slow = Watch::start(&view, options(Since::Exactly(first)));
     for number in 0..600 {
-        api.put("pods", "n", &format!("p{number}"), "x", "1");
-        api.delete("pods", "n", &format!("p{number}"));
+        api.put_data("pods", "n", &format!("p{number}"), "x", "1");
+        api.delete(&format!("/api/v1/namespaces/n/pods/p{number}"));
     }
     caught_up(&view, api.version()).await;
     assert!(matches!(view.watch(options(Since::Exactly(first))), Err(WatchError::Expired)));
@@ -608,7 +629,7 @@ async fn forgotten_deletions_end_old_watches_with_410() {
 async fn a_restored_backup_ends_watches_and_is_listed_anew() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     for name in ["a", "b"] {
-        api.put("pods", "n", name, "x", "1");
+        api.put_data("pods", "n", name, "x", "1");
     }
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
@@ -648,10 +669,10 @@ async fn a_watch_ends_in_time_with_a_bookmark_before() {
 #[tokio::test]
 async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "small");
+    api.put_data("pods", "n", "a", "x", "small");
     let stop = CancellationToken::new();
     let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
-    let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
     let hub = Hub {
         views: Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap(),
         link,
@@ -660,7 +681,7 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     };
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let before = view.list().unwrap();
-    api.put("pods", "n", "big", "x", &"x".repeat(2 << 20));
+    api.put_data("pods", "n", "big", "x", &"x".repeat(2 << 20));
     let mut status = view.status.subscribe();
     tokio::time::timeout(Duration::from_secs(10), status.wait_for(|status| status.failure.is_some()))
         .await
@@ -669,7 +690,7 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     assert_eq!(view.list().unwrap().body, before.body);
     assert!(hub.store.stats().full);
     // Room again: the watch goes on where it was.
-    api.delete("pods", "n", "big");
+    api.delete("/api/v1/namespaces/n/pods/big");
     api.compact();
     view.poke.notify_one();
     caught_up(&view, api.version()).await;
@@ -708,8 +729,8 @@ async fn bookmarks_are_stored_now_and_then_and_unused_views_forgotten() {
 #[tokio::test]
 async fn a_damaged_record_costs_one_list_and_no_process() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
-    api.put("pods", "n", "b", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "b", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
@@ -728,14 +749,14 @@ async fn a_damaged_record_costs_one_list_and_no_process() {
         .unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
-    let new = api.put("pods", "n", "a", "x", "2");
+    let new = api.put_data("pods", "n", "a", "x", "2");
     assert_eq!(watch.object().await, (Modified, "a".into(), new.version));
 }
 
 #[tokio::test]
 async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_other() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let damaged = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap().id;
     let kept = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().id;
@@ -777,20 +798,16 @@ fn one(plural: &str, name: &str) -> ViewSpec {
     ViewSpec::new(Resource::new("", "v1", plural), Some("n"), "", &field, Encoding::Protobuf)
 }
 
-/// Data that ends in the fake server's JSON as a pod's spec.
-fn with_spec(spec: &str) -> String {
-    format!("x\"}},\"spec\":{spec},\"y\":{{\"k\":\"")
-}
-
 #[tokio::test]
 async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_asks() {
     const MONTH: u64 = 30 * 24 * 3600;
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     for name in ["named", "other"] {
-        api.put("configmaps", "n", name, "x", "1");
+        api.put_data("configmaps", "n", name, "x", "1");
     }
-    let refers = with_spec(r#"{"containers":[{"envFrom":[{"configMapRef":{"name":"named"}}]}]}"#);
-    api.put("pods", "n", "p", "x", &refers);
+    let containers = json!([{"envFrom": [{"configMapRef": {"name": "named"}}]}]);
+    let pod = json!({"spec": {"nodeName": "edge-1", "containers": containers}});
+    api.put("/api/v1/namespaces/n/pods/p", pod);
     let hub = Hub::start(&api, dir.path()).await;
     let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
     for spec in [own_pods.clone(), one("configmaps", "named"), one("configmaps", "other")] {
@@ -807,9 +824,9 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
     let (named, pods) = (view(&one("configmaps", "named")).unwrap(), view(&own_pods).unwrap());
     assert_eq!((named.idle_at(later), pods.idle_at(later)), (0, 0));
     // Nobody asks, and they are followed.
-    let newer = api.put("configmaps", "n", "named", "x", "2");
+    let newer = api.put_data("configmaps", "n", "named", "x", "2");
     caught_up(&named, newer.version).await;
-    api.delete("pods", "n", "p");
+    api.delete("/api/v1/namespaces/n/pods/p");
     caught_up(&pods, api.version()).await;
     hub.views.keep();
     assert_eq!(pods.idle_at(later), 0);
@@ -819,7 +836,7 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
 #[tokio::test]
 async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let (permit, pods, resource) =
         (service_account("t"), pods(Encoding::Json), Resource::new("", "v1", "pods"));
