@@ -10,6 +10,8 @@ pub mod certificate;
 pub mod config;
 pub mod dial;
 pub mod known;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod pki;
 pub mod random;
