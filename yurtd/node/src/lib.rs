@@ -9,9 +9,9 @@ pub mod api_client;
 pub mod certificate;
 pub mod config;
 pub mod dial;
-pub mod known;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod known;
 pub mod link;
 pub mod pki;
 pub mod random;
