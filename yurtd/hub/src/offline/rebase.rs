@@ -218,10 +218,11 @@ mod tests {
     use super::*;
     use crate::fake_api::FakeApi;
     use crate::offline::Row;
+    use crate::replica::Views;
     use crate::request::Class;
     use crate::store::Store;
     use crate::upstream::Upstream;
-    use crate::view::{ViewSpec, Views};
+    use crate::view::ViewSpec;
     use crate::wire::Encoding;
 
     #[test]
