@@ -1,14 +1,15 @@
 #!/bin/bash
-# Packs one static program into an image archive without a daemon.
+# Packs static programs into an image archive without a daemon; the first one is the entrypoint.
 #
-#   image/pack.sh PROGRAM ARCH REFERENCE OUTPUT.tar
+#   image/pack.sh ARCH REFERENCE OUTPUT.tar PROGRAM...
 #
 # The archive is an OCI image layout with the one file more (manifest.json) that `docker load` wants, so
 # `ctr -n k8s.io images import` (containerd 1.6 and later), `podman load`, `skopeo` and `docker load` all take it.
-# The same program gives the same bytes: names sorted, owner 0:0, every time 1970.
+# The same programs give the same bytes: names sorted, owner 0:0, every time 1970.
 set -euo pipefail
 
-program=$1 arch=$2 reference=$3 output=$4
+arch=$1 reference=$2 output=$3
+shift 3
 case $reference in
 *:*) tag=${reference##*:} ;;
 *) echo "error: $reference has no tag" >&2; exit 2 ;;
@@ -31,7 +32,7 @@ blob() {
 }
 size() { stat -c %s "$work/layout/blobs/sha256/$1"; }
 
-install -m 0755 "$program" "$work/root/yurtd"
+install -m 0755 "$@" "$work/root/"
 # For people who look into the container, and for runtimes that look a user's name up.
 printf 'root:x:0:0:root:/:/sbin/nologin\nyurt:x:65532:65532:yurt:/:/sbin/nologin\n' >"$work/root/etc/passwd"
 printf 'root:x:0:\nyurt:x:65532:\n' >"$work/root/etc/group"
@@ -42,7 +43,7 @@ pack "$work/root" "$work/layer.tar"
 layer=$(blob "$work/layer.tar")
 
 cat >"$work/config.json" <<JSON
-{"created":"1970-01-01T00:00:00Z","architecture":"$arch","os":"linux","config":{"Entrypoint":["/yurtd"],"Env":["PATH=/"],"Labels":{"org.opencontainers.image.licenses":"Apache-2.0","org.opencontainers.image.source":"https://github.com/kubectl-yurt/kubectl-yurt"}},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]},"history":[{"created":"1970-01-01T00:00:00Z","created_by":"image/pack.sh"}]}
+{"created":"1970-01-01T00:00:00Z","architecture":"$arch","os":"linux","config":{"Entrypoint":["/$(basename "$1")"],"Env":["PATH=/"],"Labels":{"org.opencontainers.image.licenses":"Apache-2.0","org.opencontainers.image.source":"https://github.com/kubectl-yurt/kubectl-yurt"}},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]},"history":[{"created":"1970-01-01T00:00:00Z","created_by":"image/pack.sh"}]}
 JSON
 config=$(blob "$work/config.json")
 

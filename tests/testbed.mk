@@ -1,7 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: cluster clean-cluster demo test-e2e can-run
+.PHONY: cluster clean-cluster demo size test-e2e can-run
 
 # Said before minutes of building, not after.
 can-run:
@@ -17,6 +17,12 @@ clean-cluster: ## Remove the cluster
 
 demo: can-run image plugin ## Play the story S1-S8 on a new cluster, step by step
 	$(TESTBED) demo
+
+size: can-run image plugin ## What the programs weigh: on the disk, by crate, and in memory on a cluster
+	@for program in $(PROGRAMS); do \
+	  echo; echo "$$program: $$(stat -c %s $(OUTPUT)/$$program) bytes"; $(TESTBED) sections $(OUTPUT)/$$program.map --rows 20; \
+	done
+	$(TESTBED) demo --only S4,size
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
 	cargo test --locked -p yurt-tests --test story

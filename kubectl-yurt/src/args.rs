@@ -1,13 +1,19 @@
-//! The command line. Names, short forms and defaults of what kubectl has are kubectl's; the completion
-//! scripts and the shim's answers are made from the same definition.
+//! The command line as it is typed. Names, short forms and defaults of what kubectl has are kubectl's; the completion
+//! scripts are made from the same definition. Nothing here looks at anything but the words.
+
+pub mod nodes;
+pub mod pods;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
-use clap_complete::engine::ArgValueCompleter;
-use yurt_api::names;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use yurt_api::{
+    duration::{self, DurationError},
+    names,
+};
 
-use crate::{complete, duration};
+use nodes::{AutonomyCommand, ConvertArgs, RevertArgs};
+use pods::{ExecArgs, LogsArgs, PortForwardArgs};
 
 /// Turn a running Kubernetes cluster into an edge cluster, and back
 #[derive(Debug, Parser)]
@@ -39,7 +45,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig to use
-    #[arg(long, global = true, value_name = "NAME", add = ArgValueCompleter::new(complete::contexts))]
+    #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
     /// Cluster of the kubeconfig to use
     #[arg(long, global = true, value_name = "NAME")]
@@ -48,7 +54,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, value_name = "NAME")]
     pub user: Option<String>,
     /// Namespace of the workloads
-    #[arg(short, long, global = true, value_name = "NAMESPACE", add = ArgValueCompleter::new(complete::namespaces))]
+    #[arg(short, long, global = true, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Address of the API server
     #[arg(short, long, global = true, value_name = "URL")]
@@ -81,7 +87,7 @@ pub struct ConnectionArgs {
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_skip_tls_verify: Option<bool>,
     /// Give up a request to the server after this long; 0 never
-    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Option<Duration>,
     /// Namespace of the components of kubectl-yurt
     #[arg(long, global = true, value_name = "NAMESPACE", default_value = names::DEFAULT_NAMESPACE, env = "KUBECTL_YURT_NAMESPACE")]
@@ -139,111 +145,6 @@ pub enum Command {
     Completion(CompletionArgs),
 }
 
-/// `convert`.
-#[derive(Debug, Clone, Args)]
-#[command(group = ArgGroup::new("which").required(true).args(["cloud_nodes", "edge_nodes", "selector"]))]
-pub struct ConvertArgs {
-    /// Nodes that stay in the cloud; every other node becomes an edge node
-    #[arg(long, value_delimiter = ',', value_name = "NODE,…", add = ArgValueCompleter::new(complete::node_list))]
-    pub cloud_nodes: Vec<String>,
-    /// Nodes that become edge nodes
-    #[arg(long, value_delimiter = ',', value_name = "NODE,…", add = ArgValueCompleter::new(complete::node_list))]
-    pub edge_nodes: Vec<String>,
-    /// Nodes with these labels become edge nodes
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
-    pub selector: Option<String>,
-    /// Image of yurtd [default: this plugin's version]
-    #[arg(long)]
-    pub image: Option<String>,
-    /// Show what would be done, as this program knows it or as the server answers
-    #[arg(long, value_name = "STRATEGY", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client")]
-    pub dry_run: DryRun,
-    /// How long to wait for the components, and then for each node
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
-    pub timeout: Duration,
-    /// Do not ask
-    #[arg(short, long)]
-    pub yes: bool,
-    /// How many nodes to convert at once, after the first
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    pub max_parallel: u16,
-    /// Where edge nodes reach the tunnel server [default: the control-plane nodes' addresses, port 10262]
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with = "skip_tunnel")]
-    pub tunnel_address: Vec<String>,
-    /// Where this plugin reaches the tunnel server [default: the control-plane nodes' addresses, port 10263]
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with = "skip_tunnel")]
-    pub tunnel_api_address: Vec<String>,
-    /// Do without the tunnel
-    #[arg(long)]
-    pub skip_tunnel: bool,
-}
-
-/// `--dry-run`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum DryRun {
-    /// Do it
-    #[default]
-    None,
-    /// Print the objects and the plan
-    Client,
-    /// Send the objects to the server, which stores nothing
-    Server,
-}
-
-/// `revert`.
-#[derive(Debug, Clone, Args)]
-pub struct RevertArgs {
-    /// How long to wait for each node
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
-    pub timeout: Duration,
-    /// Do not ask
-    #[arg(short, long)]
-    pub yes: bool,
-    /// How many nodes to revert at once
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    pub max_parallel: u16,
-}
-
-/// `autonomy`.
-#[derive(Debug, Subcommand)]
-pub enum AutonomyCommand {
-    /// Keep the pods of these nodes when their link is lost
-    Enable(AutonomyChangeArgs),
-    /// Let Kubernetes evict the pods of these nodes again when they are away
-    Disable(AutonomyChangeArgs),
-    /// Show which nodes are autonomous and whether that is in effect
-    Status(AutonomyStatusArgs),
-}
-
-/// `autonomy enable`, `autonomy disable`.
-#[derive(Debug, Clone, Args)]
-#[command(group = ArgGroup::new("which").required(true).args(["nodes", "selector", "all"]))]
-pub struct AutonomyChangeArgs {
-    /// The nodes
-    #[arg(value_name = "NODE", add = ArgValueCompleter::new(complete::nodes))]
-    pub nodes: Vec<String>,
-    /// Edge nodes with these labels
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
-    pub selector: Option<String>,
-    /// Every edge node
-    #[arg(long)]
-    pub all: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    pub yes: bool,
-}
-
-/// `autonomy status`.
-#[derive(Debug, Clone, Args)]
-pub struct AutonomyStatusArgs {
-    /// The nodes [default: every edge node]
-    #[arg(value_name = "NODE", add = ArgValueCompleter::new(complete::nodes))]
-    pub nodes: Vec<String>,
-    /// Output format
-    #[arg(short, long, value_name = "FORMAT")]
-    pub output: Option<Format>,
-}
-
 /// `status`.
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
@@ -270,105 +171,6 @@ pub enum Format {
     Wide,
     /// Names alone
     Name,
-}
-
-/// `logs`.
-#[derive(Debug, Clone, Args)]
-pub struct LogsArgs {
-    /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", required_unless_present = "selector", add = ArgValueCompleter::new(complete::targets))]
-    pub target: Option<String>,
-    /// The container
-    #[arg(value_name = "CONTAINER", conflicts_with_all = ["container", "selector"])]
-    pub container_name: Option<String>,
-    /// Keep printing what is logged
-    #[arg(short, long)]
-    pub follow: bool,
-    /// Print the logs of the container's previous instance
-    #[arg(short, long)]
-    pub previous: bool,
-    /// Print the logs of this container
-    #[arg(short, long, value_name = "CONTAINER")]
-    pub container: Option<String>,
-    /// Print the logs of every container of the pod
-    #[arg(long, conflicts_with_all = ["container", "container_name"])]
-    pub all_containers: bool,
-    /// Pods with these labels
-    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with = "target")]
-    pub selector: Option<String>,
-    /// Lines of recent log to print [default: all, or 10 with a selector]
-    #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
-    pub tail: Option<i64>,
-    /// Only logs newer than this long ago
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    pub since: Option<Duration>,
-    /// Only logs after this time (RFC 3339)
-    #[arg(long, value_name = "TIME")]
-    pub since_time: Option<jiff::Timestamp>,
-    /// Put the time in front of each line
-    #[arg(long)]
-    pub timestamps: bool,
-    /// Put the pod and container in front of each line
-    #[arg(long)]
-    pub prefix: bool,
-    /// Print at most this many bytes of each log
-    #[arg(long, value_name = "BYTES")]
-    pub limit_bytes: Option<u32>,
-    /// Go on when one of several logs fails
-    #[arg(long)]
-    pub ignore_errors: bool,
-    /// How many logs to follow at once
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    pub max_log_requests: u16,
-    /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
-    pub pod_running_timeout: Duration,
-}
-
-/// `exec`.
-#[derive(Debug, Clone, Args)]
-pub struct ExecArgs {
-    /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", add = ArgValueCompleter::new(complete::targets))]
-    pub target: String,
-    /// A command without `--` in front of it, which is refused as kubectl does
-    #[arg(hide = true)]
-    pub misplaced: Vec<String>,
-    /// The container
-    #[arg(short, long, value_name = "CONTAINER")]
-    pub container: Option<String>,
-    /// Pass stdin to the container
-    #[arg(short = 'i', long)]
-    pub stdin: bool,
-    /// Stdin is a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Only print the output of the command
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration::parse)]
-    pub pod_running_timeout: Duration,
-    /// The command and its arguments
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
-}
-
-/// `port-forward`.
-#[derive(Debug, Clone, Args)]
-pub struct PortForwardArgs {
-    /// The pod, or an object that has pods
-    #[arg(value_name = "POD | TYPE/NAME", add = ArgValueCompleter::new(complete::targets))]
-    pub target: String,
-    /// Ports; without LOCAL the same one, with an empty LOCAL a free one
-    #[arg(value_name = "[LOCAL:]REMOTE", required = true)]
-    pub ports: Vec<String>,
-    /// Local addresses to listen on
-    #[arg(long, value_delimiter = ',', default_value = "localhost", value_name = "ADDRESS,…")]
-    pub address: Vec<String>,
-    /// How long to wait until a pod runs
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration::parse)]
-    pub pod_running_timeout: Duration,
 }
 
 /// `version`.
@@ -414,11 +216,16 @@ pub enum CompletionShell {
     Kubectl,
 }
 
+/// A duration as kubectl's flags take one: in Go's form, or in whole seconds.
+fn duration(text: &str) -> Result<Duration, DurationError> {
+    text.parse().map(Duration::from_secs).or_else(|_| duration::parse(text))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
 
-    use super::*;
+    use super::{nodes::DryRun, *};
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())
@@ -498,5 +305,15 @@ mod tests {
         let Command::Logs(logs) = cli.command else { panic!("not logs") };
         assert_eq!(logs.tail, Some(-1));
         assert_eq!(logs.since, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn a_duration_may_be_whole_seconds() {
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        for text in ["", "-5m", "-5", "1h30", "1.5"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
     }
 }

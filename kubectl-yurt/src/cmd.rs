@@ -1,4 +1,5 @@
-//! One file a verb. Each takes the session and its arguments, and returns why it did not succeed.
+//! One file a verb, and none reads another one's. Each takes the session, the console and its options, and returns why it
+//! did not succeed.
 
 pub mod autonomy;
 pub mod completion;

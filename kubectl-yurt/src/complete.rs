@@ -6,18 +6,52 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
-use clap_complete::engine::CompletionCandidate;
+use clap::{CommandFactory as _, Parser};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{Api, Client, api::ListParams, config::Kubeconfig};
 
-use crate::{args::ConnectionArgs, resolve::kubeconfig};
+use crate::{
+    args::{Cli, ConnectionArgs},
+    connect::kubeconfig::{self, Surroundings},
+};
 
 /// How long a person waits for Tab.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Names of nodes.
-pub fn nodes(current: &OsStr) -> Vec<CompletionCandidate> {
+/// Finds values for an argument.
+type Completer = fn(&OsStr) -> Vec<CompletionCandidate>;
+
+/// The command line with what is known about values.
+pub fn command() -> clap::Command {
+    let on_nodes = |verb| with(verb, &[("nodes", nodes)]);
+    let on_pods = |verb| with(verb, &[("target", targets)]);
+    with(Cli::command(), &[("context", contexts), ("namespace", namespaces)])
+        .bin_name("kubectl-yurt")
+        .mut_subcommand("convert", |verb| with(verb, &[("cloud_nodes", nodes), ("edge_nodes", nodes)]))
+        .mut_subcommand("autonomy", |verb| {
+            let verb = verb.mut_subcommand("enable", on_nodes).mut_subcommand("disable", on_nodes);
+            verb.mut_subcommand("status", on_nodes)
+        })
+        .mut_subcommand("logs", on_pods)
+        .mut_subcommand("exec", on_pods)
+        .mut_subcommand("port-forward", on_pods)
+}
+
+/// Adds completers to arguments. All arguments are passed through, because changing a single one makes it the last, and
+/// the order of positional ones is their meaning.
+fn with(command: clap::Command, completers: &[(&str, Completer)]) -> clap::Command {
+    command.mut_args(|argument| {
+        let found = completers.iter().find(|(id, _)| *id == argument.get_id().as_str());
+        match found {
+            Some((_, completer)) => argument.add(ArgValueCompleter::new(*completer)),
+            None => argument,
+        }
+    })
+}
+
+/// Names of nodes. In a comma-separated list the engine splits at the delimiter and puts what stands in front back.
+fn nodes(current: &OsStr) -> Vec<CompletionCandidate> {
     let names = ask(|client, _| async move {
         let list = Api::<Node>::all(client).list_metadata(&ListParams::default()).await?;
         Ok(list.items.into_iter().filter_map(|node| node.metadata.name).collect())
@@ -25,14 +59,8 @@ pub fn nodes(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(&names, "", current)
 }
 
-/// Names of nodes in a comma-separated list.
-pub fn node_list(current: &OsStr) -> Vec<CompletionCandidate> {
-    // The engine splits at the delimiter and puts what stands in front of it back.
-    nodes(current)
-}
-
 /// Names of pods, and the types that may stand in front of a slash.
-pub fn targets(current: &OsStr) -> Vec<CompletionCandidate> {
+fn targets(current: &OsStr) -> Vec<CompletionCandidate> {
     let text = current.to_string_lossy();
     let (prefix, wanted) = match text.split_once('/') {
         Some((kind, _)) => (format!("{kind}/"), kind.to_owned()),
@@ -49,7 +77,7 @@ pub fn targets(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// Names of namespaces.
-pub fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
+fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
     let names = ask(|client, _| async move {
         let list = Api::<Namespace>::all(client).list_metadata(&ListParams::default()).await?;
         Ok(list.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
@@ -58,7 +86,7 @@ pub fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// Contexts of the kubeconfig.
-pub fn contexts(current: &OsStr) -> Vec<CompletionCandidate> {
+fn contexts(current: &OsStr) -> Vec<CompletionCandidate> {
     let names: Vec<String> = Kubeconfig::read()
         .map(|kubeconfig| kubeconfig.contexts.into_iter().map(|context| context.name).collect())
         .unwrap_or_default();
@@ -84,7 +112,8 @@ where
         return Vec::new();
     };
     let work = async {
-        let config = kubeconfig::load(&typed(std::env::args_os())).ok()?.config;
+        let options = typed(std::env::args_os()).into();
+        let config = kubeconfig::load(&options, Surroundings::read()).ok()?.config;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).ok()?;
         question(client, namespace).await.ok()
@@ -154,6 +183,34 @@ fn connection_flags(line: &[OsString]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn completers_are_where_names_are_wanted() {
+        fn completed(command: &clap::Command, found: &mut Vec<String>) {
+            let has = |argument: &&clap::Arg| argument.get::<ArgValueCompleter>().is_some();
+            let name = command.get_name();
+            found.extend(
+                command.get_arguments().filter(has).map(|argument| format!("{name} {}", argument.get_id())),
+            );
+            command.get_subcommands().for_each(|command| completed(command, found));
+        }
+        let mut found = Vec::new();
+        completed(&command(), &mut found);
+        let expected = [
+            "kubectl-yurt context",
+            "kubectl-yurt namespace",
+            "convert cloud_nodes",
+            "convert edge_nodes",
+            "enable nodes",
+            "disable nodes",
+            "status nodes",
+            "logs target",
+            "exec target",
+            "port-forward target",
+        ];
+        assert_eq!(found, expected);
+        command().debug_assert();
+    }
 
     fn line(text: &str) -> impl Iterator<Item = OsString> {
         text.split(' ').map(OsString::from).collect::<Vec<_>>().into_iter()

@@ -1,11 +1,19 @@
 //! Where results and remarks go: results on stdout, progress and diagnostics on stderr, colours only where
-//! somebody sees them.
+//! somebody sees them. A result that is a list has one shape for all its forms ([`Listing`]); sentences are put together
+//! with [`words`], and what takes a while is shown by [`progress`].
+
+mod listing;
+pub mod progress;
+mod table;
+pub mod words;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
-use crate::{args::ColorChoice, error::Error};
+use crate::error::Error;
+pub use listing::{Form, Listing};
+pub use table::{Table, plain};
 
 /// The API version of the documents that `-o json` and `-o yaml` print.
 pub const API_VERSION: &str = "cli.openyurt.io/v1alpha1";
@@ -23,6 +31,17 @@ pub enum Tone {
     Faint,
 }
 
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coloring {
+    /// On a terminal, unless `NO_COLOR` or `TERM=dumb` say otherwise.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// The process's standard streams and what they are connected to.
 #[derive(Debug, Clone, Copy)]
 pub struct Console {
@@ -36,32 +55,32 @@ pub struct Console {
 
 /// What decides about colours, read once.
 #[derive(Debug, Clone, Copy)]
-struct Surroundings {
-    choice: ColorChoice,
+struct Colours {
+    choice: Coloring,
     no_color: bool,
     dumb: bool,
 }
 
-impl Surroundings {
+impl Colours {
     fn color(self, terminal: bool) -> bool {
         match self.choice {
-            ColorChoice::Always => true,
-            ColorChoice::Never => false,
-            ColorChoice::Auto => terminal && !self.no_color && !self.dumb,
+            Coloring::Always => true,
+            Coloring::Never => false,
+            Coloring::Auto => terminal && !self.no_color && !self.dumb,
         }
     }
 }
 
 impl Console {
     /// Looks at the standard streams and the environment (`NO_COLOR`, `TERM`).
-    pub fn new(choice: ColorChoice) -> Self {
+    pub fn new(choice: Coloring) -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let surroundings = Surroundings { choice, no_color: set("NO_COLOR"), dumb };
+        let colours = Colours { choice, no_color: set("NO_COLOR"), dumb };
         let stderr = io::stderr().is_terminal();
         Self {
-            stdout_color: surroundings.color(io::stdout().is_terminal()),
-            stderr_color: surroundings.color(stderr),
+            stdout_color: colours.color(io::stdout().is_terminal()),
+            stderr_color: colours.color(stderr),
             interactive: io::stdin().is_terminal() && stderr,
             progress: stderr && !dumb,
         }
@@ -172,81 +191,22 @@ fn paint(on: bool, tone: Tone, text: &str) -> String {
     format!("\u{1b}[{code}m{text}\u{1b}[0m")
 }
 
-/// A table as kubectl prints them: upper-case headings, columns three spaces apart.
-#[derive(Debug, Clone, Default)]
-pub struct Table {
-    rows: Vec<Vec<(String, Option<Tone>)>>,
-}
-
-impl Table {
-    /// A table with these headings.
-    pub fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(|heading| ((*heading).to_owned(), None)).collect()] }
-    }
-
-    /// Adds a row; a cell is its text and its colour.
-    pub fn row(&mut self, cells: Vec<(String, Option<Tone>)>) {
-        self.rows.push(cells);
-    }
-
-    /// The table as text.
-    pub fn render(&self, console: &Console) -> String {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .filter_map(|row| row.get(column))
-                .map(|(text, _)| text.chars().count())
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            for (column, (cell, tone)) in row.iter().enumerate() {
-                let painted = tone.map_or_else(|| cell.clone(), |tone| console.paint(tone, cell));
-                text.push_str(&painted);
-                if column + 1 < row.len() {
-                    let pad = widths.get(column).copied().unwrap_or(0).saturating_sub(cell.chars().count());
-                    text.push_str(&" ".repeat(pad + 3));
-                }
-            }
-            text.push('\n');
-        }
-        text
-    }
-}
-
-/// A cell without a colour.
-pub fn plain(text: impl Into<String>) -> (String, Option<Tone>) {
-    (text.into(), None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn surroundings(choice: ColorChoice, no_color: bool, dumb: bool) -> Surroundings {
-        Surroundings { choice, no_color, dumb }
+    fn colours(choice: Coloring, no_color: bool, dumb: bool) -> Colours {
+        Colours { choice, no_color, dumb }
     }
 
     #[test]
     fn colours_need_a_terminal_that_wants_them() {
-        assert!(surroundings(ColorChoice::Auto, false, false).color(true));
-        assert!(!surroundings(ColorChoice::Auto, false, false).color(false));
-        assert!(!surroundings(ColorChoice::Auto, true, false).color(true));
-        assert!(!surroundings(ColorChoice::Auto, false, true).color(true));
-        assert!(surroundings(ColorChoice::Always, true, true).color(false));
-        assert!(!surroundings(ColorChoice::Never, false, false).color(true));
-    }
-
-    #[test]
-    fn columns_align_and_the_last_one_is_not_padded() {
-        let console =
-            Console { stdout_color: true, stderr_color: false, interactive: false, progress: false };
-        let mut table = Table::new(&["NODE", "STATE"]);
-        table.row(vec![plain("edge-node"), ("ok".into(), Some(Tone::Good))]);
-        assert_eq!(table.render(&console), "NODE        STATE\nedge-node   \u{1b}[32mok\u{1b}[0m\n");
+        assert!(colours(Coloring::Auto, false, false).color(true));
+        assert!(!colours(Coloring::Auto, false, false).color(false));
+        assert!(!colours(Coloring::Auto, true, false).color(true));
+        assert!(!colours(Coloring::Auto, false, true).color(true));
+        assert!(colours(Coloring::Always, true, true).color(false));
+        assert!(!colours(Coloring::Never, false, false).color(true));
     }
 
     #[test]

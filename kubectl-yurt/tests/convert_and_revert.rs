@@ -211,6 +211,27 @@ async fn a_run_that_was_killed_is_continued() {
 }
 
 #[tokio::test]
+async fn while_one_converter_is_at_work_another_one_is_refused() {
+    let fake = cluster().await;
+    fake.behave(|world| world.asleep = ["edge-1".to_owned(), "edge-2".to_owned()].into());
+    // The first one has to last longer than the second one waits.
+    let patient = CONVERT.replace("20s", "90s");
+    let second = async {
+        fake.until(|fake| !fake.names("leases").is_empty()).await;
+        let output = yurt(&fake, CONVERT).await;
+        fake.behave(|world| world.asleep.clear());
+        output
+    };
+    let (first, second) = tokio::join!(yurt(&fake, &patient), second);
+    assert_eq!(second.status.code(), Some(2), "{}", text(&second));
+    let said = text(&second);
+    assert!(said.contains("waiting up to 10 s: another convert or revert (unknown@"), "{said}");
+    assert!(said.contains("another convert or revert is at work: unknown@"), "{said}");
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first));
+    assert!(fake.names("leases").is_empty());
+}
+
+#[tokio::test]
 async fn a_node_that_is_away_is_left_reverting_and_finished_later() {
     let fake = cluster().await;
     assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod containers;
+pub mod memory;
 pub mod node;
 pub mod objects;
 pub mod prober;

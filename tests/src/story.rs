@@ -7,7 +7,7 @@
 //! - [`teller`]: what the person at the terminal reads. [`product`]: the plugin and image that are tried.
 //! - [`workload`]: the pods that stand for business.
 //! - [`vanilla`] S1–S3, [`convert`] S4, [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
-//! - [`refusals`], [`crash`], [`again`]: what is asked besides.
+//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs.
 
 mod access;
 mod again;
@@ -18,6 +18,7 @@ pub mod product;
 mod reboot;
 mod refusals;
 mod revert;
+mod size;
 pub mod teller;
 mod vanilla;
 mod workload;
@@ -95,6 +96,10 @@ pub const BESIDES: &[Step] = &[
         play: again::revert_with_a_node_down,
     },
 ];
+
+/// What holds of the published build alone, and is asked for by `make size`.
+pub const PUBLISHED: &[Step] =
+    &[Step { id: "size", title: "what the product weighs on the node", play: size::size }];
 
 /// The order in which the test plays everything: what needs a vanilla cluster before S4, what needs a
 /// converted one before S8, and a second conversion after it.

@@ -1,5 +1,6 @@
-//! What `kubectl-yurt` and `yurtd` must agree on: names and paths ([`names`]), the documents they
-//! leave for each other in the cluster ([`status`]), and the tunnel's wire protocol ([`tunnel`]).
+//! What `kubectl-yurt` and `yurtd` must agree on: names and paths ([`names`]), what a Node's labels and
+//! annotations mean ([`node`], [`duration`]), the documents they leave for each other in the cluster ([`status`]),
+//! who of several may work ([`lease`]), and the tunnel's wire protocol ([`tunnel`]).
 //!
 //! No I/O, no Kubernetes client, no store: the plugin never links LMDB, and the codec can be fuzzed
 //! in isolation.
@@ -7,6 +8,9 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod duration;
+pub mod lease;
 pub mod names;
+pub mod node;
 pub mod status;
 pub mod tunnel;

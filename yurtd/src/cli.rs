@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use yurt_api::names;
 
-/// Edge hub, tunnel, keeper and controller of kubectl-yurt.
+/// What of kubectl-yurt runs on edge nodes: hub, tunnel agent, keeper.
 #[derive(Debug, Parser)]
 #[command(name = "yurtd", version)]
 pub(crate) struct Cli {
@@ -21,10 +21,6 @@ pub(crate) enum Role {
     Edge(EdgeArgs),
     /// Install, repair and remove the edge service on this node (runs in the DaemonSet)
     Keeper(KeeperArgs),
-    /// Bring API server traffic to edge nodes (runs on control-plane nodes)
-    TunnelServer(TunnelServerArgs),
-    /// Autonomy policies' parameter, certificates (runs in the cloud)
-    Controller(ControllerArgs),
     /// Hold or release the hub's pod address on the loopback interface (started by systemd)
     Address(AddressArgs),
 }
@@ -60,46 +56,6 @@ pub(crate) struct KeeperArgs {
     pub(crate) tunnel_ca_dir: PathBuf,
 }
 
-/// Arguments of `yurtd tunnel-server`.
-#[derive(Debug, Args)]
-pub(crate) struct TunnelServerArgs {
-    /// Name of the node the server runs on
-    #[arg(long, env = "NODE_NAME")]
-    pub(crate) node_name: String,
-    /// Folder with the serving certificate (`tls.crt`, `tls.key`)
-    #[arg(long, default_value = "/etc/yurt/tls")]
-    pub(crate) tls_dir: PathBuf,
-    /// Port for agents
-    #[arg(long, default_value_t = names::TUNNEL_AGENT_PORT)]
-    pub(crate) agent_port: u16,
-    /// Port of the Kubernetes API paths for the plugin
-    #[arg(long, default_value_t = names::TUNNEL_API_PORT)]
-    pub(crate) api_port: u16,
-    /// Port to which the API server's connections are redirected
-    #[arg(long, default_value_t = names::TUNNEL_INTERCEPT_PORT)]
-    pub(crate) intercept_port: u16,
-    /// Port of kubelets on edge nodes; connections to others are never redirected (may be given several times)
-    #[arg(long = "kubelet-port", value_name = "PORT", default_values_t = [names::KUBELET_PORT])]
-    pub(crate) kubelet_ports: Vec<u16>,
-}
-
-/// Arguments of `yurtd controller`.
-#[derive(Debug, Args)]
-pub(crate) struct ControllerArgs {
-    /// Namespace of our components
-    #[arg(long, env = "POD_NAMESPACE", default_value = names::DEFAULT_NAMESPACE)]
-    pub(crate) namespace: String,
-    /// Identity in the leader election
-    #[arg(long, env = "POD_NAME")]
-    pub(crate) pod_name: String,
-    /// Folder with the mounted cluster configuration
-    #[arg(long, default_value = "/etc/yurt/config")]
-    pub(crate) config_dir: PathBuf,
-    /// Port for probes (`/healthz`)
-    #[arg(long, default_value_t = names::CONTROLLER_HEALTH_PORT)]
-    pub(crate) health_port: u16,
-}
-
 /// Arguments of `yurtd address`.
 #[derive(Debug, Args)]
 pub(crate) struct AddressArgs {
@@ -130,20 +86,5 @@ impl From<KeeperArgs> for yurt_keeper::Options {
     fn from(args: KeeperArgs) -> Self {
         let KeeperArgs { node_name, namespace, host_root, config_dir, tunnel_ca_dir } = args;
         Self { node_name, namespace, host_root, config_dir, tunnel_ca_dir }
-    }
-}
-
-impl From<TunnelServerArgs> for yurt_tunnel::server::Options {
-    fn from(args: TunnelServerArgs) -> Self {
-        let TunnelServerArgs { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports } =
-            args;
-        Self { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports }
-    }
-}
-
-impl From<ControllerArgs> for yurt_controller::Options {
-    fn from(args: ControllerArgs) -> Self {
-        let ControllerArgs { namespace, pod_name, config_dir, health_port } = args;
-        Self { namespace, identity: pod_name, config_dir, health_port }
     }
 }

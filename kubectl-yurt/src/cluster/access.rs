@@ -71,7 +71,7 @@ fn watching(namespace: &str) -> Vec<Need> {
 
 /// What the lock takes.
 fn locking() -> Vec<Need> {
-    ["create", "update", "delete"]
+    ["get", "create", "update", "delete"]
         .into_iter()
         .map(|verb| Need::new(verb, "coordination.k8s.io", "leases").within("kube-system"))
         .collect()

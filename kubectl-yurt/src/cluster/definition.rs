@@ -13,8 +13,8 @@ use kube::{
 use yurt_api::names;
 
 use crate::{
+    connect::session::Session,
     error::{Error, is_not_found},
-    resolve::session::Session,
 };
 
 /// How long the API server may take for either.

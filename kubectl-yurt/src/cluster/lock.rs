@@ -1,8 +1,8 @@
 //! The Lease that keeps two converters apart. Held while `convert` or `revert` works, renewed all the time, gone
-//! afterwards. A holder that died is recognised as client-go does it: nobody has renewed the Lease for as long as
-//! it lasts by *our* clock, so clocks need not agree.
+//! afterwards. Who holds it and when a holder counts as gone is decided in [`yurt_api::lease`]; the reading and writing
+//! is here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -12,38 +12,155 @@ use kube::{
     Api,
     api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
-use yurt_api::names;
+use yurt_api::{
+    lease::{Candidate, Record, Step, Timing},
+    names,
+};
 
 use crate::{
+    connect::session::Session,
     error::{Error, is_not_found},
-    resolve::session::Session,
+    signals,
 };
 
 /// The Lease is always here, so that two converters with different `--yurt-namespace` meet.
 const NAMESPACE: &str = "kube-system";
-/// How long a Lease lasts without being renewed.
-const DURATION: Duration = Duration::from_secs(10);
+/// A Lease lasts for ten seconds without being renewed. A server that cannot be reached for a while is no reason to stop:
+/// nobody else can take the Lease there either, so the second figure is not asked for here.
+const TIMING: Timing = Timing { length: Duration::from_secs(10), renew_within: Duration::from_secs(10) };
 /// How often it is renewed.
 const RENEW: Duration = Duration::from_secs(3);
 
-/// Does `work` while holding the Lease; a signal ends it early.
+/// Does `work` while holding the Lease; a signal ends it early. `waiting` is told once, with a sentence for a person, if
+/// somebody else's has to be waited for first.
 ///
 /// # Errors
 ///
 /// [`Error::Refused`] when another converter is at work, [`Error::Failed`] after a signal, or what `work` says.
-pub async fn hold<T>(session: &Session, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let api: Api<Lease> = Api::namespaced(session.client.clone(), NAMESPACE);
-    let holder = identity();
-    let uid = acquire(session, &api, &holder).await?;
+pub async fn hold<T>(
+    session: &Session,
+    waiting: impl FnOnce(String),
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut lock = Lock::new(session);
+    lock.acquire(waiting).await?;
     let result = tokio::select! {
         result = work => result,
-        lost = renew(&api, &holder) => Err(lost),
-        () = interrupted() => {
+        lost = lock.renew() => Err(lost),
+        () = signals::interrupted() => {
             Err(Error::Failed("interrupted; run the same command again to go on where it stopped".into()))
         }
     };
-    release(&api, uid).await;
+    lock.release().await;
     result
+}
+
+struct Lock {
+    api: Api<Lease>,
+    candidate: Candidate<MicroTime>,
+    /// The Lease that we wrote, while it is ours: another one of the same name is not ours to delete.
+    ours: Option<Preconditions>,
+}
+
+/// What came of one attempt.
+enum Attempt {
+    /// It is ours.
+    Held,
+    /// Somebody else was faster with a write: look again.
+    Raced,
+    /// Somebody else has it.
+    Other { holder: String, left: Duration, alive: bool },
+}
+
+impl Lock {
+    fn new(session: &Session) -> Self {
+        Self {
+            api: Api::namespaced(session.client.clone(), NAMESPACE),
+            candidate: Candidate::new(identity(), TIMING),
+            ours: None,
+        }
+    }
+
+    async fn acquire(&mut self, waiting: impl FnOnce(String)) -> Result<(), Error> {
+        let mut waiting = Some(waiting);
+        loop {
+            match self.attempt().await? {
+                Attempt::Held => return Ok(()),
+                Attempt::Raced => {}
+                Attempt::Other { holder, alive: true, .. } => {
+                    return Err(Error::Refused(format!(
+                        "another convert or revert is at work: {holder}; nothing was changed"
+                    )));
+                }
+                Attempt::Other { holder, left, alive: false } => {
+                    if let Some(waiting) = waiting.take() {
+                        waiting(format!(
+                            "waiting up to {} s: another convert or revert ({holder}) may be at work",
+                            TIMING.length.as_secs()
+                        ));
+                    }
+                    tokio::time::sleep(left).await;
+                }
+            }
+        }
+    }
+
+    /// Looks at the Lease and writes what is to be written.
+    async fn attempt(&mut self) -> Result<Attempt, kube::Error> {
+        let found = self.api.get_opt(names::CONVERT_LEASE).await?;
+        let asked = Instant::now();
+        let record = found.as_ref().map(record);
+        let params = PostParams::default();
+        let (written, record) = match self.candidate.step(record.as_ref(), asked, now()) {
+            Step::Wait(other) => {
+                self.ours = None;
+                let holder = Some(other.holder).filter(|holder| !holder.is_empty());
+                let holder = holder.unwrap_or_else(|| "unknown".into());
+                return Ok(Attempt::Other { holder, left: other.left, alive: other.alive });
+            }
+            Step::Create(record) => {
+                let lease = Lease { metadata: metadata(), spec: Some(spec(&record)) };
+                (self.api.create(&params, &lease).await, record)
+            }
+            Step::Renew(record) | Step::Take(record) => {
+                let lease = Lease { spec: Some(spec(&record)), ..found.unwrap_or_default() };
+                (self.api.replace(names::CONVERT_LEASE, &params, &lease).await, record)
+            }
+        };
+        match written {
+            Ok(lease) => {
+                self.candidate.wrote(record, asked);
+                self.ours = Some(Preconditions { uid: lease.metadata.uid, resource_version: None });
+                Ok(Attempt::Held)
+            }
+            Err(kube::Error::Api(status)) if status.is_already_exists() || status.is_conflict() => {
+                Ok(Attempt::Raced)
+            }
+            Err(error) if is_not_found(&error) => Ok(Attempt::Raced),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renews until the Lease is somebody else's.
+    async fn renew(&mut self) -> Error {
+        let mut tick = tokio::time::interval(RENEW);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Ok(Attempt::Other { holder, .. }) = self.attempt().await {
+                return Error::Failed(format!(
+                    "{holder} has taken over; this run has stopped, run it again to see where things are"
+                ));
+            }
+        }
+    }
+
+    /// Nobody need wait, and nothing of ours stays in the cluster.
+    async fn release(self) {
+        let Some(ours) = self.ours else { return };
+        // If it cannot be deleted now, it expires, and the next holder deletes it.
+        let _ = self.api.delete(names::CONVERT_LEASE, &DeleteParams::default().preconditions(ours)).await;
+    }
 }
 
 /// Who holds the Lease: user, machine and process.
@@ -53,118 +170,36 @@ fn identity() -> String {
     format!("{user}@{host}/{}", std::process::id())
 }
 
-async fn acquire(session: &Session, api: &Api<Lease>, holder: &str) -> Result<Option<String>, Error> {
-    let lease = Lease {
-        metadata: ObjectMeta {
-            name: Some(names::CONVERT_LEASE.into()),
-            labels: Some([(names::LABEL_PART_OF.to_owned(), names::PART_OF.to_owned())].into()),
-            ..ObjectMeta::default()
-        },
-        spec: Some(spec(holder)),
-    };
-    let mut announced = false;
-    loop {
-        match api.create(&PostParams::default(), &lease).await {
-            Ok(created) => return Ok(created.metadata.uid),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-            Err(error) => return Err(error.into()),
-        }
-        let other = match api.get(names::CONVERT_LEASE).await {
-            Ok(other) => other,
-            Err(error) if is_not_found(&error) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let owner = holder_of(&other);
-        if !announced {
-            session.console.note(format!(
-                "waiting up to {} s: another convert or revert ({owner}) may be at work",
-                DURATION.as_secs()
-            ));
-            announced = true;
-        }
-        tokio::time::sleep(DURATION).await;
-        let later = match api.get(names::CONVERT_LEASE).await {
-            Ok(later) => later,
-            Err(error) if is_not_found(&error) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if later.metadata.resource_version != other.metadata.resource_version {
-            return Err(Error::Refused(format!(
-                "another convert or revert is at work: {}; nothing was changed",
-                holder_of(&later)
-            )));
-        }
-        // Take it over, unless somebody else does so first.
-        let taken = Lease { spec: Some(spec(holder)), ..later };
-        match api.replace(names::CONVERT_LEASE, &PostParams::default(), &taken).await {
-            Ok(taken) => return Ok(taken.metadata.uid),
-            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {}
-            Err(error) => return Err(error.into()),
-        }
+fn now() -> MicroTime {
+    MicroTime(jiff::Timestamp::now())
+}
+
+fn metadata() -> ObjectMeta {
+    ObjectMeta {
+        name: Some(names::CONVERT_LEASE.into()),
+        labels: Some([(names::LABEL_PART_OF.to_owned(), names::PART_OF.to_owned())].into()),
+        ..ObjectMeta::default()
     }
 }
 
-fn spec(holder: &str) -> LeaseSpec {
+fn record(lease: &Lease) -> Record<MicroTime> {
+    let spec = lease.spec.clone().unwrap_or_default();
+    Record {
+        holder: spec.holder_identity.unwrap_or_default(),
+        seconds: spec.lease_duration_seconds,
+        acquired: spec.acquire_time,
+        renewed: spec.renew_time,
+        transitions: spec.lease_transitions.unwrap_or_default(),
+    }
+}
+
+fn spec(record: &Record<MicroTime>) -> LeaseSpec {
     LeaseSpec {
-        holder_identity: Some(holder.into()),
-        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
-        renew_time: Some(MicroTime(jiff::Timestamp::now())),
+        holder_identity: Some(record.holder.clone()),
+        lease_duration_seconds: record.seconds,
+        acquire_time: record.acquired.clone(),
+        renew_time: record.renewed.clone(),
+        lease_transitions: Some(record.transitions),
         ..LeaseSpec::default()
-    }
-}
-
-fn holder_of(lease: &Lease) -> String {
-    let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
-    holder.unwrap_or_else(|| "unknown".into())
-}
-
-/// Renews until the Lease is somebody else's. A server that cannot be reached for a while is no reason to stop:
-/// nobody else can take the Lease there either.
-async fn renew(api: &Api<Lease>, holder: &str) -> Error {
-    let mut tick = tokio::time::interval(RENEW);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let Ok(mut lease) = api.get(names::CONVERT_LEASE).await else { continue };
-        if holder_of(&lease) != holder {
-            return Error::Failed(format!(
-                "{} has taken over; this run has stopped, run it again to see where things are",
-                holder_of(&lease)
-            ));
-        }
-        lease.spec = Some(spec(holder));
-        let _ = api.replace(names::CONVERT_LEASE, &PostParams::default(), &lease).await;
-    }
-}
-
-async fn release(api: &Api<Lease>, uid: Option<String>) {
-    let ours = DeleteParams::default().preconditions(Preconditions { uid, resource_version: None });
-    // If it cannot be deleted now, it expires, and the next holder deletes it.
-    let _ = api.delete(names::CONVERT_LEASE, &ours).await;
-}
-
-/// Ends when a signal asks to stop: the terminal's, or another process's.
-pub async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let of = |kind: SignalKind| async move {
-            match signal(kind) {
-                Ok(mut signal) => {
-                    signal.recv().await;
-                }
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = of(SignalKind::interrupt()) => {}
-            () = of(SignalKind::terminate()) => {}
-            () = of(SignalKind::hangup()) => {}
-            () = of(SignalKind::quit()) => {}
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = tokio::signal::ctrl_c().await;
     }
 }

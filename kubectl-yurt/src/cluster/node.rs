@@ -1,43 +1,34 @@
-//! What a Node object says: its role, its conversion, its autonomy, whether it is there. Pure.
+//! What a Node object says: what it is to us, its conversion, its autonomy, whether it is there; and the one way in which
+//! we change it.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt as _;
-use yurt_api::{names, status::ConversionStatus};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use yurt_api::{
+    names,
+    node::{Autonomy, Kind},
+    status::ConversionStatus,
+};
 
-use crate::duration;
+use crate::{
+    connect::session::Session,
+    error::{Error, is_not_found},
+    output::words::join,
+};
 
-/// What a node is to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Labelled as an edge node.
-    Edge,
-    /// Labelled as a cloud node.
-    Cloud,
-    /// Not labelled.
-    None,
+/// What the node is to us, by our label or by its synonym.
+pub fn kind(node: &Node) -> Kind {
+    Kind::of(node.metadata.labels.as_ref())
 }
 
-impl Role {
-    /// As `status` shows it.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Edge => "edge",
-            Self::Cloud => "cloud",
-            Self::None => "<none>",
-        }
-    }
-}
-
-/// The node's role, by our label or by its synonym.
-pub fn role(node: &Node) -> Role {
-    let labels = node.labels();
-    match labels.get(names::LABEL_EDGE_WORKER).or_else(|| labels.get(names::LABEL_EDGE_WORKER_LEGACY)) {
-        Some(value) if value == "true" => Role::Edge,
-        Some(value) if value == "false" => Role::Cloud,
-        _ => Role::None,
-    }
+/// True for an edge node.
+pub fn is_edge(node: &Node) -> bool {
+    kind(node).is_edge()
 }
 
 /// The value of our own label.
@@ -52,11 +43,11 @@ pub fn is_control_plane(node: &Node) -> bool {
 
 /// What the keeper reported last; an annotation that cannot be understood counts as none.
 pub fn conversion(node: &Node) -> Option<ConversionStatus> {
-    serde_json::from_str(report(node)?).ok()
+    serde_json::from_str(report_text(node)?).ok()
 }
 
 /// The keeper's last report as it stands in the annotation.
-pub fn report(node: &Node) -> Option<&str> {
+pub fn report_text(node: &Node) -> Option<&str> {
     node.annotations().get(names::ANNOTATION_CONVERSION).map(String::as_str)
 }
 
@@ -65,21 +56,33 @@ pub fn is_reverting(node: &Node) -> bool {
     node.annotations().get(names::ANNOTATION_TARGET).is_some_and(|target| target == names::TARGET_VANILLA)
 }
 
-/// Our annotations on the node, the user's autonomy ones included.
-pub fn our_annotations(node: &Node) -> Vec<&'static str> {
-    const OURS: [&str; 5] = [
-        names::ANNOTATION_TARGET,
-        names::ANNOTATION_CONVERSION,
-        names::ANNOTATION_AUTONOMY,
-        names::ANNOTATION_AUTONOMY_LEGACY,
-        names::ANNOTATION_AUTONOMY_DURATION,
-    ];
-    OURS.into_iter().filter(|key| node.annotations().contains_key(*key)).collect()
+/// The annotations with which a person asks for autonomy.
+pub const AUTONOMY_ANNOTATIONS: [&str; 3] =
+    [names::ANNOTATION_AUTONOMY, names::ANNOTATION_AUTONOMY_LEGACY, names::ANNOTATION_AUTONOMY_DURATION];
+
+/// The annotations with which plugin and keeper talk to each other.
+pub const CONVERSION_ANNOTATIONS: [&str; 2] = [names::ANNOTATION_TARGET, names::ANNOTATION_CONVERSION];
+
+/// True if the node has one of these annotations.
+pub fn has_any(node: &Node, annotations: &[&str]) -> bool {
+    annotations.iter().any(|name| node.annotations().contains_key(*name))
 }
 
 /// True if anything of ours is on the node.
 pub fn is_touched(node: &Node) -> bool {
-    edge_label(node).is_some() || !our_annotations(node).is_empty() || has_condition(node)
+    edge_label(node).is_some()
+        || has_any(node, &CONVERSION_ANNOTATIONS)
+        || has_any(node, &AUTONOMY_ANNOTATIONS)
+        || has_condition(node)
+}
+
+/// What takes these annotations away in a patch.
+pub fn without<'a>(annotations: impl IntoIterator<Item = &'a &'a str>) -> Value {
+    annotations
+        .into_iter()
+        .map(|name| ((*name).to_owned(), Value::Null))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// The condition that shows whether the node is autonomous.
@@ -124,56 +127,50 @@ pub fn foreign_layout(node: &Node) -> Option<&'static str> {
     SUFFIXES.iter().find(|(suffix, _)| version.contains(suffix)).map(|(_, layout)| *layout)
 }
 
-/// How autonomous the node is asked to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Autonomy {
-    /// The annotation that says so.
-    pub source: &'static str,
-    /// For how long; `None` for ever.
-    pub limit: Option<Duration>,
-    /// What is wrong with the annotation that sets the limit.
-    pub fault: Option<String>,
+/// What the node's annotations ask for.
+pub fn autonomy(node: &Node) -> Autonomy<'_> {
+    Autonomy::of(node.metadata.annotations.as_ref())
 }
 
-/// What the node's annotations ask for; `None` if it is not autonomous.
-pub fn autonomy(node: &Node) -> Option<Autonomy> {
-    let annotations = node.annotations();
-    let on = |key: &str| annotations.get(key).is_some_and(|value| value == "true");
-    let plain =
-        [names::ANNOTATION_AUTONOMY, names::ANNOTATION_AUTONOMY_LEGACY].into_iter().find(|key| on(key));
-    let Some(text) = annotations.get(names::ANNOTATION_AUTONOMY_DURATION) else {
-        return plain.map(|source| Autonomy { source, limit: None, fault: None });
-    };
-    match duration::parse(text) {
-        Ok(limit) => Some(Autonomy {
-            source: plain.unwrap_or(names::ANNOTATION_AUTONOMY_DURATION),
-            limit: Some(limit).filter(|limit| !limit.is_zero()),
-            fault: None,
-        }),
-        // An unparsable value counts as what the plain annotation says.
-        Err(error) => plain.map(|source| Autonomy { source, limit: None, fault: Some(error.to_string()) }),
+/// Refuses names that no node has.
+///
+/// # Errors
+///
+/// [`Error::Refused`] with the unknown names and those that exist.
+pub fn known(wanted: &BTreeSet<String>, all: &BTreeSet<String>) -> Result<(), Error> {
+    let unknown: BTreeSet<String> = wanted.difference(all).cloned().collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{} {} not found; the cluster has: {}",
+        if unknown.len() == 1 { "node" } else { "nodes" },
+        unknown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+        join(all)
+    )))
+}
+
+/// Changes labels and annotations of a node; `null` removes one. That the node is gone is fine.
+///
+/// # Errors
+///
+/// The server's answer.
+pub async fn patch_node(session: &Session, name: &str, metadata: Value) -> Result<(), Error> {
+    let api: Api<Node> = Api::all(session.client.clone());
+    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    match api.patch_metadata(name, &params, &Patch::Merge(json!({ "metadata": metadata }))).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn node(metadata: serde_json::Value) -> Node {
+    fn node(metadata: Value) -> Node {
         serde_json::from_value(json!({ "metadata": metadata })).unwrap()
-    }
-
-    #[test]
-    fn the_synonym_is_read_but_ours_decides() {
-        assert_eq!(role(&node(json!({ "labels": { names::LABEL_EDGE_WORKER_LEGACY: "true" } }))), Role::Edge);
-        assert_eq!(
-            role(&node(json!({ "labels": {
-                names::LABEL_EDGE_WORKER: "false", names::LABEL_EDGE_WORKER_LEGACY: "true" } }))),
-            Role::Cloud
-        );
-        assert_eq!(role(&node(json!({}))), Role::None);
     }
 
     #[test]
@@ -185,25 +182,6 @@ mod tests {
             conversion(&annotated(text)).map(|status| status.state),
             Some(yurt_api::status::ConversionState::Converted)
         );
-    }
-
-    #[test]
-    fn autonomy_comes_from_either_name_and_a_limit_is_optional() {
-        let asked = |annotations: serde_json::Value| autonomy(&node(json!({ "annotations": annotations })));
-        assert_eq!(asked(json!({})), None);
-        assert_eq!(asked(json!({ names::ANNOTATION_AUTONOMY: "false" })), None);
-        assert_eq!(
-            asked(json!({ names::ANNOTATION_AUTONOMY_LEGACY: "true" })).map(|autonomy| autonomy.source),
-            Some(names::ANNOTATION_AUTONOMY_LEGACY)
-        );
-        let limited = asked(json!({ names::ANNOTATION_AUTONOMY_DURATION: "1h" })).unwrap();
-        assert_eq!(limited.limit, Some(Duration::from_secs(3600)));
-        let for_ever = asked(json!({ names::ANNOTATION_AUTONOMY_DURATION: "0" })).unwrap();
-        assert_eq!(for_ever.limit, None);
-        assert_eq!(asked(json!({ names::ANNOTATION_AUTONOMY_DURATION: "soon" })), None);
-        let faulty =
-            asked(json!({ names::ANNOTATION_AUTONOMY: "true", names::ANNOTATION_AUTONOMY_DURATION: "soon" }));
-        assert!(faulty.unwrap().fault.is_some());
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::{
         definition,
         manifests::{KINDS, Kind, Object},
     },
+    connect::session::Session,
     error::{Error, is_not_found},
-    resolve::session::Session,
 };
 
 /// What applying an object does, or would do.

@@ -1,7 +1,12 @@
-//! What is wrong with a pod of ours, in words that name the image and the node. Pure.
+//! Whose a pod is and where, how many there are, and what is wrong with one of ours, in words that name the image and the
+//! node. Pure, but for the list of all pods ([`unfinished`]).
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodTemplateSpec};
-use kube::ResourceExt as _;
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use crate::connect::session::Session;
 
 /// How bad it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,28 @@ pub fn is_ready(pod: &Pod) -> bool {
             .iter()
             .flat_map(|status| status.conditions.iter().flatten())
             .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Every pod of the cluster that is not finished.
+///
+/// # Errors
+///
+/// The server's answer.
+pub async fn unfinished(session: &Session) -> Result<Vec<Pod>, kube::Error> {
+    let api: Api<Pod> = Api::all(session.client.clone());
+    let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
+    Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
+}
+
+/// How many of the pods each of these nodes has.
+pub fn count(pods: &[Pod], nodes: &BTreeSet<String>) -> BTreeMap<String, usize> {
+    let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
+    for pod in pods {
+        if let Some(number) = node_of(pod).and_then(|name| count.get_mut(name)) {
+            *number += 1;
+        }
+    }
+    count
 }
 
 /// What keeps the pod from running; `None` if nothing does.

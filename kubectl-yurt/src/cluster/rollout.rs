@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::duration::human;
+use crate::output::words::human;
 
 /// What a node reports at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Report {
 
 /// Something to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum News {
     /// A node is at work.
     Step(String),
     /// A node is done.
@@ -84,30 +84,30 @@ impl Rollout {
     }
 
     /// Takes note of what a node reports.
-    pub fn observe(&mut self, node: &str, report: Report, now: Instant) -> Option<Event> {
+    pub fn observe(&mut self, node: &str, report: Report, now: Instant) -> Option<News> {
         let timeout = self.timeout;
         let stage = self.nodes.get_mut(node)?;
         let Stage::Active(since, last) = stage else { return None };
         let event = match report {
             Report::Done(text) => {
                 *stage = Stage::Done;
-                Event::Done(text)
+                News::Done(text)
             }
             Report::Failed(why) => {
                 *stage = Stage::Failed(why.clone());
-                Event::Failed(why)
+                News::Failed(why)
             }
             Report::Working(text) if now.duration_since(*since) >= timeout => {
                 let why = format!("timed out after {}: {text}", human(timeout));
                 *stage = Stage::Failed(why.clone());
-                Event::Failed(why)
+                News::Failed(why)
             }
             Report::Working(text) => {
                 if *last == text {
                     return None;
                 }
                 last.clone_from(&text);
-                Event::Step(text)
+                News::Step(text)
             }
         };
         Some(event)
@@ -174,7 +174,7 @@ mod tests {
         let mut run = rollout(4, true);
         assert_eq!(run.start(now), ["n0"]);
         assert!(run.start(now).is_empty());
-        assert_eq!(run.observe("n0", done(), now), Some(Event::Done("converted".into())));
+        assert_eq!(run.observe("n0", done(), now), Some(News::Done("converted".into())));
         assert_eq!(run.start(now), ["n1", "n2"]);
         assert!(run.start(now).is_empty());
         run.observe("n2", done(), now);
@@ -212,10 +212,10 @@ mod tests {
         let mut run = rollout(1, true);
         run.start(start);
         let working = Report::Working("step 2 of 6".into());
-        assert_eq!(run.observe("n0", working.clone(), start), Some(Event::Step("step 2 of 6".into())));
+        assert_eq!(run.observe("n0", working.clone(), start), Some(News::Step("step 2 of 6".into())));
         assert_eq!(run.observe("n0", working.clone(), start + TIMEOUT / 2), None, "nothing new to say");
         let event = run.observe("n0", working, start + TIMEOUT);
-        assert_eq!(event, Some(Event::Failed("timed out after 5m0s: step 2 of 6".into())));
+        assert_eq!(event, Some(News::Failed("timed out after 5m0s: step 2 of 6".into())));
     }
 
     #[test]

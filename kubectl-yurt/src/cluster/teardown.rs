@@ -10,15 +10,15 @@ use crate::{
         objects::{self, Existing},
         view::Observer,
     },
+    connect::session::Session,
     error::Error,
-    progress::{Progress, count_of},
-    resolve::session::Session,
+    output::words::count_of,
 };
 
 /// How long our pods may take to go.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Deletes everything; returns what was deleted.
+/// Deletes everything; returns what was deleted. `phase` is told what is being done, in words for a person.
 ///
 /// # Errors
 ///
@@ -26,10 +26,10 @@ const DEADLINE: Duration = Duration::from_secs(90);
 pub async fn run(
     session: &Session,
     observer: &mut Observer,
-    progress: &mut Progress,
+    mut phase: impl FnMut(&str),
 ) -> Result<Vec<Existing>, Error> {
     let all = objects::existing(session).await?;
-    progress.phase(&format!("deleting {}", count_of(all.len(), "object")));
+    phase(&format!("deleting {}", count_of(all.len(), "object")));
     let mut deleted = Vec::new();
     let workloads = all.iter().filter(|object| object.is_workload());
     for object in workloads {
@@ -37,7 +37,7 @@ pub async fn run(
             deleted.push(object.clone());
         }
     }
-    wait_for_pods(observer, progress).await?;
+    wait_for_pods(observer, &mut phase).await?;
     // Listed again: the controller may have made something until its last moment.
     for object in objects::existing(session).await?.into_iter().filter(|object| !object.is_workload()) {
         if object.delete(session).await? {
@@ -47,7 +47,7 @@ pub async fn run(
     Ok(deleted)
 }
 
-async fn wait_for_pods(observer: &mut Observer, progress: &mut Progress) -> Result<(), Error> {
+async fn wait_for_pods(observer: &mut Observer, phase: &mut impl FnMut(&str)) -> Result<(), Error> {
     let deadline = tokio::time::sleep_until((Instant::now() + DEADLINE).into());
     tokio::pin!(deadline);
     observer.complete().await;
@@ -56,7 +56,7 @@ async fn wait_for_pods(observer: &mut Observer, progress: &mut Progress) -> Resu
         if names.is_empty() {
             return Ok(());
         }
-        progress.phase(&format!("waiting for {} to end", count_of(names.len(), "pod")));
+        phase(&format!("waiting for {} to end", count_of(names.len(), "pod")));
         tokio::select! {
             () = observer.changed() => {}
             () = &mut deadline => {

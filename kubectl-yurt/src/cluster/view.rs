@@ -23,16 +23,22 @@ use yurt_api::names;
 
 use crate::{
     cluster::pods::{self, Trouble},
-    duration::human,
+    connect::session::Session,
     error::phrase,
-    resolve::session::Session,
+    output::words::human,
 };
 
 /// How long pulls of an image may fail before that counts as something that will not pass. kubelet has tried about
 /// five times by then (it backs off from 10 s, doubling).
 const PULL_PATIENCE: Duration = Duration::from_secs(120);
+/// How often the clock is looked at while nothing changes.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Objects of one kind by name, replaced as a whole when a watch starts over.
+///
+/// kube's `reflector::store` does the same behind a lock that is shared by tasks. Here one task owns everything, and wants
+/// what that store does not have: to be asked without waiting whether its first list is complete, and an order, so that
+/// of two pods in trouble the same one is named each time.
 #[derive(Debug, Clone)]
 pub struct Store<K> {
     items: BTreeMap<String, K>,
@@ -225,6 +231,11 @@ impl Observer {
             // The watches restart for ever; if they ended, whoever waits must meet its deadline.
             None => std::future::pending().await,
         }
+    }
+
+    /// Waits for a change, or for a second: the clock decides about deadlines even when nothing changes.
+    pub async fn changed_or_tick(&mut self) {
+        let _ = tokio::time::timeout(TICK, self.changed()).await;
     }
 
     /// Waits until each watch has shown everything once.

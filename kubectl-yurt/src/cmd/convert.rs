@@ -1,18 +1,18 @@
 //! `convert`: preflight and plan ([`plan`]), then objects, components and nodes ([`execute`]), each step such that
 //! running it again continues where it stopped.
 
-pub mod components;
 pub mod connected;
 pub mod execute;
 pub mod image;
 pub mod plan;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
-    core::v1::{ConfigMap, Namespace, Node, Pod},
+    core::v1::{ConfigMap, Namespace, Node},
 };
 use kube::{
     Api, ResourceExt as _,
@@ -22,17 +22,21 @@ use serde_json::json;
 use yurt_api::names;
 
 use crate::{
-    args::{ConvertArgs, DryRun},
+    args::nodes::DryRun,
     cluster::{
-        access,
+        access, lock,
         manifests::{self, Object, Settings},
         node, objects,
         objects::Effect,
         pods,
     },
+    connect::{session::Session, tunnel},
     error::Error,
-    progress::{self, count_of},
-    resolve::{session::Session, tunnel},
+    options::nodes::{Convert, Split},
+    output::{
+        Console,
+        words::{self, count_of, join},
+    },
 };
 
 /// How many objects are looked at at once.
@@ -61,14 +65,14 @@ pub struct Plan {
 /// # Errors
 ///
 /// Refused with nothing changed, failed with everything undone, or some nodes failed.
-pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
-    let plan = prepare(session, args).await?;
-    if args.dry_run == DryRun::Client {
-        return show(session, &plan);
+pub async fn run(session: &Session, console: Console, options: &Convert) -> Result<(), Error> {
+    let plan = prepare(session, options).await?;
+    if options.dry_run == DryRun::Client {
+        return show(console, &plan);
     }
     access::check(&session.client, access::convert_needs(&plan.objects, &session.yurt_namespace)).await?;
-    if args.dry_run == DryRun::Server {
-        return dry_run(session, &plan).await;
+    if options.dry_run == DryRun::Server {
+        return dry_run(session, console, &plan).await;
     }
     let effects = preview(session, &plan.objects).await?;
     let pending = effects.iter().filter(|effect| **effect != Effect::None).count();
@@ -76,30 +80,26 @@ pub async fn run(session: &Session, args: &ConvertArgs) -> Result<(), Error> {
     let work = &plan.work;
     let idle = work.convert.is_empty() && work.upgrade.is_empty() && work.label.is_empty();
     if pending == 0 && superseded.is_empty() && idle {
-        return session.console.line(format!(
+        return console.line(format!(
             "already converted: {} ({}); nothing was changed",
-            progress::nodes(plan.work.converted.len()),
-            plan::join(&plan.work.converted)
+            words::nodes(plan.work.converted.len()),
+            join(&plan.work.converted)
         ));
     }
-    session.console.confirm(&question(&plan, pending), args.yes)?;
+    console.confirm(&question(&plan, pending), options.yes)?;
     if !plan.work.away.is_empty() {
-        session
-            .console
-            .warn(format!("not reachable now, will follow by themselves: {}", plan::join(&plan.work.away)));
+        console.warn(format!("not reachable now, will follow by themselves: {}", join(&plan.work.away)));
     }
     // Who was asked has read it.
-    if args.yes && !plan.work.later.is_empty() {
-        session.console.warn(format!(
-            "not ready, the tunnel server starts there later: {}",
-            plan::join(&plan.work.later)
-        ));
+    if options.yes && !plan.work.later.is_empty() {
+        console.warn(format!("not ready, the tunnel server starts there later: {}", join(&plan.work.later)));
     }
-    crate::cluster::lock::hold(session, execute::run(session, args, plan, &effects)).await
+    lock::hold(session, |text| console.note(text), execute::run(session, console, options, plan, &effects))
+        .await
 }
 
 /// Preflight: looks at the cluster and decides.
-async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
+async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
     let version = session.client.apiserver_version().await?;
     let version = plan::ServerVersion::parse(&version.major, &version.minor).ok_or_else(|| {
         Error::Failed(format!(
@@ -111,15 +111,15 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
 
     let nodes_api: Api<Node> = Api::all(session.client.clone());
     let nodes = nodes_api.list(&ListParams::default()).await?.items;
-    let selected: BTreeSet<String> = match &args.selector {
-        Some(selector) => {
+    let selected: BTreeSet<String> = match &options.which {
+        Split::Labelled(selector) => {
             let list = nodes_api.list_metadata(&ListParams::default().labels(selector)).await?;
             list.items.into_iter().filter_map(|node| node.metadata.name).collect()
         }
-        None => BTreeSet::new(),
+        Split::Cloud(_) | Split::Edge(_) => BTreeSet::new(),
     };
-    let choice = plan::choose(&nodes, args, &selected)?;
-    let mut work = plan::work(&nodes, &choice, !args.skip_tunnel)?;
+    let choice = plan::choose(&nodes, &options.which, &selected)?;
+    let mut work = plan::work(&nodes, &choice, options.tunnel.is_some())?;
 
     let namespaces: Api<Namespace> = Api::all(session.client.clone());
     let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
@@ -135,8 +135,8 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
         create_namespace: namespace.as_ref().is_none_or(|namespace| {
             namespace.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF)
         }),
-        image: image::choose(args.image.as_deref(), image_before.as_deref()),
-        config: plan::cluster_config(&nodes, &choice, args, earlier)?,
+        image: image::choose(options.image.as_deref(), image_before.as_deref()),
+        config: plan::cluster_config(&nodes, &choice, options.tunnel.as_ref(), earlier)?,
         mutating: version.has_mutating_policies(),
     };
     let release = image::expected_release(&settings.image, image_before.as_deref());
@@ -147,27 +147,9 @@ async fn prepare(session: &Session, args: &ConvertArgs) -> Result<Plan, Error> {
     let pods = if work.convert.is_empty() {
         BTreeMap::new()
     } else {
-        count_pods(&unfinished_pods(session).await?, &work.convert)
+        pods::count(&pods::unfinished(session).await?, &work.convert)
     };
     Ok(Plan { work, objects, settings, image_before, release, labels, pods })
-}
-
-/// Every pod of the cluster that is not finished.
-pub async fn unfinished_pods(session: &Session) -> Result<Vec<Pod>, Error> {
-    let api: Api<Pod> = Api::all(session.client.clone());
-    let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-    Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
-}
-
-/// How many of the pods each of these nodes has.
-pub fn count_pods(pods: &[Pod], nodes: &BTreeSet<String>) -> BTreeMap<String, usize> {
-    let mut count: BTreeMap<String, usize> = nodes.iter().map(|name| (name.clone(), 0)).collect();
-    for pod in pods {
-        if let Some(number) = pods::node_of(pod).and_then(|name| count.get_mut(name)) {
-            *number += 1;
-        }
-    }
-    count
 }
 
 /// What applying each object would do.
@@ -222,50 +204,50 @@ fn question(plan: &Plan, pending: usize) -> String {
             .collect();
         parts.push(format!(
             "turn {} into {}: {}",
-            progress::nodes(nodes.len()),
+            words::nodes(nodes.len()),
             if nodes.len() == 1 { "an edge node" } else { "edge nodes" },
             nodes.join(", ")
         ));
     }
     if !plan.work.upgrade.is_empty() {
-        let release = plan.release.as_deref().map(components::version).unwrap_or_default();
-        parts.push(format!("upgrade to {release}: {}", plan::join(&plan.work.upgrade)));
+        let release = plan.release.as_deref().map(words::version).unwrap_or_default();
+        parts.push(format!("upgrade to {release}: {}", join(&plan.work.upgrade)));
     }
     if !plan.work.label.is_empty() {
-        parts.push(format!("label as cloud: {}", plan::join(&plan.work.label)));
+        parts.push(format!("label as cloud: {}", join(&plan.work.label)));
     }
     let later = if plan.work.later.is_empty() {
         String::new()
     } else {
-        format!(" Not ready, the tunnel server starts there later: {}.", plan::join(&plan.work.later))
+        format!(" Not ready, the tunnel server starts there later: {}.", join(&plan.work.later))
     };
     format!("This will {}.{later} Pods keep running. Go on?", parts.join("; "))
 }
 
 /// `--dry-run=client`: the objects on stdout, fit for `kubectl diff -f -`; the plan on stderr.
-fn show(session: &Session, plan: &Plan) -> Result<(), Error> {
+fn show(console: Console, plan: &Plan) -> Result<(), Error> {
     for object in &plan.objects {
         let text = serde_saphyr::to_string(&object.body)
             .map_err(|error| Error::Failed(format!("cannot print an object: {error}")))?;
-        session.console.raw(format_args!("---\n{text}"))?;
+        console.raw(format_args!("---\n{text}"))?;
     }
     if let Some(change) = plan.image_change() {
-        session.console.note(format!("{change} (dry run)"));
+        console.note(format!("{change} (dry run)"));
     }
     for (node, step) in steps(plan) {
-        session.console.note(format!("node/{node} {step} (dry run)"));
+        console.note(format!("node/{node} {step} (dry run)"));
     }
     Ok(())
 }
 
 /// `--dry-run=server`.
-async fn dry_run(session: &Session, plan: &Plan) -> Result<(), Error> {
+async fn dry_run(session: &Session, console: Console, plan: &Plan) -> Result<(), Error> {
     for object in &plan.objects {
         if !object.kind.namespaced || !plan.settings.create_namespace {
             objects::apply_dry(session, object).await?;
         }
         let label = object.kind.label();
-        session.console.line(format!("{label}/{} serverside-applied (server dry run)", object.name()))?;
+        console.line(format!("{label}/{} serverside-applied (server dry run)", object.name()))?;
     }
     let nodes: Api<Node> = Api::all(session.client.clone());
     let params = PatchParams { dry_run: true, ..PatchParams::default() };
@@ -276,10 +258,10 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<(), Error> {
         }
     }
     if let Some(change) = plan.image_change() {
-        session.console.line(format!("{change} (server dry run)"))?;
+        console.line(format!("{change} (server dry run)"))?;
     }
     for (node, step) in steps(plan) {
-        session.console.line(format!("node/{node} {step} (server dry run)"))?;
+        console.line(format!("node/{node} {step} (server dry run)"))?;
     }
     Ok(())
 }

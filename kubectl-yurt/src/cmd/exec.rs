@@ -5,14 +5,12 @@ use kube::{Resource as _, ResourceExt as _, api::AttachParams, core::Request};
 use tokio::sync::mpsc;
 
 use crate::{
-    args::ExecArgs,
-    cluster::lock::interrupted,
+    cluster::workload,
+    connect::{session::Session, tunnel},
     error::Error,
-    resolve::{
-        session::Session,
-        target::{self, Reference},
-        tunnel,
-    },
+    options::pods::Exec,
+    output::Console,
+    signals::interrupted,
     stream::{
         remote::{self, Outcome, outcome},
         terminal::{self, RawMode, Size},
@@ -24,32 +22,30 @@ use crate::{
 /// # Errors
 ///
 /// [`Error::Remote`] with the remote command's exit code, or why it was not started.
-pub async fn run(session: &Session, args: &ExecArgs) -> Result<(), Error> {
-    check(args)?;
-    let reference = Reference::parse(&args.target)?;
-    let found = target::find(session, &reference, args.pod_running_timeout).await?;
+pub async fn run(session: &Session, console: Console, options: &Exec) -> Result<(), Error> {
+    let found = workload::find(session, &options.target, options.pod_running_timeout).await?;
     let pod = found.first;
-    let phase = target::phase(&pod);
+    let phase = workload::phase(&pod);
     if matches!(phase, "Succeeded" | "Failed") {
         return Err(Error::Failed(format!(
             "cannot exec into a container in a completed pod; current phase is {phase}"
         )));
     }
-    let container = target::choose_container(&pod, args.container.as_deref())?;
-    if let Some(remark) = container.remark.filter(|_| !args.quiet) {
-        session.console.note(remark);
+    let container = workload::choose_container(&pod, options.container.as_deref())?;
+    if let Some(remark) = container.remark.filter(|_| !options.quiet) {
+        console.note(remark);
     }
     let tunnel = tunnel::first(session).await?;
-    let tty = wants_tty(session, args);
+    let tty = wants_tty(console, options);
     let params = AttachParams::default()
         .container(container.name)
-        .stdin(args.stdin)
+        .stdin(options.stdin)
         .stdout(true)
         // A terminal has one output.
         .stderr(!tty)
         .tty(tty);
     let request = Request::new(Pod::url_path(&(), Some(&session.namespace)))
-        .exec(&pod.name_any(), args.command.iter().cloned(), &params)
+        .exec(&pod.name_any(), options.command.iter().cloned(), &params)
         .map_err(|error| Error::Failed(error.to_string()))?;
     let connection =
         tunnel.client.connect(request).await.map_err(|error| Error::from_server(&tunnel.address, error))?;
@@ -59,7 +55,7 @@ pub async fn run(session: &Session, args: &ExecArgs) -> Result<(), Error> {
     let _raw = if tty { Some(RawMode::enter()?) } else { None };
     let watcher = tty.then(|| tokio::spawn(watch_size(sizes)));
     let can_close = connection.supports_stream_close();
-    let stdin = args.stdin.then(tokio::io::stdin);
+    let stdin = options.stdin.then(tokio::io::stdin);
     let remote = remote::run(
         connection.into_stream(),
         can_close,
@@ -86,29 +82,16 @@ pub async fn run(session: &Session, args: &ExecArgs) -> Result<(), Error> {
     }
 }
 
-/// What kubectl refuses before it asks anybody.
-fn check(args: &ExecArgs) -> Result<(), Error> {
-    if !args.misplaced.is_empty() {
-        return Err(Error::Failed(
-            "exec [POD] [COMMAND] is not supported anymore. Use exec [POD] -- [COMMAND] instead".into(),
-        ));
-    }
-    if args.command.is_empty() {
-        return Err(Error::Failed("you must specify at least one command for the container".into()));
-    }
-    Ok(())
-}
-
 /// A terminal is given where there is one.
-fn wants_tty(session: &Session, args: &ExecArgs) -> bool {
-    if !args.tty || !args.stdin {
+fn wants_tty(console: Console, options: &Exec) -> bool {
+    if !options.tty {
         return false;
     }
     if terminal::stdin_is_terminal() {
         return true;
     }
-    if !args.quiet {
-        session.console.note("Unable to use a TTY - input is not a terminal or the right kind of file");
+    if !options.quiet {
+        console.note("Unable to use a TTY - input is not a terminal or the right kind of file");
     }
     false
 }
@@ -126,31 +109,5 @@ async fn watch_size(sizes: mpsc::Sender<Size>) {
         if changes.recv().await.is_none() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-    use crate::args::{Cli, Command};
-
-    fn args(line: &str) -> ExecArgs {
-        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
-            Command::Exec(args) => args,
-            _ => unreachable!("the line says exec"),
-        }
-    }
-
-    #[test]
-    fn the_command_stands_behind_two_dashes() {
-        assert!(check(&args("kubectl-yurt exec nginx -- date")).is_ok());
-        let error = check(&args("kubectl-yurt exec nginx date")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "exec [POD] [COMMAND] is not supported anymore. Use exec [POD] -- [COMMAND] instead"
-        );
-        assert!(check(&args("kubectl-yurt exec nginx")).is_err());
     }
 }

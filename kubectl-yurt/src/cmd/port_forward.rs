@@ -17,15 +17,15 @@ use tokio::{
 };
 
 use crate::{
-    args::PortForwardArgs,
-    cluster::lock::interrupted,
-    error::{Error, is_not_found, phrase},
-    output::Console,
-    resolve::{
+    cluster::workload,
+    connect::{
         session::Session,
-        target::{self, Reference},
         tunnel::{self, Tunnel},
     },
+    error::{Error, is_not_found, phrase},
+    options::pods::{LocalAddress, PortForward},
+    output::Console,
+    signals::interrupted,
     stream::forward,
 };
 
@@ -54,18 +54,17 @@ impl Destination {
 /// # Errors
 ///
 /// Why nothing can be forwarded, in kubectl's words.
-pub async fn run(session: &Session, args: &PortForwardArgs) -> Result<(), Error> {
-    let wanted = args.ports.iter().map(|text| ports::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let reference = Reference::parse(&args.target)?;
-    let found = target::find(session, &reference, args.pod_running_timeout).await?;
+pub async fn run(session: &Session, console: Console, options: &PortForward) -> Result<(), Error> {
+    let found = workload::find(session, &options.target, options.pod_running_timeout).await?;
     let pod = found.first;
-    let phase = target::phase(&pod);
+    let phase = workload::phase(&pod);
     if phase != "Running" {
         return Err(Error::Failed(format!(
             "unable to forward port because pod is not running. Current status={phase}"
         )));
     }
-    let forwards = wanted
+    let forwards = options
+        .ports
         .iter()
         .map(|wanted| ports::resolve(wanted, &pod, found.service.as_ref()))
         .collect::<Result<Vec<_>, _>>()?;
@@ -79,12 +78,12 @@ pub async fn run(session: &Session, args: &PortForwardArgs) -> Result<(), Error>
     }
     let mut listeners = Vec::new();
     for forward in &forwards {
-        for (listener, remote) in listen(session.console, forward, &args.address).await? {
+        for (listener, remote) in listen(console, forward, &options.addresses).await? {
             listeners.push((listener, remote));
         }
     }
     tokio::select! {
-        error = serve(session.console, listeners, destination) => Err(error),
+        error = serve(console, listeners, destination) => Err(error),
         // kubectl ends without an error here.
         () = interrupted() => Ok(()),
     }
@@ -94,17 +93,14 @@ pub async fn run(session: &Session, args: &PortForwardArgs) -> Result<(), Error>
 async fn listen(
     console: Console,
     forward: &Forward,
-    addresses: &[String],
+    addresses: &[LocalAddress],
 ) -> Result<Vec<(TcpListener, u16)>, Error> {
     let mut listeners = Vec::new();
     let mut local = forward.local;
     for address in addresses {
-        let (candidates, all_needed): (Vec<IpAddr>, bool) = if address == "localhost" {
-            (vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], false)
-        } else {
-            let parsed =
-                address.parse().map_err(|_| Error::Failed(format!("{address:?} is not a valid IP")))?;
-            (vec![parsed], true)
+        let (candidates, all_needed): (Vec<IpAddr>, bool) = match address {
+            LocalAddress::Localhost => (vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], false),
+            LocalAddress::Ip(ip) => (vec![*ip], true),
         };
         let mut faults: Vec<io::Error> = Vec::new();
         let mut bound = 0;
@@ -202,13 +198,13 @@ async fn handle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::ColorChoice;
+    use crate::output::Coloring;
 
     #[tokio::test]
     async fn a_free_port_is_the_same_on_both_loopback_addresses() {
-        let console = Console::new(ColorChoice::Never);
+        let console = Console::new(Coloring::Never);
         let forward = Forward { local: 0, remote: 80 };
-        let listeners = listen(console, &forward, &["localhost".into()]).await.unwrap();
+        let listeners = listen(console, &forward, &[LocalAddress::Localhost]).await.unwrap();
         let ports: std::collections::BTreeSet<u16> =
             listeners.iter().map(|(listener, _)| listener.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 1);
@@ -219,10 +215,9 @@ mod tests {
     async fn a_port_that_is_taken_is_an_error() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let forward = Forward { local: taken.local_addr().unwrap().port(), remote: 80 };
-        let console = Console::new(ColorChoice::Never);
-        let error = listen(console, &forward, &["127.0.0.1".into()]).await.unwrap_err();
+        let console = Console::new(Coloring::Never);
+        let error =
+            listen(console, &forward, &[LocalAddress::Ip(Ipv4Addr::LOCALHOST.into())]).await.unwrap_err();
         assert!(error.to_string().starts_with("unable to listen on port"), "{error}");
-        let error = listen(console, &forward, &["example.com".into()]).await.unwrap_err();
-        assert!(error.to_string().contains("not a valid IP"), "{error}");
     }
 }

@@ -5,7 +5,7 @@ pub mod restart;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
@@ -16,27 +16,28 @@ use yurt_api::{names, status::ConversionState};
 use restart::Window;
 
 use crate::{
-    args::RevertArgs,
     cluster::{
-        access, lock, node, objects,
-        pods::Trouble,
-        release::{self, Release, patch_node},
-        rollout::{Event, Report, Rollout},
+        access, lock,
+        node::{self, patch_node},
+        objects, pods, report,
+        rollout::{News, Report, Rollout},
         teardown,
+        unmark::{self, Unmarking},
         view::{Observer, View},
     },
-    cmd::convert::{components::step_text, count_pods, plan::join, unfinished_pods},
+    connect::session::Session,
     error::Error,
-    progress::{self, Progress, count_of},
-    resolve::session::Session,
+    options::nodes::Revert,
+    output::{
+        Console,
+        progress::Progress,
+        words::{self, count_of, join},
+    },
 };
-
-/// How often the clock is looked at while nothing changes.
-const TICK: Duration = Duration::from_secs(1);
 
 /// What is to be done with each node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Work {
+struct ToRevert {
     /// Nodes whose keepers must bring them back.
     revert: BTreeSet<String>,
     /// Those of them that are not ready.
@@ -48,8 +49,8 @@ struct Work {
 }
 
 /// Sorts the nodes by what is to be done. Pure.
-fn work(nodes: &[Node]) -> Work {
-    let mut work = Work::default();
+fn work(nodes: &[Node]) -> ToRevert {
+    let mut work = ToRevert::default();
     for node in nodes {
         let name = node.name_any();
         let state = node::conversion(node).map(|status| status.state);
@@ -62,12 +63,7 @@ fn work(nodes: &[Node]) -> Work {
         } else if node::is_touched(node) {
             work.clean.insert(name.clone());
         }
-        let autonomy = [
-            names::ANNOTATION_AUTONOMY,
-            names::ANNOTATION_AUTONOMY_LEGACY,
-            names::ANNOTATION_AUTONOMY_DURATION,
-        ];
-        if autonomy.iter().any(|key| node.annotations().contains_key(*key)) {
+        if node::has_any(node, &node::AUTONOMY_ANNOTATIONS) {
             work.autonomous.insert(name);
         }
     }
@@ -79,13 +75,13 @@ fn work(nodes: &[Node]) -> Work {
 /// # Errors
 ///
 /// [`Error::Refused`] with nothing changed, [`Error::Partial`] when some nodes are not vanilla yet.
-pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
+pub async fn run(session: &Session, console: Console, options: Revert) -> Result<(), Error> {
     let nodes: Api<Node> = Api::all(session.client.clone());
     let nodes = nodes.list(&ListParams::default()).await?.items;
     let work = work(&nodes);
     let existing = objects::existing(session).await?;
     if work.revert.is_empty() && work.clean.is_empty() && existing.is_empty() {
-        return session.console.line("this cluster is vanilla: there is nothing to revert");
+        return console.line("this cluster is vanilla: there is nothing to revert");
     }
     access::check(&session.client, access::revert_needs(&session.yurt_namespace)).await?;
     if needs_keeper(&nodes, &work) && keeper_is_missing(session).await? {
@@ -98,22 +94,27 @@ pub async fn run(session: &Session, args: &RevertArgs) -> Result<(), Error> {
         )));
     }
     let mut windows = restart::windows(&nodes);
-    let pods = unfinished_pods(session).await?;
+    let pods = pods::unfinished(session).await?;
     let stale = restart::stale(&pods, &windows);
-    let pods = count_pods(&pods, &work.revert);
-    session.console.confirm(&question(&work, &pods, existing.len(), &stale), args.yes)?;
-    let result = lock::hold(session, execute(session, args, work, &mut windows)).await;
+    let pods = pods::count(&pods, &work.revert);
+    console.confirm(&question(&work, &pods, existing.len(), &stale), options.yes)?;
+    let result = lock::hold(
+        session,
+        |text| console.note(text),
+        execute(session, console, options, work, &mut windows),
+    )
+    .await;
     // Looked at again: pods have come and gone, and some nodes may not be vanilla yet.
-    if let Ok(pods) = unfinished_pods(session).await
+    if let Ok(pods) = pods::unfinished(session).await
         && let Some(text) = restart::warning(&restart::stale(&pods, &windows))
     {
-        session.console.warn(text);
+        console.warn(text);
     }
     result
 }
 
 /// True if something is installed on a node.
-fn needs_keeper(nodes: &[Node], work: &Work) -> bool {
+fn needs_keeper(nodes: &[Node], work: &ToRevert) -> bool {
     nodes
         .iter()
         .filter(|node| work.revert.contains(&node.name_any()))
@@ -125,7 +126,12 @@ async fn keeper_is_missing(session: &Session) -> Result<bool, Error> {
     Ok(sets.get_metadata_opt(names::KEEPER).await?.is_none())
 }
 
-fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: &[restart::Stale]) -> String {
+fn question(
+    work: &ToRevert,
+    pods: &BTreeMap<String, usize>,
+    objects: usize,
+    stale: &[restart::Stale],
+) -> String {
     let mut parts = Vec::new();
     if !work.revert.is_empty() {
         let nodes: Vec<String> = work
@@ -136,7 +142,7 @@ fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: 
                 format!("{name} ({}{away})", count_of(pods.get(name).copied().unwrap_or(0), "pod"))
             })
             .collect();
-        parts.push(format!("bring {} back to vanilla: {}", progress::nodes(nodes.len()), nodes.join(", ")));
+        parts.push(format!("bring {} back to vanilla: {}", words::nodes(nodes.len()), nodes.join(", ")));
     }
     if !work.autonomous.is_empty() {
         parts.push(format!("end the autonomy of: {}", join(&work.autonomous)));
@@ -152,24 +158,24 @@ fn question(work: &Work, pods: &BTreeMap<String, usize>, objects: usize, stale: 
 
 async fn execute(
     session: &Session,
-    args: &RevertArgs,
-    work: Work,
+    console: Console,
+    options: Revert,
+    work: ToRevert,
     windows: &mut BTreeMap<String, Window>,
 ) -> Result<(), Error> {
-    let mut progress = Progress::start(session.console, "reverted", work.revert.len());
+    let mut progress = Progress::start(console, "reverted", work.revert.len());
     let mut observer = Observer::new(session);
-    let mut rollout =
-        Rollout::new(work.revert.iter().cloned(), usize::from(args.max_parallel), args.timeout, false);
-    let released = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
+    let mut rollout = Rollout::new(work.revert.iter().cloned(), options.max_parallel, options.timeout, false);
+    let unmarked = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
 
     let mut left: BTreeMap<String, String> =
         rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).collect();
     left.extend(
-        released.stuck().iter().map(|name| (name.clone(), "its keeper's pod does not end".to_owned())),
+        unmarked.stuck().iter().map(|name| (name.clone(), "its keeper's pod does not end".to_owned())),
     );
     let reverted = || {
         let mut done = rollout.done().filter(|name| !left.contains_key(*name));
-        done.try_for_each(|name| session.console.line(format!("node/{name} reverted")))
+        done.try_for_each(|name| console.line(format!("node/{name} reverted")))
     };
     if !left.is_empty() {
         progress.clear();
@@ -179,41 +185,41 @@ async fn execute(
             "{} of {} not vanilla yet, left reverting:\n{}\nits keeper finishes when the node is back; run \
              `kubectl yurt revert` again then to delete the rest",
             left.len(),
-            progress::nodes(work.revert.len()),
+            words::nodes(work.revert.len()),
             lines.join("\n")
         )));
     }
 
-    let deleted = teardown::run(session, &mut observer, &mut progress).await?;
+    let deleted = teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
     // The controller sets the condition until its last moment, so nodes are cleaned after it has gone.
     let nodes: Api<Node> = Api::all(session.client.clone());
     for node in nodes.list(&ListParams::default()).await?.items {
         if node::is_touched(&node) {
             let name = node.name_any();
-            release::clean(session, &name, Some(&node)).await?;
+            unmark::clean(session, &name, Some(&node)).await?;
         }
     }
     progress.clear();
     reverted()?;
     for name in &work.autonomous {
-        session.console.line(format!("node/{name} autonomy ended"))?;
+        console.line(format!("node/{name} autonomy ended"))?;
     }
     for object in &deleted {
-        session.console.line(format!("{} deleted", object.text()))?;
+        console.line(format!("{} deleted", object.text()))?;
     }
-    session.console.line(format!("the cluster is vanilla again, {}", progress::took(&progress)))
+    console.line(format!("the cluster is vanilla again, {}", progress.took()))
 }
 
 /// Tells the nodes to go back and follows them. Whoever is done loses our marks at once.
 async fn follow(
     session: &Session,
-    work: &Work,
+    work: &ToRevert,
     observer: &mut Observer,
     rollout: &mut Rollout,
     progress: &mut Progress,
     windows: &mut BTreeMap<String, Window>,
-) -> Result<Release, Error> {
-    let mut release = Release::default();
+) -> Result<Unmarking, Error> {
+    let mut unmarking = Unmarking::default();
     observer.complete().await;
     loop {
         for name in rollout.start(Instant::now()) {
@@ -230,31 +236,30 @@ async fn follow(
         let only_away =
             active.iter().all(|name| work.away.contains(name)) && rollout.queued().next().is_none();
         for name in active {
-            let mut report = reversion(observer.view(), &name, Instant::now());
+            let mut report = report::reverting(observer.view(), &name, Instant::now());
             if only_away && matches!(report, Report::Working(_)) && !is_ready(observer.view(), &name) {
                 report = Report::Failed("not reachable".into());
             }
             match rollout.observe(&name, report, Instant::now()) {
-                Some(Event::Step(text)) => progress.step(&name, &text),
-                Some(Event::Done(text)) => {
+                Some(News::Step(text)) => progress.step(&name, &text),
+                Some(News::Done(text)) => {
                     progress.step(&name, &text);
                     if let Some(node) = observer.view().nodes.get(&name) {
                         restart::close(windows, node);
                     }
-                    release.begin(session, &name).await?;
+                    unmarking.begin(session, &name).await?;
                 }
-                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                Some(News::Failed(text)) => progress.failed(&name, &text),
                 None => {}
             }
         }
-        for name in release.advance(session, observer.view()).await? {
+        for name in unmarking.advance(session, observer.view()).await? {
             progress.done(&name, "reverted");
         }
-        if rollout.is_finished() && release.is_empty() {
-            return Ok(release);
+        if rollout.is_finished() && unmarking.is_empty() {
+            return Ok(unmarking);
         }
-        // The clock decides about deadlines even when nothing changes.
-        let _ = tokio::time::timeout(TICK, observer.changed()).await;
+        observer.changed_or_tick().await;
     }
 }
 
@@ -262,38 +267,8 @@ fn is_ready(view: &View, name: &str) -> bool {
     view.nodes.get(name).is_some_and(node::is_ready)
 }
 
-/// What a node reports on its way back to *vanilla*. Pure.
-fn reversion(view: &View, name: &str, now: Instant) -> Report {
-    let Some(node) = view.nodes.get(name) else {
-        return Report::Done("the node has been deleted".into());
-    };
-    let keeper = view.keeper(name);
-    let trouble = keeper.and_then(|keeper| view.trouble(keeper, now));
-    let away = if node::is_ready(node) { "" } else { " (the node is not ready)" };
-    let Some(status) = node::conversion(node) else {
-        return match trouble {
-            // No keeper has ever reported from this node, and none can start on it: nothing is installed.
-            Some(Trouble::Fatal(_) | Trouble::Pull(_)) => Report::Done("nothing was installed".into()),
-            Some(Trouble::Passing(text)) => Report::Working(text + away),
-            None => Report::Working(format!("waiting for its keeper{away}")),
-        };
-    };
-    match (status.state, trouble) {
-        (ConversionState::Reverted, _) => Report::Done("vanilla".into()),
-        (_, Some(Trouble::Fatal(why))) => Report::Failed(why),
-        (ConversionState::Reverting, _) => Report::Working(step_text(&status) + away),
-        (ConversionState::Failed, _) if node::is_reverting(node) && !status.message.is_empty() => {
-            Report::Working(format!("{}{away}", status.message))
-        }
-        (_, Some(trouble)) => Report::Working(format!("{}{away}", trouble.text())),
-        (_, None) => Report::Working(format!("waiting for its keeper to begin{away}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
-
     use super::*;
 
     fn node(name: &str, label: Option<&str>, state: Option<&str>, ready: bool) -> Node {
@@ -334,57 +309,5 @@ mod tests {
         assert_eq!(names_of(&work.away), ["away"]);
         assert_eq!(names_of(&work.clean), ["annotated", "cloud", "done"]);
         assert_eq!(names_of(&work.autonomous), ["annotated"]);
-    }
-
-    fn keeper(waiting: Option<&str>) -> Pod {
-        let state = waiting.map_or(json!({}), |reason| json!({ "waiting": { "reason": reason } }));
-        serde_json::from_value(json!({
-            "metadata": { "name": "k", "ownerReferences": [
-                { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": names::KEEPER, "uid": "" } ] },
-            "spec": { "nodeName": "edge", "containers": [{ "name": "c", "image": "r/y:1" }] },
-            "status": { "containerStatuses": [{ "name": "c", "image": "", "imageID": "", "ready": false,
-                "restartCount": 0, "state": state }] }
-        }))
-        .unwrap()
-    }
-
-    fn view(state: Option<&str>, pod: Option<Pod>) -> View {
-        View {
-            nodes: [node("edge", Some("true"), state, true)].into_iter().collect(),
-            pods: pod.into_iter().collect(),
-            ..View::default()
-        }
-    }
-
-    fn reversion_now(view: &View, name: &str) -> Report {
-        reversion(view, name, Instant::now())
-    }
-
-    #[test]
-    fn only_a_report_of_vanilla_ends_the_waiting() {
-        assert_eq!(reversion_now(&view(Some("Reverted"), None), "edge"), Report::Done("vanilla".into()));
-        for state in ["Converted", "Converting", "Failed", "Reverting"] {
-            assert!(
-                matches!(reversion_now(&view(Some(state), Some(keeper(None))), "edge"), Report::Working(_)),
-                "{state}"
-            );
-        }
-        assert!(matches!(reversion_now(&view(None, None), "edge"), Report::Working(_)));
-    }
-
-    #[test]
-    fn a_keeper_that_cannot_start_means_nothing_was_installed_or_nothing_can_be_removed() {
-        let broken = || Some(keeper(Some("ErrImageNeverPull")));
-        assert!(matches!(reversion_now(&view(None, broken()), "edge"), Report::Done(_)));
-        assert!(matches!(reversion_now(&view(Some("Converted"), broken()), "edge"), Report::Failed(_)));
-        let unpulled = || Some(keeper(Some("ErrImagePull")));
-        assert!(matches!(reversion_now(&view(None, unpulled()), "edge"), Report::Done(_)));
-        let waits = reversion_now(&view(Some("Converted"), unpulled()), "edge");
-        assert!(matches!(waits, Report::Working(text) if text.starts_with("image r/y:1")));
-    }
-
-    #[test]
-    fn a_deleted_node_is_done() {
-        assert!(matches!(reversion_now(&View::default(), "edge"), Report::Done(_)));
     }
 }

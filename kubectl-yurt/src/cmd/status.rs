@@ -1,6 +1,8 @@
 //! `status`: every node's role, conversion, autonomy and tunnel, and whether our components are up. Exit code 1
 //! when something is not as it should be.
 
+mod table;
+
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{ConfigMap, Node, Pod},
@@ -13,24 +15,24 @@ use serde::Serialize;
 use serde_json::json;
 use yurt_api::{
     names,
+    node::Kind,
     status::{ClusterConfig, ConversionState},
 };
 
 use crate::{
-    args::{Format, StatusArgs},
     cluster::{
-        definition,
-        node::{self, Role},
-        pods,
-    },
-    cmd::{
         autonomy::{self, NodeAutonomy},
-        convert::components::{daemon_set_is_ready, deployment_is_ready, step_text, version},
-        tunnel as tunnel_cmd,
+        components::{daemon_set_is_ready, deployment_is_ready},
+        definition, node, pods,
+        report::step_text,
+    },
+    connect::{
+        agents::{self, Sessions},
+        session::Session,
+        tunnel,
     },
     error::Error,
-    output::{API_VERSION, Document, Table, Tone, plain},
-    resolve::{session::Session, tunnel},
+    output::{API_VERSION, Console, Form, Listing, words::version},
 };
 
 /// One node.
@@ -78,7 +80,7 @@ struct Found {
     keeper: Option<DaemonSet>,
     tunnel_server: Option<DaemonSet>,
     config: Option<ClusterConfig>,
-    sessions: Option<tunnel_cmd::Sessions>,
+    sessions: Option<Sessions>,
 }
 
 /// Runs the command.
@@ -86,33 +88,26 @@ struct Found {
 /// # Errors
 ///
 /// [`Error::Unhealthy`] when something is not as it should be.
-pub async fn run(session: &Session, args: &StatusArgs) -> Result<(), Error> {
-    let found = look(session).await?;
+pub async fn run(session: &Session, console: Console, form: Form) -> Result<(), Error> {
+    let found = look(session, console).await?;
     let nodes: Vec<NodeStatus> = found.nodes.iter().map(|node| node_status(node, &found)).collect();
     let components = component_statuses(&found);
     let converted = found.keeper.is_some() || found.controller.is_some();
     let healthy =
         !converted || (components.iter().all(|component| component.healthy) && nodes.iter().all(is_healthy));
-    let document = || {
-        json!({
+    let listing = Listing {
+        document: json!({
             "apiVersion": API_VERSION, "kind": "Status", "converted": converted, "healthy": healthy,
             "components": components, "nodes": nodes,
-        })
+        }),
+        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+        table: |wide| table::print(console, &nodes, &components, converted, wide),
     };
-    match args.output {
-        Some(Format::Json) => session.console.document(Document::Json, &document())?,
-        Some(Format::Yaml) => session.console.document(Document::Yaml, &document())?,
-        Some(Format::Name) => {
-            nodes.iter().try_for_each(|node| session.console.line(format!("node/{}", node.name)))?;
-        }
-        Some(Format::Wide) | None => {
-            print(session, &nodes, &components, converted, args.output == Some(Format::Wide))?;
-        }
-    }
+    listing.print(console, form)?;
     if healthy { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
-async fn look(session: &Session) -> Result<Found, Error> {
+async fn look(session: &Session, console: Console) -> Result<Found, Error> {
     let client = || session.client.clone();
     let namespace = &session.yurt_namespace;
     let nodes: Api<Node> = Api::all(client());
@@ -134,15 +129,15 @@ async fn look(session: &Session) -> Result<Found, Error> {
     let config = config.as_ref().map(tunnel::parse_config).transpose()?;
     let has_tunnel = config.as_ref().is_some_and(|config| !config.tunnel_api_addresses.is_empty());
     let sessions = if has_tunnel {
-        match tunnel_cmd::sessions(session).await {
+        match agents::sessions(session).await {
             Ok(sessions) => {
                 for (address, why) in &sessions.silent {
-                    session.console.warn(format!("tunnel server {address}: {why}"));
+                    console.warn(format!("tunnel server {address}: {why}"));
                 }
                 (sessions.answered > 0).then_some(sessions)
             }
             Err(error) => {
-                session.console.warn(error.plain(&session.server()));
+                console.warn(error.plain(&session.server()));
                 None
             }
         }
@@ -150,13 +145,13 @@ async fn look(session: &Session) -> Result<Found, Error> {
         None
     };
     let mut nodes = nodes.items;
-    nodes.sort_by_key(|node| (node::role(node) == Role::Edge, node.name_any()));
+    nodes.sort_by_key(|node| (node::is_edge(node), node.name_any()));
     Ok(Found { nodes, pods: pods.items, parameter, controller, keeper, tunnel_server, config, sessions })
 }
 
 fn node_status(node: &Node, found: &Found) -> NodeStatus {
     let report = node::conversion(node);
-    let edge = node::role(node) == Role::Edge;
+    let edge = node::is_edge(node);
     let name = node.name_any();
     let keeper_trouble = found
         .pods
@@ -175,7 +170,7 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
         report.as_ref().filter(|report| report.state != ConversionState::Converted).map(step_text)
     });
     NodeStatus {
-        role: node::role(node).text(),
+        role: role(node::kind(node)),
         conversion,
         detail,
         version: report.map(|report| version(&report.version)),
@@ -189,6 +184,15 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
             .map(|info| info.kubelet_version.clone())
             .unwrap_or_default(),
         name,
+    }
+}
+
+/// What a node is to us, in the column of that name.
+fn role(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Edge => "edge",
+        Kind::Cloud => "cloud",
+        Kind::Unlabelled => "<none>",
     }
 }
 
@@ -256,93 +260,6 @@ fn component_statuses(found: &Found) -> Vec<ComponentStatus> {
     all
 }
 
-fn print(
-    session: &Session,
-    nodes: &[NodeStatus],
-    components: &[ComponentStatus],
-    converted: bool,
-    wide: bool,
-) -> Result<(), Error> {
-    let console = &session.console;
-    let or_none = |text: Option<&str>| text.unwrap_or("<none>").to_owned();
-    let yes = |good: bool| if good { Tone::Good } else { Tone::Bad };
-    if converted {
-        let mut headings = vec!["COMPONENT", "READY", "STATE"];
-        if wide {
-            headings.push("IMAGE");
-        }
-        let mut table = Table::new(&headings);
-        for component in components {
-            let state = if component.healthy { "ok" } else { "not ready" };
-            let mut row = vec![
-                plain(component.name),
-                plain(format!("{}/{}", component.ready, component.desired)),
-                (state.into(), Some(yes(component.healthy))),
-            ];
-            if wide {
-                row.push(plain(or_none(component.image.as_deref())));
-            }
-            table.row(row);
-        }
-        console.raw(format_args!("{}\n", table.render(console)))?;
-    } else {
-        console.note(
-            "This cluster is not converted: `kubectl yurt convert --cloud-nodes NODE,…` makes it an edge cluster.\n",
-        );
-    }
-    let mut headings = vec!["NODE", "ROLE", "STATE", "READY", "AUTONOMY", "TUNNEL", "VERSION"];
-    if wide {
-        headings.extend(["KUBELET", "DETAIL"]);
-    }
-    let mut table = Table::new(&headings);
-    for node in nodes {
-        let state = or_none(node.conversion.as_deref());
-        let tone = match state.as_str() {
-            "Converted" => Some(Tone::Good),
-            "Failed" => Some(Tone::Bad),
-            "<none>" | "Reverted" => None,
-            _ => Some(Tone::Warn),
-        };
-        let (effect, effect_tone) = node.autonomy.effect();
-        let autonomy = match (node.autonomy.enabled, node.autonomy.in_effect) {
-            (false, false) if node.role != Role::Edge.text() => plain("<none>"),
-            (true, true) | (false, false) => (node.autonomy.request(), None),
-            _ => (format!("{} ({effect} in effect)", node.autonomy.request()), Some(effect_tone)),
-        };
-        let tunnel = match node.tunnel {
-            Some(true) => ("connected".to_owned(), Some(Tone::Good)),
-            Some(false) => ("not connected".to_owned(), Some(Tone::Bad)),
-            None => plain("<none>"),
-        };
-        let ready = if node.ready { "True" } else { "False" };
-        let mut row = vec![
-            plain(&node.name),
-            plain(node.role),
-            (state, tone),
-            (ready.into(), Some(yes(node.ready))),
-            autonomy,
-            tunnel,
-            plain(or_none(node.version.as_deref())),
-        ];
-        if wide {
-            row.extend([plain(&node.kubelet), plain(or_none(node.detail.as_deref()))]);
-        }
-        table.row(row);
-    }
-    console.raw(table.render(console))?;
-    let of_components = components.iter().flat_map(|component| {
-        component.troubles.iter().map(move |trouble| format!("{}: {trouble}", component.name))
-    });
-    let of_nodes = nodes
-        .iter()
-        .filter(|node| !is_healthy(node))
-        .filter_map(|node| node.detail.as_ref().map(|detail| format!("node {}: {detail}", node.name)));
-    for trouble in of_components.chain(of_nodes) {
-        console.warn(trouble);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,10 +282,10 @@ mod tests {
             keeper: None,
             tunnel_server: None,
             config: None,
-            sessions: sessions.map(|nodes| tunnel_cmd::Sessions {
+            sessions: sessions.map(|nodes| Sessions {
                 agents: nodes.iter().map(agent).collect(),
                 answered: 1,
-                ..tunnel_cmd::Sessions::default()
+                ..Sessions::default()
             }),
         }
     }

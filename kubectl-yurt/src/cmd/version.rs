@@ -7,12 +7,11 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde::Serialize;
 
 use crate::{
-    args::{ConnectionArgs, StructuredFormat, VersionArgs},
     cluster::node,
-    cmd::convert::components::version,
+    connect::session::Session,
     error::Error,
-    output::{API_VERSION, Console, Document},
-    resolve::session::Session,
+    options::{Version, connection::Connection},
+    output::{API_VERSION, Console, Document, words::version},
 };
 
 /// What is printed with `-o`.
@@ -33,11 +32,7 @@ struct Versions {
 /// # Errors
 ///
 /// The server's answer.
-pub async fn run(
-    connection: &ConnectionArgs,
-    console: Console,
-    args: &VersionArgs,
-) -> Result<(), (Error, String)> {
+pub async fn run(connection: &Connection, console: Console, options: Version) -> Result<(), (Error, String)> {
     let mut versions = Versions {
         api_version: API_VERSION,
         kind: "Version",
@@ -46,10 +41,10 @@ pub async fn run(
         nodes: BTreeMap::new(),
     };
     let mut server = String::new();
-    let asked = if args.client {
+    let asked = if options.client {
         Ok(())
     } else {
-        match Session::open(connection, console).await {
+        match Session::open(connection) {
             Ok(session) => {
                 server = session.server();
                 ask(&session, &mut versions).await
@@ -58,7 +53,7 @@ pub async fn run(
         }
     };
     // The plugin's own version is printed even when the server does not answer, as kubectl does.
-    print(console, args, &versions).and(asked).map_err(|error| (error, server))
+    print(console, options.document, &versions).and(asked).map_err(|error| (error, server))
 }
 
 async fn ask(session: &Session, versions: &mut Versions) -> Result<(), Error> {
@@ -72,11 +67,9 @@ async fn ask(session: &Session, versions: &mut Versions) -> Result<(), Error> {
     Ok(())
 }
 
-fn print(console: Console, args: &VersionArgs, versions: &Versions) -> Result<(), Error> {
-    match args.output {
-        Some(StructuredFormat::Json) => return console.document(Document::Json, versions),
-        Some(StructuredFormat::Yaml) => return console.document(Document::Yaml, versions),
-        None => {}
+fn print(console: Console, document: Option<Document>, versions: &Versions) -> Result<(), Error> {
+    if let Some(document) = document {
+        return console.document(document, versions);
     }
     console.line(format!("Client Version: {}", versions.client_version))?;
     if let Some(server) = &versions.server_version {

@@ -1,23 +1,43 @@
 //! Certificate authorities that sign what a test wants.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Short of rcgen's default of the year 4096, so that a test can be after it.
+const LAST_YEAR: i32 = 2900;
 
 /// A CA for tests.
 pub struct TestCa {
     params: CertificateParams,
     key: KeyPair,
+    /// Its own certificate.
     pub pem: String,
+    /// The same.
+    pub der: CertificateDer<'static>,
 }
 
 /// A certificate and its key in PEM.
+#[derive(Debug, Clone)]
 pub struct TestCertificate {
     pub pem: String,
     pub key_pem: String,
     pub der: CertificateDer<'static>,
+}
+
+impl TestCertificate {
+    /// As rustls takes it.
+    pub fn chain_and_key(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (vec![self.der.clone()], PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).unwrap())
+    }
+
+    /// Certificate and key in one file, as kubelet keeps them.
+    pub fn file(&self) -> String {
+        format!("{}{}", self.pem, self.key_pem)
+    }
 }
 
 impl TestCa {
@@ -27,8 +47,9 @@ impl TestCa {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { params, key, pem }
+        let certificate = params.self_signed(&key).unwrap();
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { params, key, pem, der }
     }
 
     pub fn issue(
@@ -38,6 +59,18 @@ impl TestCa {
         names: &[&str],
         usage: ExtendedKeyUsagePurpose,
     ) -> TestCertificate {
+        self.issue_until(user, groups, names, usage, LAST_YEAR)
+    }
+
+    /// One that expires at the beginning of `year`.
+    pub fn issue_until(
+        &self,
+        user: &str,
+        groups: &[&str],
+        names: &[&str],
+        usage: ExtendedKeyUsagePurpose,
+        year: i32,
+    ) -> TestCertificate {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = DistinguishedName::new();
@@ -46,10 +79,9 @@ impl TestCa {
             params.distinguished_name.push(DnType::OrganizationName, *group);
         }
         params.extended_key_usages = vec![usage];
-        params.not_after = rcgen::date_time_ymd(2900, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().unwrap();
-        let issuer = Issuer::from_params(&self.params, &self.key);
-        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         TestCertificate {
             pem: certificate.pem(),
             key_pem: key.serialize_pem(),
@@ -57,12 +89,37 @@ impl TestCa {
         }
     }
 
-    pub fn node(&self, name: &str) -> TestCertificate {
-        let user = format!("system:node:{name}");
-        self.issue(&user, &["system:nodes"], &[], ExtendedKeyUsagePurpose::ClientAuth)
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
     }
 
+    pub fn client(&self, user: &str, groups: &[&str]) -> TestCertificate {
+        self.client_until(user, groups, LAST_YEAR)
+    }
+
+    pub fn client_until(&self, user: &str, groups: &[&str], year: i32) -> TestCertificate {
+        self.issue_until(user, groups, &[], ExtendedKeyUsagePurpose::ClientAuth, year)
+    }
+
+    pub fn node(&self, name: &str) -> TestCertificate {
+        self.client(&format!("system:node:{name}"), &["system:nodes"])
+    }
+
+    /// For one name or address, which is its common name, too.
     pub fn server(&self, name: &str) -> TestCertificate {
-        self.issue(name, &[], &[name], ExtendedKeyUsagePurpose::ServerAuth)
+        self.serving(name, &[name])
+    }
+
+    /// For these names and addresses.
+    pub fn serving(&self, common_name: &str, names: &[&str]) -> TestCertificate {
+        self.issue(common_name, &[], names, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// Signs a certificate signing request (PEM), as the signers of the controller manager do, and returns the
+    /// certificate in PEM.
+    pub fn sign(&self, request: &str, usage: ExtendedKeyUsagePurpose) -> String {
+        let mut request = CertificateSigningRequestParams::from_pem(request).unwrap();
+        request.params.extended_key_usages = vec![usage];
+        request.signed_by(&self.issuer()).unwrap().pem()
     }
 }

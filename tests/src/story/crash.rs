@@ -73,7 +73,7 @@ pub(super) fn crash(story: &mut Story) -> Result<()> {
 
     story.teller.step("the tunnel server, too");
     let master = story.cluster.master.clone();
-    let pid = master.sh("pgrep -f '^[^ ]*yurtd tunnel-server' | head -1")?;
+    let pid = master.sh("pgrep -f '^[^ ]*yurtd-cloud tunnel-server' | head -1")?;
     ensure!(!pid.trim().is_empty(), "no tunnel server runs on {MASTER}");
     master.sh(&format!("kill -9 {}", pid.trim()))?;
     let logs = until_true("kubectl logs to work again", Duration::from_secs(90), || {

@@ -11,9 +11,9 @@ pub mod address;
 pub mod caller;
 pub mod certificate;
 pub mod clock;
-#[cfg(test)]
-pub(crate) mod fake_api;
 pub mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod node_client;
 pub mod offline;

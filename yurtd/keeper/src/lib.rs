@@ -14,6 +14,8 @@ mod cluster;
 mod containers;
 mod engine;
 mod flags;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod journal;
 mod kubeconfig;

@@ -41,15 +41,16 @@ fn revert_finds_every_object_and_every_pod_by_its_label() {
 
 #[test]
 fn objects_have_the_names_that_the_components_use() {
-    for (file, name, role) in [
-        ("keeper", names::KEEPER, "keeper"),
-        ("controller", names::CONTROLLER, "controller"),
-        ("tunnel-server", names::TUNNEL_SERVER, "tunnel-server"),
+    for (file, name, program, role) in [
+        ("keeper", names::KEEPER, "/yurtd", "keeper"),
+        ("controller", names::CONTROLLER, "/yurtd-cloud", "controller"),
+        ("tunnel-server", names::TUNNEL_SERVER, "/yurtd-cloud", "tunnel-server"),
     ] {
         let object = &objects(file)[0];
         assert_eq!(text(object, "/metadata/name"), name);
         let pod = object.pointer("/spec/template/spec").unwrap();
         assert_eq!(text(pod, "/serviceAccountName"), name);
+        assert_eq!(text(pod, "/containers/0/command/0"), program);
         assert_eq!(text(pod, "/containers/0/args/0"), role);
         assert_eq!(text(pod, "/containers/0/image"), "YURT_IMAGE");
         assert_eq!(text(pod, "/containers/0/securityContext/capabilities/drop/0"), "ALL");

@@ -1,8 +1,11 @@
-//! What at least two roles of `yurtd` need: whose node a certificate is, files in PEM, names and dialling, the
-//! configuration that the keeper writes for the edge service, supervision.
+//! What at least two roles need: whose node a certificate is, files in PEM, names and dialling, accepting connections
+//! with limits, a small client of the API server, the configuration that the keeper writes for the edge service,
+//! supervision.
 //!
 //! The roles themselves do not know each other.
 
+pub mod accept;
+pub mod api_client;
 pub mod certificate;
 pub mod config;
 pub mod dial;
@@ -10,3 +13,4 @@ pub mod link;
 pub mod pki;
 pub mod supervise;
 pub mod token;
+pub mod verify;

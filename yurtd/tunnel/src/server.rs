@@ -11,7 +11,7 @@
 mod accept;
 pub mod api;
 mod intercept;
-mod nft;
+pub(crate) mod nft;
 mod nodes;
 pub mod registry;
 

@@ -6,10 +6,13 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 use yurt_api::status::ClusterConfig;
 
-use super::plan::join;
 use crate::{
-    cmd::tunnel::{Sessions, ask_all},
-    resolve::{session::Session, tunnel},
+    connect::{
+        agents::{Sessions, ask_all},
+        session::Session,
+        tunnel,
+    },
+    output::words::join,
 };
 
 /// How long the sessions are waited for.

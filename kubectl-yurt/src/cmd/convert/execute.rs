@@ -1,8 +1,9 @@
-//! `convert`, after the question: labels, objects, components, nodes, and what is undone when it does not work.
+//! `convert`, after the question: labels, objects, components, nodes. What is undone when it does not work stands in
+//! `undo`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -11,37 +12,29 @@ use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 use yurt_api::{names, status::ConversionState};
 
-use super::{Plan, components, components::Components, connected};
+use super::{
+    Plan, connected,
+    undo::{Made, give_up, take_back},
+};
 use crate::{
-    args::ConvertArgs,
     cluster::{
-        manifests, node,
+        components::{self, Components},
+        manifests,
+        node::{self, patch_node},
         objects::{self, Effect},
-        pods,
-        release::{Release, patch_node},
-        rollout::{Event, Report, Rollout},
-        teardown,
+        report,
+        rollout::{News, Report, Rollout},
         view::Observer,
     },
+    connect::session::Session,
     error::{Error, is_not_found},
-    progress::{self, Progress},
-    resolve::session::Session,
+    options::nodes::Convert,
+    output::{
+        Console,
+        progress::Progress,
+        words::{self, human},
+    },
 };
-
-/// How often the clock is looked at while nothing changes.
-const TICK: Duration = Duration::from_secs(1);
-/// How long a node that is turned round may take.
-const TURN_ROUND: Duration = Duration::from_secs(90);
-
-/// What this run has changed so far.
-#[derive(Default)]
-struct Made {
-    /// Indices into the plan's objects.
-    created: Vec<usize>,
-    labelled: BTreeSet<String>,
-    /// Nothing of ours existed before.
-    fresh: bool,
-}
 
 /// Carries out the plan.
 ///
@@ -49,19 +42,25 @@ struct Made {
 ///
 /// [`Error::Failed`] when no node was converted (what this run made is undone), [`Error::Partial`] when some nodes
 /// failed.
-pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[Effect]) -> Result<(), Error> {
+pub async fn run(
+    session: &Session,
+    console: Console,
+    options: &Convert,
+    plan: Plan,
+    effects: &[Effect],
+) -> Result<(), Error> {
     let at_work = || plan.work.convert.union(&plan.work.upgrade).cloned();
-    let mut progress = Progress::start(session.console, "done", at_work().count());
+    let mut progress = Progress::start(console, "done", at_work().count());
     let fresh = objects::existing(session).await?.is_empty() && plan.work.converted.is_empty();
     let mut made = Made { fresh, ..Made::default() };
-    let cloud = cloud_side(session, args, &plan, effects, &mut made, &mut progress).await;
+    let cloud = cloud_side(session, options, &plan, effects, &mut made, &mut progress).await;
     let mut observer = match cloud {
         Ok(observer) => observer,
         Err(error) => return Err(give_up(session, &plan, &made, error, &mut progress).await),
     };
     // A node that was converted earlier has shown that it works here.
     let canary = plan.work.converted.is_empty();
-    let mut rollout = Rollout::new(at_work(), usize::from(args.max_parallel), args.timeout, canary);
+    let mut rollout = Rollout::new(at_work(), options.max_parallel, options.timeout, canary);
     follow(session, &plan, &mut observer, &mut rollout, &mut progress).await?;
     if rollout.canary_failed() {
         let failed = rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).next();
@@ -87,15 +86,15 @@ pub async fn run(session: &Session, args: &ConvertArgs, plan: Plan, effects: &[E
     };
     progress.clear();
     if let Some(text) = unconnected {
-        session.console.warn(text);
+        console.warn(text);
     }
-    summary(session, &plan, &rollout, &progress)
+    summary(console, &plan, &rollout, &progress)
 }
 
 /// Labels, objects and components.
 async fn cloud_side(
     session: &Session,
-    args: &ConvertArgs,
+    options: &Convert,
     plan: &Plan,
     effects: &[Effect],
     made: &mut Made,
@@ -118,7 +117,7 @@ async fn cloud_side(
     // Started only now: what an older view says about a changed Deployment would look ready.
     let mut observer = Observer::new(session);
     let tunnel = !plan.settings.config.tunnel_addresses.is_empty();
-    let deadline = Instant::now() + args.timeout;
+    let deadline = Instant::now() + options.timeout;
     let image = &plan.settings.image;
     loop {
         if observer.view().is_complete() {
@@ -138,17 +137,11 @@ async fn cloud_side(
                 observer.view().lost_contact.clone().map(|why| format!(" ({why})")).unwrap_or_default();
             return Err(Error::Failed(format!(
                 "timed out after {}: {waiting}{lost}",
-                crate::duration::human(args.timeout)
+                human(options.timeout)
             )));
         }
-        next(&mut observer).await;
+        observer.changed_or_tick().await;
     }
-}
-
-/// Waits for a change, or until it is time to look at the clock.
-async fn next(observer: &mut Observer) {
-    // The clock decides about deadlines even when nothing changes.
-    let _ = tokio::time::timeout(TICK, observer.changed()).await;
 }
 
 /// Starts the nodes and follows them until each is done or has failed.
@@ -175,11 +168,11 @@ async fn follow(
             let (view, image) = (observer.view(), &plan.settings.image);
             let mut report = match &plan.release {
                 Some(release) if plan.work.upgrade.contains(&name) => {
-                    components::upgrade(view, &name, image, release, Instant::now())
+                    report::upgrading(view, &name, image, release, Instant::now())
                 }
-                _ => components::conversion(view, &name, image, Instant::now()),
+                _ => report::converting(view, &name, image, Instant::now()),
             };
-            let shown = observer.view().nodes.get(&name).and_then(node::report);
+            let shown = observer.view().nodes.get(&name).and_then(node::report_text);
             if shown.is_some() && shown == stale.get(&name).map(String::as_str) {
                 report = Report::Working("starting anew".into());
             }
@@ -187,9 +180,9 @@ async fn follow(
                 *text = format!("{text} (lost contact: {why})");
             }
             match rollout.observe(&name, report, Instant::now()) {
-                Some(Event::Step(text)) => progress.step(&name, &text),
-                Some(Event::Done(text)) => progress.done(&name, &text),
-                Some(Event::Failed(text)) => progress.failed(&name, &text),
+                Some(News::Step(text)) => progress.step(&name, &text),
+                Some(News::Done(text)) => progress.done(&name, &text),
+                Some(News::Failed(text)) => progress.failed(&name, &text),
                 None => {}
             }
         }
@@ -197,7 +190,7 @@ async fn follow(
             return Ok(());
         }
         if rollout.active().next().is_some() {
-            next(observer).await;
+            observer.changed_or_tick().await;
         }
     }
 }
@@ -226,109 +219,31 @@ async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Opt
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(node.and_then(node::report).filter(|_| failed).map(str::to_owned))
+    Ok(node.and_then(node::report_text).filter(|_| failed).map(str::to_owned))
 }
 
-/// Brings the one node that was tried back to where it was.
-async fn take_back(session: &Session, plan: &Plan, observer: &mut Observer, name: &str) -> Result<(), Error> {
-    // The target first: whatever the keeper is doing now, it does not go on with it.
-    patch_node(session, name, json!({ "annotations": { names::ANNOTATION_TARGET: names::TARGET_VANILLA } }))
-        .await?;
-    let deadline = Instant::now() + TURN_ROUND;
-    loop {
-        let view = observer.view();
-        let state = view.nodes.get(name).and_then(node::conversion).map(|status| status.state);
-        let at_work = view.keeper(name).is_some_and(pods::is_ready);
-        let late = Instant::now() >= deadline;
-        match state {
-            Some(ConversionState::Reverted) => break,
-            // Nothing was done, or all of it was undone; a keeper that runs says so itself.
-            None | Some(ConversionState::Failed) if !at_work || late => break,
-            Some(_) if late => {
-                return Err(Error::Failed("its keeper does not report that it is vanilla again".into()));
-            }
-            _ => next(observer).await,
-        }
-    }
-    let mut release = Release::default();
-    release.begin(session, name).await?;
-    while !release.is_empty() {
-        next(observer).await;
-        release.advance(session, observer.view()).await?;
-    }
-    if !release.stuck().is_empty() {
-        return Err(Error::Failed("its keeper's pod does not end".into()));
-    }
-    if let Some(Some(label)) = plan.labels.get(name).filter(|label| label.as_deref() == Some("false")) {
-        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: label } })).await?;
-    }
-    Ok(())
-}
-
-/// Undoes what this run has made, if no node is an edge node, and adds to `error` what became of that.
-async fn give_up(
-    session: &Session,
-    plan: &Plan,
-    made: &Made,
-    error: Error,
-    progress: &mut Progress,
-) -> Error {
-    let why = error.plain(&session.server());
-    if !plan.work.converted.is_empty() {
-        return Error::Failed(format!(
-            "{why}\nnodes converted earlier still are ({}), so nothing was undone",
-            super::plan::join(&plan.work.converted)
-        ));
-    }
-    progress.phase("undoing");
-    match undo(session, plan, made, progress).await {
-        Ok(()) => Error::Failed(format!("{why}\neverything that this run made was undone")),
-        Err(left) => Error::Failed(format!(
-            "{why}\nnot everything could be undone ({}): `kubectl yurt revert` finishes that",
-            left.plain(&session.server())
-        )),
-    }
-}
-
-async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progress) -> Result<(), Error> {
-    if made.fresh {
-        // The controller may have made something already, so everything that carries our label goes.
-        let mut observer = Observer::new(session);
-        teardown::run(session, &mut observer, progress).await?;
-    } else {
-        for object in made.created.iter().rev().filter_map(|index| plan.objects.get(*index)) {
-            objects::delete(session, object.kind, object.namespace(), object.name()).await?;
-        }
-    }
-    for name in &made.labelled {
-        let before = plan.labels.get(name).cloned().flatten();
-        patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: before } })).await?;
-    }
-    Ok(())
-}
-
-fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
+fn summary(console: Console, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
     let work = &plan.work;
     for name in work.converted.difference(&work.upgrade) {
-        session.console.line(format!("node/{name} already converted"))?;
+        console.line(format!("node/{name} already converted"))?;
     }
     let (upgraded, converted): (Vec<&str>, Vec<&str>) =
         rollout.done().partition(|name| work.upgrade.contains(*name));
     for name in &converted {
-        session.console.line(format!("node/{name} converted"))?;
+        console.line(format!("node/{name} converted"))?;
     }
     for name in &upgraded {
-        session.console.line(format!("node/{name} upgraded"))?;
+        console.line(format!("node/{name} upgraded"))?;
     }
     let failed: Vec<(&str, &str)> = rollout.failed().collect();
     if failed.is_empty() {
         let counts: Vec<String> = [(converted.len(), "converted"), (upgraded.len(), "upgraded")]
             .into_iter()
             .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{} {what}", progress::nodes(count)))
+            .map(|(count, what)| format!("{} {what}", words::nodes(count)))
             .collect();
         let what = if counts.is_empty() { "components are up to date".to_owned() } else { counts.join(", ") };
-        return session.console.line(format!("{what} {}", progress::took(progress)));
+        return console.line(format!("{what} {}", progress.took()));
     }
     let lines: Vec<String> = failed.iter().map(|(name, why)| format!("  {name}: {why}")).collect();
     let verb = match (work.convert.is_empty(), work.upgrade.is_empty()) {
@@ -339,7 +254,7 @@ fn summary(session: &Session, plan: &Plan, rollout: &Rollout, progress: &Progres
     Err(Error::Partial(format!(
         "{} of {} not {verb}:\n{}\nrun the same command again to try again, or `kubectl yurt revert` to go back",
         failed.len(),
-        progress::nodes(work.convert.len() + work.upgrade.len()),
+        words::nodes(work.convert.len() + work.upgrade.len()),
         lines.join("\n")
     )))
 }

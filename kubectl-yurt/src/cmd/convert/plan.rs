@@ -10,10 +10,10 @@ use yurt_api::{
 };
 
 use crate::{
-    args::ConvertArgs,
-    cluster::node::{self, Role},
+    cluster::node::{self, known},
     error::Error,
-    progress,
+    options::nodes::{Split, TunnelAddresses},
+    output::words::{self, join},
 };
 
 /// The oldest Kubernetes on which the eviction policy works (ValidatingAdmissionPolicy is GA).
@@ -67,41 +67,40 @@ pub struct Choice {
     pub cloud: BTreeSet<String>,
 }
 
-/// Chooses the nodes. `selected` are the names that the server found for `--selector`.
+/// Chooses the nodes. `selected` are the names that the server found for a selector.
 ///
 /// # Errors
 ///
 /// [`Error::Refused`] when a name is unknown or the result makes no sense.
-pub fn choose(nodes: &[Node], args: &ConvertArgs, selected: &BTreeSet<String>) -> Result<Choice, Error> {
+pub fn choose(nodes: &[Node], split: &Split, selected: &BTreeSet<String>) -> Result<Choice, Error> {
     let by_name: BTreeMap<String, &Node> = nodes.iter().map(|node| (node.name_any(), node)).collect();
     let all: BTreeSet<String> = by_name.keys().cloned().collect();
-    let listed = |names: &[String]| -> Result<BTreeSet<String>, Error> {
-        let wanted: BTreeSet<String> =
-            names.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
-        known(&wanted, &all)?;
-        Ok(wanted)
-    };
-    let is_edge = |name: &String| by_name.get(name).is_some_and(|node| node::role(node) == Role::Edge);
+    let is_edge = |name: &String| by_name.get(name).is_some_and(|node| node::is_edge(node));
 
-    let (edge, cloud): (BTreeSet<String>, BTreeSet<String>) = if !args.cloud_nodes.is_empty() {
-        let cloud = listed(&args.cloud_nodes)?;
-        if let Some(name) = cloud.iter().find(|name| is_edge(name)) {
-            return Err(Error::Refused(format!(
-                "node {name:?} is an edge node: `kubectl yurt revert` brings the cluster back first; nothing was changed"
-            )));
+    // Nodes that became edge nodes in an earlier run stay what they are.
+    let beside =
+        |edge: &BTreeSet<String>| all.difference(edge).filter(|name| !is_edge(name)).cloned().collect();
+    let (edge, cloud): (BTreeSet<String>, BTreeSet<String>) = match split {
+        Split::Cloud(cloud) => {
+            known(cloud, &all)?;
+            if let Some(name) = cloud.iter().find(|name| is_edge(name)) {
+                return Err(Error::Refused(format!(
+                    "node {name:?} is an edge node: `kubectl yurt revert` brings the cluster back first; nothing was changed"
+                )));
+            }
+            (all.difference(cloud).cloned().collect(), cloud.clone())
         }
-        (all.difference(&cloud).cloned().collect(), cloud)
-    } else {
-        let edge = if args.selector.is_some() { selected.clone() } else { listed(&args.edge_nodes)? };
-        // Nodes that became edge nodes in an earlier run stay what they are.
-        let cloud = all.difference(&edge).filter(|name| !is_edge(name)).cloned().collect();
-        (edge, cloud)
+        Split::Edge(edge) => {
+            known(edge, &all)?;
+            (edge.clone(), beside(edge))
+        }
+        Split::Labelled(_) => (selected.clone(), beside(selected)),
     };
 
     if edge.is_empty() {
-        let why = match &args.selector {
-            Some(selector) => format!("no node has the labels {selector:?}"),
-            None => "every node stays in the cloud".to_owned(),
+        let why = match split {
+            Split::Labelled(selector) => format!("no node has the labels {selector:?}"),
+            Split::Cloud(_) | Split::Edge(_) => "every node stays in the cloud".to_owned(),
         };
         return Err(Error::Refused(format!("{why}: there is nothing to convert")));
     }
@@ -123,24 +122,6 @@ pub fn choose(nodes: &[Node], args: &ConvertArgs, selected: &BTreeSet<String>) -
         ));
     }
     Ok(Choice { edge, cloud })
-}
-
-/// Refuses names that no node has.
-///
-/// # Errors
-///
-/// [`Error::Refused`] with the unknown names and those that exist.
-pub fn known(wanted: &BTreeSet<String>, all: &BTreeSet<String>) -> Result<(), Error> {
-    let unknown: BTreeSet<String> = wanted.difference(all).cloned().collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!(
-        "{} {} not found; the cluster has: {}",
-        if unknown.len() == 1 { "node" } else { "nodes" },
-        unknown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
-        join(all)
-    )))
 }
 
 /// What is to be done with each node.
@@ -229,7 +210,7 @@ pub fn work(nodes: &[Node], choice: &Choice, tunnel: bool) -> Result<Work, Error
     if !unready.is_empty() {
         return Err(Error::Refused(format!(
             "{} not ready: {}; bring {} back or leave {} out; nothing was changed",
-            progress::nodes(unready.len()),
+            words::nodes(unready.len()),
             join(&unready),
             if unready.len() == 1 { "it" } else { "them" },
             if unready.len() == 1 { "it" } else { "them" },
@@ -261,22 +242,14 @@ pub fn upgrades(nodes: &[Node], work: &Work, release: Option<&str>) -> BTreeSet<
 ///
 /// # Errors
 ///
-/// [`Error::Refused`] when an address is not `host:port` or none can be found.
+/// [`Error::Refused`] when no address can be found.
 pub fn cluster_config(
     nodes: &[Node],
     choice: &Choice,
-    args: &ConvertArgs,
+    asked: Option<&TunnelAddresses>,
     earlier: Option<ClusterConfig>,
 ) -> Result<ClusterConfig, Error> {
-    if args.skip_tunnel {
-        return Ok(ClusterConfig::default());
-    }
-    for address in args.tunnel_address.iter().chain(&args.tunnel_api_address) {
-        let authority = address.parse::<http::uri::Authority>().ok();
-        if authority.is_none_or(|authority| authority.port_u16().is_none() || authority.host().is_empty()) {
-            return Err(Error::Refused(format!("{address:?} is not HOST:PORT")));
-        }
-    }
+    let Some(asked) = asked else { return Ok(ClusterConfig::default()) };
     let servers: Vec<&str> = nodes
         .iter()
         .filter(|node| node::is_control_plane(node) && choice.cloud.contains(&node.name_any()))
@@ -294,12 +267,8 @@ pub fn cluster_config(
         }
     };
     let config = ClusterConfig {
-        tunnel_addresses: pick(&args.tunnel_address, earlier.tunnel_addresses, names::TUNNEL_AGENT_PORT),
-        tunnel_api_addresses: pick(
-            &args.tunnel_api_address,
-            earlier.tunnel_api_addresses,
-            names::TUNNEL_API_PORT,
-        ),
+        tunnel_addresses: pick(&asked.agents, earlier.tunnel_addresses, names::TUNNEL_AGENT_PORT),
+        tunnel_api_addresses: pick(&asked.plugins, earlier.tunnel_api_addresses, names::TUNNEL_API_PORT),
     };
     if config.tunnel_addresses.is_empty() || config.tunnel_api_addresses.is_empty() {
         return Err(Error::Refused(format!(
@@ -314,11 +283,6 @@ pub fn cluster_config(
 /// `host:port`, with brackets around an IPv6 address.
 fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-/// Names in one line.
-pub fn join<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
-    names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

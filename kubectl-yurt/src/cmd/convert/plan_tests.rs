@@ -2,12 +2,15 @@ use clap::Parser as _;
 use serde_json::json;
 
 use super::*;
-use crate::args::{Cli, Command};
+use crate::{
+    args::Cli,
+    options::{Options, Verb, nodes::Convert},
+};
 
-fn args(line: &str) -> ConvertArgs {
+fn options(line: &str) -> Result<Convert, Error> {
     let words = ["kubectl-yurt", "convert"].into_iter().chain(line.split_whitespace());
-    match Cli::try_parse_from(words).unwrap().command {
-        Command::Convert(args) => args,
+    match Options::resolve(Cli::try_parse_from(words).unwrap())?.verb {
+        Verb::Convert(options) => Ok(options),
         _ => unreachable!("the line says convert"),
     }
 }
@@ -41,7 +44,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 }
 
 fn pick(nodes: &[Node], line: &str) -> Result<Choice, Error> {
-    choose(nodes, &args(line), &BTreeSet::new())
+    choose(nodes, &options(line)?.which, &BTreeSet::new())
 }
 
 #[test]
@@ -143,7 +146,8 @@ fn tunnel_addresses_are_asked_for_remembered_or_found() {
     let nodes = cluster();
     let choice = pick(&nodes, "--cloud-nodes master").unwrap();
     let config = |line: &str, earlier: Option<ClusterConfig>| {
-        cluster_config(&nodes, &choice, &args(&format!("--cloud-nodes master {line}")), earlier)
+        let options = options(&format!("--cloud-nodes master {line}"))?;
+        cluster_config(&nodes, &choice, options.tunnel.as_ref(), earlier)
     };
     let found = config("", None).unwrap();
     assert_eq!(found.tunnel_addresses, ["10.80.0.2:10262"]);

@@ -1,4 +1,4 @@
-//! Which port of the pod `[LOCAL:]REMOTE` means: numbers, names, and a Service's port mapped to the pod's. Pure.
+//! Which port of the pod is meant: numbers, names, and a Service's port mapped to the pod's. Pure.
 
 use k8s_openapi::{
     api::core::v1::{Pod, Service, ServicePort},
@@ -6,22 +6,10 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 
-use crate::error::Error;
-
-/// A parsed `[LOCAL:]REMOTE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// `None`: the same as the remote one; 0: a free one.
-    local: Option<u16>,
-    remote: Port,
-}
-
-/// A port by number or name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Port {
-    Number(u16),
-    Name(String),
-}
+use crate::{
+    error::Error,
+    options::ports::{Port, Wanted},
+};
 
 /// A local port and the pod's port that it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,35 +18,6 @@ pub struct Forward {
     pub local: u16,
     /// The pod's port.
     pub remote: u16,
-}
-
-/// Parses `[LOCAL:]REMOTE`.
-///
-/// # Errors
-///
-/// [`Error::Failed`] in kubectl's words.
-pub fn parse(text: &str) -> Result<Wanted, Error> {
-    let number = |text: &str, which: &str| {
-        text.parse::<u16>()
-            .map_err(|_| Error::Failed(format!("error parsing {which} port {text:?}: not a port")))
-    };
-    let (local, remote) = match text.split_once(':') {
-        None => (None, text),
-        Some(("", remote)) => (Some(0), remote),
-        Some((local, remote)) => (Some(number(local, "local")?), remote),
-    };
-    if remote.is_empty() || remote.contains(':') {
-        return Err(Error::Failed(format!("invalid port format '{text}'")));
-    }
-    let remote = if remote.bytes().all(|byte| byte.is_ascii_digit()) {
-        Port::Number(number(remote, "remote")?)
-    } else {
-        Port::Name(remote.to_owned())
-    };
-    if remote == Port::Number(0) {
-        return Err(Error::Failed("remote port must be > 0".into()));
-    }
-    Ok(Wanted { local, remote })
 }
 
 /// Finds the pod's port.
@@ -147,6 +106,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::options::ports::parse;
 
     fn pod() -> Pod {
         serde_json::from_value(json!({
@@ -204,12 +164,5 @@ mod tests {
         assert_eq!(of_service("1:81", "None"), Ok((1, 81)));
         assert_eq!(of_service("82", "10.0.0.1"), Err("Service svc does not have a service port 82".into()));
         assert_eq!(of_service("53", "10.0.0.1"), Err("UDP protocol is not supported for 53".into()));
-    }
-
-    #[test]
-    fn what_is_not_a_port_is_refused() {
-        for text in ["", ":", "a:80", "70000", "1:2:3", "0", "80:0"] {
-            assert!(parse(text).is_err(), "{text:?}");
-        }
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 use yurt_api::{names, status::ConversionState};
 
-use crate::{cluster::node, progress::count_of};
+use crate::{cluster::node, output::words::count_of};
 
 /// How many pods are named.
 const NAMED: usize = 10;

@@ -1,7 +1,7 @@
 //! What each subcommand does.
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -16,7 +16,8 @@ use yurt_tests::lock::Lock;
 use yurt_tests::machine::{self, Machine};
 use yurt_tests::net::{self, Fault, Site};
 use yurt_tests::paths;
-use yurt_tests::story::{self, STORY, Step, Story, product::Product};
+use yurt_tests::sections;
+use yurt_tests::story::{self, PUBLISHED, STORY, Step, Story, product::Product};
 
 use crate::Command;
 
@@ -71,9 +72,35 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Demo { only, attach, keep } => demo(&only, attach, keep)?,
+        Command::Sections { map, rows } => print_sections(&map, rows)?,
         Command::Collect => println!("{}", collect::collect("by-hand", &kubectl()?)?.display()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_sections(map: &Path, rows: usize) -> Result<()> {
+    // Symbols of C may be in any encoding.
+    let text = std::fs::read(map).with_context(|| format!("reading {}", map.display()))?;
+    let crates = sections::by_crate(&String::from_utf8_lossy(&text));
+    println!("{:>10} {:>10} {:>10}  crate", "bytes", "code", "data");
+    let line = |name: &str, bytes: sections::Bytes| {
+        println!("{:>10} {:>10} {:>10}  {name}", bytes.all(), bytes.text, bytes.data);
+    };
+    let sum = |crates: &[(String, sections::Bytes)]| {
+        crates.iter().fold(sections::Bytes::default(), |sum, (_, bytes)| sections::Bytes {
+            text: sum.text + bytes.text,
+            data: sum.data + bytes.data,
+        })
+    };
+    let (shown, rest) = crates.split_at(rows.min(crates.len()));
+    for (name, bytes) in shown {
+        line(name, *bytes);
+    }
+    if !rest.is_empty() {
+        line(&format!("({} more)", rest.len()), sum(rest));
+    }
+    line("all", sum(&crates));
+    Ok(())
 }
 
 fn up(proxy: &str) -> Result<()> {
@@ -105,10 +132,10 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
     let steps: Vec<Step> = if only.is_empty() {
         STORY.to_vec()
     } else {
-        story::everything().into_iter().filter(|step| only.iter().any(|id| id == step.id)).collect()
+        every_step().filter(|step| only.iter().any(|id| id == step.id)).collect()
     };
     if steps.len() < only.len() {
-        let known: Vec<&str> = story::everything().iter().map(|step| step.id).collect();
+        let known: Vec<&str> = every_step().map(|step| step.id).collect();
         bail!("the steps are {}", known.join(" "));
     }
     let product = Product::find()?;
@@ -123,6 +150,10 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
     };
     let mut story = Story::begin(cluster, product)?;
     story.play(&steps)
+}
+
+fn every_step() -> impl Iterator<Item = Step> {
+    story::everything().into_iter().chain(PUBLISHED.iter().copied())
 }
 
 /// kubectl for the cluster that is up.

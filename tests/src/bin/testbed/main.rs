@@ -91,6 +91,13 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Prints the bytes of a program's sections by crate, from its linker's map.
+    Sections {
+        map: std::path::PathBuf,
+        /// The largest ones.
+        #[arg(long, default_value_t = 25)]
+        rows: usize,
+    },
     /// Gathers journals, logs, rules and objects into target/e2e/by-hand.
     Collect,
 }

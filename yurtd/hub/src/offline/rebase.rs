@@ -216,14 +216,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::fake_api::FakeApi;
     use crate::offline::Row;
     use crate::replica::Views;
     use crate::request::Class;
     use crate::store::Store;
-    use crate::upstream::Upstream;
+    use crate::upstream::{Upstream, UpstreamConfig};
     use crate::view::ViewSpec;
     use crate::wire::Encoding;
+    use yurt_fakes::api_server::FakeApi;
 
     #[test]
     fn an_object_that_fails_comes_again_later_and_later_and_is_given_up() {
@@ -240,10 +240,10 @@ mod tests {
     #[tokio::test]
     async fn an_offline_patch_and_the_replay_never_meet() {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("pods", "n", "p", "x", "1");
+        api.put_data("pods", "n", "p", "x", "1");
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
         let node = Permit::of_node("system:node:edge");
         let views = Views::load(&store, &upstream, &link, &node, stop.clone()).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);

@@ -14,22 +14,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Views;
 use crate::caller::{Caller, Credential, Identity, Permit};
 use crate::clock::now;
-use crate::fake_api::{FakeApi, decode};
 use crate::link::Link;
 use crate::store::{Durability, Store, StoreError, Table};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamConfig};
 use crate::view::{Lookup, Since, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream};
-use crate::wire::{Encoding, Event, EventType, Resource};
+use crate::wire::frame::decode_event;
+use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource};
+use yurt_fakes::api_server::{self, FakeApi, Kind};
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
 
 const ENCODINGS: [Encoding; 2] = [Encoding::Protobuf, Encoding::Json];
+
+impl From<Encoding> for api_server::Encoding {
+    fn from(encoding: Encoding) -> Self {
+        if encoding.is_protobuf() { Self::Protobuf } else { Self::Json }
+    }
+}
+
+/// Reads frames of a local watch, one event at a time.
+fn decode(encoding: Encoding, frame: &Bytes) -> Event {
+    let mut decoder = FrameDecoder::new(encoding);
+    decoder.push(frame);
+    let event = decode_event(encoding, &decoder.next_frame().unwrap().unwrap()).unwrap();
+    assert!(decoder.is_clean(), "more than one frame an item");
+    event
+}
 
 struct Hub {
     views: Views,
@@ -48,7 +65,7 @@ impl Hub {
     async fn start(api: &FakeApi, dir: &Path) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), stop.clone()).unwrap();
         let views = Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }

@@ -5,13 +5,29 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::fake_api::{FakeApi, no_body};
+use yurt_fakes::api_server::FakeApi;
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
 
+impl UpstreamConfig {
+    /// As the node of a stand-in.
+    pub(crate) fn of(api: &FakeApi) -> Self {
+        Self {
+            servers: vec![api.url()],
+            ca_file: api.ca_file(),
+            client_certificate: api.client_file(),
+            client_key: api.client_file(),
+        }
+    }
+}
+
+fn no_body() -> RequestBody {
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
 async fn started(api: &FakeApi) -> (Upstream, Link, CancellationToken) {
     let stop = CancellationToken::new();
-    let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), stop.clone()).unwrap();
     assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
     (upstream, link, stop)
 }
@@ -38,7 +54,7 @@ async fn a_connection_of_the_node_never_carries_a_token() {
         let response = upstream.send(&credential, get("/api/v1/pods")).await.unwrap();
         assert_eq!(response.status(), 200);
     }
-    let seen: Vec<_> = api.seen().into_iter().map(|seen| (seen.certificate, seen.token)).collect();
+    let seen: Vec<_> = api.requests().into_iter().map(|seen| (seen.certificate, seen.token)).collect();
     assert_eq!(seen, [(true, None), (false, Some("t".to_owned())), (true, None)]);
     assert_eq!(api.connections(), 2);
 }
@@ -61,7 +77,7 @@ async fn the_hundred_and_first_watch_gets_a_connection_of_its_own() {
 #[tokio::test]
 async fn readers_that_stand_still_hold_up_nobody_else() {
     let api = FakeApi::start().await;
-    api.put("pods", "n", "big", "a", &"x".repeat(8 << 20));
+    api.put_data("pods", "n", "big", "a", &"x".repeat(8 << 20));
     let (upstream, _, _stop) = started(&api).await;
     let watch = upstream.send(&bearer("t"), get("/api/v1/configmaps?watch=true")).await.unwrap();
     let mut watch = watch.into_body();
@@ -75,7 +91,7 @@ async fn readers_that_stand_still_hold_up_nobody_else() {
     // What arrives before the windows are full is not the question.
     tokio::time::sleep(Duration::from_millis(300)).await;
     for number in 0..10 {
-        api.put("configmaps", "n", "c", "a", &format!("{number}{}", "y".repeat(64 << 10)));
+        api.put_data("configmaps", "n", "c", "a", &format!("{number}{}", "y".repeat(64 << 10)));
         let frame = tokio::time::timeout(Duration::from_secs(5), watch.frame()).await;
         frame.expect("the watch goes on").unwrap().unwrap();
     }
@@ -160,7 +176,7 @@ async fn a_server_that_comes_back_at_once_was_never_lost() {
 #[tokio::test]
 async fn one_dead_server_of_two_is_no_offline_link() {
     let (dead, api) = (FakeApi::start().await, FakeApi::start().await);
-    let mut config = api.config();
+    let mut config = UpstreamConfig::of(&api);
     dead.cut();
     config.servers.insert(0, format!("https://{}", dead.address));
     let (upstream, link) = Upstream::start(&config, CancellationToken::new()).unwrap();
@@ -178,7 +194,7 @@ async fn a_rotated_certificate_is_used_for_the_next_request() {
     assert_eq!(upstream.send(&Credential::Node, get("/api/v1/pods")).await.unwrap().status(), 200);
     assert_eq!(api.connections(), 2);
     // The watch stays where it is.
-    api.put("pods", "n", "p", "a", "1");
+    api.put_data("pods", "n", "p", "a", "1");
     let mut body = watch.into_body();
     assert!(body.frame().await.unwrap().is_ok());
 }
@@ -187,7 +203,7 @@ async fn a_rotated_certificate_is_used_for_the_next_request() {
 async fn upgrades_have_a_connection_of_their_own() {
     let api = FakeApi::start().await;
     let (upstream, _, _stop) = started(&api).await;
-    let mut request = get("/upgrade");
+    let mut request = get("/api/v1/namespaces/n/pods/p/exec");
     request.headers_mut().insert("connection", "upgrade".parse().unwrap());
     request.headers_mut().insert("upgrade", "echo".parse().unwrap());
     let mut response = upstream.upgrade(&Credential::Node, request).await.unwrap();
@@ -202,7 +218,7 @@ async fn upgrades_have_a_connection_of_their_own() {
 #[tokio::test]
 async fn nothing_starts_with_a_ca_that_is_none() {
     let api = FakeApi::start().await;
-    let mut config = api.config();
+    let mut config = UpstreamConfig::of(&api);
     std::fs::write(&config.ca_file, "no certificate").unwrap();
     assert!(Upstream::start(&config, CancellationToken::new()).is_err());
     config.servers = vec!["http://127.0.0.1:1".to_owned()];

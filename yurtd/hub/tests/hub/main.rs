@@ -2,11 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-mod api;
-mod client;
-mod pki;
-mod wire;
-
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +15,15 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
+use yurt_fakes::api_server::{FakeApi, Fault, When, jwt};
+use yurt_fakes::client::{self, As, Client};
+use yurt_fakes::link::{Mode, Wire};
+use yurt_fakes::pki::{TestCa, TestCertificate};
+use yurt_fakes::until;
 use yurt_hub::Server;
 use yurt_hub::serve::sockets::Sockets;
 use yurt_node::config::EdgeConfig;
 use yurt_node::supervise::Tasks;
-
-use api::{Api, jwt};
-use client::{As, Client, until};
-use pki::{Ca, Pair};
-use wire::{Mode, Wire};
 
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 const NODE_PODS: &str = "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge";
@@ -38,10 +33,10 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
 /// A cluster with one edge node: all that outlives a reboot of it.
 struct Cluster {
-    ca: Arc<Ca>,
-    api: Api,
+    ca: Arc<TestCa>,
+    api: FakeApi,
     link: Wire,
-    node: Pair,
+    node: TestCertificate,
     dir: TempDir,
 }
 
@@ -73,10 +68,11 @@ impl Cluster {
 
     async fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let ca = Arc::new(Ca::new());
-        let api = Api::start(ca.clone()).await;
+        let ca = Arc::new(TestCa::new("kubernetes"));
+        let api = FakeApi::with_ca(ca.clone()).await;
+        api.forbid("system:serviceaccount:*", "list", "secrets");
         let link = Wire::to(api.address).await;
-        let node = ca.client("system:node:edge", "system:nodes");
+        let node = ca.node("edge");
         api.put(
             "/api/v1/nodes",
             json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "edge"},
@@ -103,8 +99,8 @@ impl Cluster {
             std::fs::write(&path, text).unwrap();
             path
         };
-        let ca = file("ca.crt", &self.ca.pem());
-        let client = file("kubelet.pem", &format!("{}{}", self.node.certificate, self.node.key));
+        let ca = file("ca.crt", &self.ca.pem);
+        let client = file("kubelet.pem", &self.node.file());
         let config = EdgeConfig {
             node_name: "edge".into(),
             api_servers: vec![format!("https://{}", self.link.address)],
@@ -188,9 +184,9 @@ async fn kubelet_lists_through_tls_with_its_certificate_and_nobody_without() {
     let refused = nobody.get("/api/v1/pods?resourceVersion=0").await.expect(401).json();
     assert_eq!(refused["reason"], "Unauthorized");
     let strangers = [
-        cluster.ca.client("system:node:other", "system:nodes"),
-        cluster.ca.client("kubernetes-admin", "system:masters"),
-        Ca::new().client("system:node:edge", "system:nodes"),
+        cluster.ca.node("other"),
+        cluster.ca.client("kubernetes-admin", &["system:masters"]),
+        TestCa::new("kubernetes").node("edge"),
     ];
     for stranger in strangers {
         let stranger = cluster.client(&hub, &As::Certificate(stranger)).await;
@@ -399,7 +395,7 @@ async fn a_status_patch_that_fails_holds_up_no_other_and_gives_way_to_a_newer_on
     for name in ["web-0", "web-1"] {
         patch(name, "10.0.0.1").await.expect(200);
     }
-    cluster.api.fail_patches(&[&status("web-0")]);
+    cluster.api.fault(When::path(&status("web-0")).method("PATCH"), Fault::Answer(500));
     cluster.restore(&hub).await;
     let pending = || hub.server.readiness().pending_status_patches;
     until("the other object's replay", async || (pending() == 1).then_some(())).await;
@@ -409,7 +405,7 @@ async fn a_status_patch_that_fails_holds_up_no_other_and_gives_way_to_a_newer_on
     patch("web-0", "10.0.0.2").await.expect(500);
     assert!(asked.elapsed().as_secs() < 2, "{:?}", asked.elapsed());
     assert_eq!(pending(), 1, "what fails changes nothing");
-    cluster.api.fail_patches(&[]);
+    cluster.api.no_faults();
     patch("web-0", "10.0.0.3").await.expect(200);
     assert_eq!(pending(), 0, "the older patch is no longer wanted");
     let sent = cluster.api.seen("PATCH", &status("web-0"));
@@ -470,8 +466,8 @@ async fn an_expired_certificate_of_the_node_is_served_while_the_link_is_down() {
     let hub = cluster.boot().await;
     let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
     kubelet.get(&format!("{OWN_NODE}&resourceVersion=0")).await.expect(200);
-    let expired = As::Certificate(cluster.ca.client_until("system:node:edge", "system:nodes", 2001));
-    let stranger = As::Certificate(cluster.ca.client_until("system:node:other", "system:nodes", 2001));
+    let expired = As::Certificate(cluster.ca.client_until("system:node:edge", &["system:nodes"], 2001));
+    let stranger = As::Certificate(cluster.ca.client_until("system:node:other", &["system:nodes"], 2001));
     let late = cluster.client(&hub, &expired).await;
     late.get(&format!("{OWN_NODE}&resourceVersion=0")).await.expect(401);
     cluster.cut(&hub).await;
@@ -495,7 +491,7 @@ async fn what_is_gone_is_not_remembered() {
     for name in ["kept", "gone"] {
         kubelet.get(&format!("{CLAIMS}/{name}?timeout=10s")).await.expect(200);
     }
-    cluster.api.delete(CLAIMS, "gone");
+    cluster.api.delete(&format!("{CLAIMS}/gone"));
     kubelet.get(&format!("{CLAIMS}/gone")).await.expect(404);
     cluster.cut(&hub).await;
     let kept = kubelet.get(&format!("{CLAIMS}/kept")).await.expect(200).json();
@@ -525,7 +521,7 @@ async fn a_restarted_hub_resumes_and_lists_nothing() {
     let before = lists();
     // What happens while nobody looks.
     cluster.api.put(PODS, json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "web-2"}, "spec": {"nodeName": "edge"}}));
-    cluster.api.delete(PODS, "web-0");
+    cluster.api.delete(&format!("{PODS}/web-0"));
 
     let hub = cluster.boot().await;
     let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
@@ -588,7 +584,7 @@ async fn a_watch_outlives_the_link_and_nothing_is_missed() {
         let (event, object) = watch.change().await;
         assert_eq!((event.as_str(), &object["metadata"]["name"]), ("ADDED", &json!(name)));
     }
-    cluster.api.delete("/api/v1/namespaces/shop/configmaps", "a");
+    cluster.api.delete("/api/v1/namespaces/shop/configmaps/a");
     let (event, object) = watch.change().await;
     assert_eq!((event.as_str(), &object["metadata"]["name"]), ("DELETED", &json!("a")));
     hub.stop().await;

@@ -15,6 +15,7 @@
 mod authenticate;
 mod authorise;
 pub(super) mod client_ca;
+pub(crate) mod fuzzing;
 pub(crate) mod identity;
 mod kubelet;
 mod listen;

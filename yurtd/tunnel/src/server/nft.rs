@@ -18,6 +18,7 @@
 //!
 //! The image has no `nft` program, so [`message`] writes the netlink messages, and [`socket`] sends them.
 
+pub(crate) mod fuzzing;
 mod message;
 mod socket;
 

@@ -7,20 +7,16 @@ fn one(plural: &str, name: &str) -> ViewSpec {
     ViewSpec::new(Resource::new("", "v1", plural), Some("n"), "", &field, Encoding::Protobuf)
 }
 
-/// Data that ends in the fake server's JSON as a pod's spec.
-fn with_spec(spec: &str) -> String {
-    format!("x\"}},\"spec\":{spec},\"y\":{{\"k\":\"")
-}
-
 #[tokio::test]
 async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_asks() {
     const MONTH: u64 = 30 * 24 * 3600;
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     for name in ["named", "other"] {
-        api.put("configmaps", "n", name, "x", "1");
+        api.put_data("configmaps", "n", name, "x", "1");
     }
-    let refers = with_spec(r#"{"containers":[{"envFrom":[{"configMapRef":{"name":"named"}}]}]}"#);
-    api.put("pods", "n", "p", "x", &refers);
+    let containers = json!([{"envFrom": [{"configMapRef": {"name": "named"}}]}]);
+    let pod = json!({"spec": {"nodeName": "edge-1", "containers": containers}});
+    api.put("/api/v1/namespaces/n/pods/p", pod);
     let hub = Hub::start(&api, dir.path()).await;
     let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
     for spec in [own_pods.clone(), one("configmaps", "named"), one("configmaps", "other")] {
@@ -37,9 +33,9 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
     let (named, pods) = (view(&one("configmaps", "named")).unwrap(), view(&own_pods).unwrap());
     assert_eq!((named.idle_at(later), pods.idle_at(later)), (0, 0));
     // Nobody asks, and they are followed.
-    let newer = api.put("configmaps", "n", "named", "x", "2");
+    let newer = api.put_data("configmaps", "n", "named", "x", "2");
     caught_up(&named, newer.version).await;
-    api.delete("pods", "n", "p");
+    api.delete("/api/v1/namespaces/n/pods/p");
     caught_up(&pods, api.version()).await;
     hub.views.follow_needed();
     assert_eq!(pods.idle_at(later), 0);

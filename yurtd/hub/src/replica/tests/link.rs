@@ -6,8 +6,8 @@ use crate::wire::EventType::{Added, Deleted, Modified};
 #[tokio::test]
 async fn a_lost_link_costs_no_list_and_no_local_watch() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "1");
-    let other = api.put("pods", "n", "z", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
+    let other = api.put_data("pods", "n", "z", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Any));
@@ -22,16 +22,16 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
         hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().list().unwrap().resource_version,
         bookmark
     );
-    let changed = api.put("pods", "n", "a", "x", "2");
-    api.delete("pods", "n", "z");
+    let changed = api.put_data("pods", "n", "a", "x", "2");
+    api.delete("/api/v1/namespaces/n/pods/z");
     let gone = api.version();
-    let new = api.put("pods", "n", "b", "x", "1");
+    let new = api.put_data("pods", "n", "b", "x", "1");
     api.restore();
     assert_eq!(watch.object().await, (Modified, "a".into(), changed.version));
     assert_eq!(watch.object().await, (Deleted, "z".into(), gone));
     assert_eq!(watch.object().await, (Added, "b".into(), new.version));
     assert_eq!(api.lists(), 1);
-    let resumed = api.seen().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
+    let resumed = api.requests().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
     assert!(resumed.query.contains(&format!("resourceVersion={bookmark}&")), "{}", resumed.query);
 }
 
@@ -40,7 +40,7 @@ async fn after_410_the_difference_comes_as_events_in_order() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
         for name in ["same", "changed", "gone", "again"] {
-            api.put("pods", "n", name, "x", "1");
+            api.put_data("pods", "n", name, "x", "1");
         }
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
@@ -51,11 +51,11 @@ async fn after_410_the_difference_comes_as_events_in_order() {
         let before = view.resource_version();
         api.cut();
         hub.reaches(LinkState::Offline).await;
-        api.delete("pods", "n", "gone");
-        api.delete("pods", "n", "again");
-        let again = api.put("pods", "n", "again", "x", "2");
-        let changed = api.put("pods", "n", "changed", "x", "2");
-        let new = api.put("pods", "n", "new", "x", "1");
+        api.delete("/api/v1/namespaces/n/pods/gone");
+        api.delete("/api/v1/namespaces/n/pods/again");
+        let again = api.put_data("pods", "n", "again", "x", "2");
+        let changed = api.put_data("pods", "n", "changed", "x", "2");
+        let new = api.put_data("pods", "n", "new", "x", "1");
         api.compact();
         api.restore();
         // A deletion that is only inferred carries the newest version that is certain.
@@ -85,15 +85,15 @@ async fn after_410_the_difference_comes_as_events_in_order() {
 async fn a_killed_process_resumes_local_watches_offline_with_their_deletions() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("pods", "n", "a", "x", "1");
-        api.put("pods", "n", "b", "x", "1");
+        api.put_data("pods", "n", "a", "x", "1");
+        api.put_data("pods", "n", "b", "x", "1");
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
         let before = view.resource_version();
-        api.delete("pods", "n", "a");
+        api.delete("/api/v1/namespaces/n/pods/a");
         let gone = api.version();
-        let changed = api.put("pods", "n", "b", "x", "2");
-        let new = api.put("pods", "n", "c", "x", "1");
+        let changed = api.put_data("pods", "n", "b", "x", "2");
+        let new = api.put_data("pods", "n", "c", "x", "1");
         caught_up(&view, new.version).await;
         let remains = hub.remains(dir.path());
         api.cut();
@@ -109,7 +109,7 @@ async fn a_killed_process_resumes_local_watches_offline_with_their_deletions() {
         // Back online: upstream is resumed where the store was, without a list.
         let lists = api.lists();
         api.restore();
-        let newest = api.put("pods", "n", "d", "x", "1");
+        let newest = api.put_data("pods", "n", "d", "x", "1");
         assert_eq!(watch.object().await, (Added, "d".into(), newest.version));
         assert_eq!(api.lists(), lists);
     }
@@ -142,7 +142,7 @@ async fn an_error_of_the_server_reaches_the_opener_or_nobody() {
     api.answer_with(Some(503));
     api.cut_connections();
     api.answer_with(None);
-    let pod = api.put("pods", "n", "a", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
     assert_eq!(watch.object().await, (Added, "a".into(), pod.version));
     assert!(hub.link.is_online());
 }
@@ -151,7 +151,7 @@ async fn an_error_of_the_server_reaches_the_opener_or_nobody() {
 async fn a_restored_backup_ends_watches_and_is_listed_anew() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     for name in ["a", "b"] {
-        api.put("pods", "n", name, "x", "1");
+        api.put_data("pods", "n", name, "x", "1");
     }
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();

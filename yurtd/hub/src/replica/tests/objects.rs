@@ -20,7 +20,7 @@ async fn an_empty_view_of_one_name_proves_its_absence_and_nothing_else() {
 #[tokio::test]
 async fn an_object_is_found_as_a_get_answers_it() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "1");
+    let pod = api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let resource = Resource::new("", "v1", "pods");
@@ -37,7 +37,7 @@ async fn an_object_is_found_as_a_get_answers_it() {
 #[tokio::test]
 async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    let pod = api.put("pods", "n", "a", "x", "old");
+    let pod = api.put_data("pods", "n", "a", "x", "old");
     let hub = Hub::start(&api, dir.path()).await;
     let resource = Resource::new("", "v1", "pods");
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     assert!(has(&view.list().unwrap().body, "local"));
     // Upstream moves on: its word counts.
-    let newer = api.put("pods", "n", "a", "x", "newer");
+    let newer = api.put_data("pods", "n", "a", "x", "newer");
     caught_up(&view, newer.version).await;
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
 }
@@ -76,15 +76,15 @@ async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
 async fn secrets_are_unreadable_on_the_disk_and_readable_in_the_view() {
     for encoding in ENCODINGS {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-        api.put("secrets", "n", "s", "x", "the-password");
-        api.put("secrets", "n", "gone", "x", "the-password");
+        api.put_data("secrets", "n", "s", "x", "the-password");
+        api.put_data("secrets", "n", "gone", "x", "the-password");
         let hub = Hub::start(&api, dir.path()).await;
         let secrets = spec("secrets", "", "", encoding);
         let view = hub.views.open(&node(), &secrets).await.unwrap();
         let before = view.resource_version();
         assert_eq!(view.list().unwrap().body, api.list("secrets", "Secret", "", encoding));
-        api.put("secrets", "n", "s", "x", "the-password-2");
-        api.delete("secrets", "n", "gone");
+        api.put_data("secrets", "n", "s", "x", "the-password-2");
+        api.delete("/api/v1/namespaces/n/secrets/gone");
         caught_up(&view, api.version()).await;
         let mut watch = Watch::start(&view, options(Since::Exactly(before)));
         assert_eq!(watch.object().await.0, Modified);

@@ -5,14 +5,14 @@ use super::*;
 #[tokio::test]
 async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     api.refuse_token("old");
     let hub = Hub::start(&api, dir.path()).await;
     let refused = hub.views.open(&service_account("old"), &pods(Encoding::Json)).await;
     let Err(ViewError::Upstream(response)) = refused else { panic!("{refused:?}") };
     assert_eq!(
         (response.code.as_u16(), response.headers.get("audit-id").unwrap().as_bytes()),
-        (401, &b"fake"[..])
+        (401, &b"a-1"[..])
     );
     assert!(std::str::from_utf8(&response.body).unwrap().contains("Unauthorized"));
     let view = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await.unwrap();
@@ -40,7 +40,7 @@ async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
 #[tokio::test]
 async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let (permit, pods, resource) =
         (service_account("t"), pods(Encoding::Json), Resource::new("", "v1", "pods"));

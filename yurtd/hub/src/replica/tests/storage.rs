@@ -6,10 +6,10 @@ use crate::wire::EventType::Modified;
 #[tokio::test]
 async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "small");
+    api.put_data("pods", "n", "a", "x", "small");
     let stop = CancellationToken::new();
     let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
-    let (upstream, link) = Upstream::start(&api.config(), stop.clone()).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
     let hub = Hub {
         views: Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap(),
         link,
@@ -18,7 +18,7 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     };
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let before = view.list().unwrap();
-    api.put("pods", "n", "big", "x", &"x".repeat(2 << 20));
+    api.put_data("pods", "n", "big", "x", &"x".repeat(2 << 20));
     let mut sync = view.sync.subscribe();
     tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.failure.is_some()))
         .await
@@ -27,7 +27,7 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     assert_eq!(view.list().unwrap().body, before.body);
     assert!(hub.store.stats().full);
     // Room again: the watch goes on where it was.
-    api.delete("pods", "n", "big");
+    api.delete("/api/v1/namespaces/n/pods/big");
     api.compact();
     view.poke.notify_one();
     caught_up(&view, api.version()).await;
@@ -66,8 +66,8 @@ async fn bookmarks_are_stored_now_and_then_and_unused_views_forgotten() {
 #[tokio::test]
 async fn a_damaged_record_costs_one_list_and_no_process() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
-    api.put("pods", "n", "b", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "b", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
@@ -80,14 +80,14 @@ async fn a_damaged_record_costs_one_list_and_no_process() {
     tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.live)).await.unwrap().unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
-    let new = api.put("pods", "n", "a", "x", "2");
+    let new = api.put_data("pods", "n", "a", "x", "2");
     assert_eq!(watch.object().await, (Modified, "a".into(), new.version));
 }
 
 #[tokio::test]
 async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_other() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let damaged = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap().id;
     let kept = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().id;

@@ -15,28 +15,28 @@ async fn a_watch_from_before_the_view_is_expired() {
 #[tokio::test]
 async fn a_watch_that_starts_a_view_misses_nothing_and_needs_no_410() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let listed = api.version();
     let view = hub.views.open_at(&node(), &pods(Encoding::Json), listed).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Exactly(listed)));
-    let new = api.put("pods", "n", "b", "x", "1");
+    let new = api.put_data("pods", "n", "b", "x", "1");
     assert_eq!(watch.object().await, (Added, "b".into(), new.version));
-    assert!(api.seen()[0].query.contains("resourceVersionMatch=Exact"));
+    assert!(api.requests()[0].query.contains("resourceVersionMatch=Exact"));
 }
 
 #[tokio::test]
 async fn a_watch_ahead_of_the_view_is_not_sent_what_it_has() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    api.put("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     // A client that has listed upstream itself, past the next change.
     let ahead = view.resource_version() + 1;
     let mut watch = Watch::start(&view, options(Since::Exactly(ahead)));
-    let known = api.put("pods", "n", "b", "x", "1");
+    let known = api.put_data("pods", "n", "b", "x", "1");
     assert_eq!(known.version, ahead);
-    let unknown = api.put("pods", "n", "c", "x", "1");
+    let unknown = api.put_data("pods", "n", "c", "x", "1");
     assert_eq!(watch.object().await, (Added, "c".into(), unknown.version));
 }
 
@@ -47,7 +47,7 @@ async fn a_watch_list_is_ended_by_its_bookmark() {
         // More than one batch.
         let data = "x".repeat(10_000);
         for number in 0..60 {
-            api.put("pods", "n", &format!("pod-{number:02}"), "x", &data);
+            api.put_data("pods", "n", &format!("pod-{number:02}"), "x", &data);
         }
         let hub = Hub::start(&api, dir.path()).await;
         let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_watch_list_is_ended_by_its_bookmark() {
                 || window == b"k8s.io/initial-events-end\"")
         );
         assert_eq!(decode(encoding, &end), Event::Bookmark { resource_version: api.version() });
-        let new = api.put("pods", "n", "new", "x", "1");
+        let new = api.put_data("pods", "n", "new", "x", "1");
         assert_eq!(watch.object().await, (Added, "new".into(), new.version));
     }
 }
@@ -89,8 +89,8 @@ async fn forgotten_deletions_end_old_watches_with_410() {
     let first = view.resource_version();
     let mut slow = Watch::start(&view, options(Since::Exactly(first)));
     for number in 0..600 {
-        api.put("pods", "n", &format!("p{number}"), "x", "1");
-        api.delete("pods", "n", &format!("p{number}"));
+        api.put_data("pods", "n", &format!("p{number}"), "x", "1");
+        api.delete(&format!("/api/v1/namespaces/n/pods/p{number}"));
     }
     caught_up(&view, api.version()).await;
     assert!(matches!(view.watch(options(Since::Exactly(first))), Err(WatchError::Expired)));

@@ -1,0 +1,67 @@
+//! What the tunnel servers tell about the agents that are connected to them. Each server knows its own, so all are asked.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::future::join_all;
+use http::Request;
+use yurt_api::status::{AgentStatus, AgentStatusList};
+
+use crate::{
+    connect::{
+        session::Session,
+        tunnel::{self, Tunnel},
+    },
+    error::{Error, phrase},
+};
+
+/// Where a tunnel server tells about its agents.
+const AGENTS: &str = "/apis/tunnel.openyurt.io/v1alpha1/agents";
+/// How long a tunnel server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the tunnel servers say together.
+#[derive(Debug, Clone, Default)]
+pub struct Sessions {
+    /// By node.
+    pub agents: BTreeMap<String, AgentStatus>,
+    /// How many servers answered.
+    pub answered: usize,
+    /// Servers that did not answer, and why.
+    pub silent: BTreeMap<String, String>,
+}
+
+/// Asks every tunnel server.
+///
+/// # Errors
+///
+/// [`Error::Failed`] when the cluster has no tunnel.
+pub async fn sessions(session: &Session) -> Result<Sessions, Error> {
+    Ok(ask_all(&tunnel::open(session).await?).await)
+}
+
+/// Asks these tunnel servers.
+pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
+    let answers = join_all(tunnels.iter().map(ask)).await;
+    let mut found = Sessions::default();
+    for (tunnel, answer) in tunnels.iter().zip(answers) {
+        match answer {
+            Ok(list) => {
+                found.answered += 1;
+                found.agents.extend(list.items.into_iter().map(|agent| (agent.node.clone(), agent)));
+            }
+            Err(why) => {
+                found.silent.insert(tunnel.address.clone(), why);
+            }
+        }
+    }
+    found
+}
+
+async fn ask(tunnel: &Tunnel) -> Result<AgentStatusList, String> {
+    let request = Request::get(AGENTS).body(Vec::new()).map_err(|error| error.to_string())?;
+    match tokio::time::timeout(PATIENCE, tunnel.client.request::<AgentStatusList>(request)).await {
+        Ok(Ok(list)) => Ok(list),
+        Ok(Err(error)) => Err(phrase(&error, &tunnel.address)),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}

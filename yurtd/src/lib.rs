@@ -1,0 +1,58 @@
+//! What the two programs have in common: logging, the crypto provider, the signals, the exit code. Everything else is a
+//! role's crate.
+//!
+//! | program | role | crate | runs as |
+//! |---|---|---|---|
+//! | `yurtd` | `edge` | `yurt-hub`, and the agent of `yurt-tunnel` | systemd service on every edge node |
+//! | | `address` | `yurt-hub` | oneshot before it: the hub's address for pods |
+//! | | `keeper` | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `edge` |
+//! | `yurtd-cloud` | `tunnel-server` | `yurt-tunnel` | DaemonSet on control-plane nodes |
+//! | | `controller` | `yurt-controller` | Deployment in the cloud |
+//!
+//! They are two because what the cloud needs (the Kubernetes client and its types) would be half of what every edge node
+//! has to download, store and keep in memory.
+
+mod telemetry;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::stop_on_signal;
+
+/// Runs a role until it ends or a signal asks it to.
+pub fn run<F>(mut runtime: Builder, role: impl FnOnce(CancellationToken) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    telemetry::init();
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::warn!("a crypto provider was installed before main");
+    }
+    let outcome =
+        runtime.enable_all().build().context("cannot start the async runtime").and_then(|runtime| {
+            let stop = CancellationToken::new();
+            let role = role(stop.clone());
+            runtime.block_on(supervise(role, stop))
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn supervise<F>(role: F, stop: CancellationToken) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let outcome = role.await;
+    // Ends the task that waits for signals, which may be what went wrong.
+    stop.cancel();
+    signals.await.context("the task that waits for signals")?.context("cannot wait for signals")?;
+    outcome
+}
