@@ -31,7 +31,8 @@ pub fn by_crate(map: &str) -> Vec<(String, Bytes)> {
     for line in body.lines() {
         let mut words = line.split_whitespace();
         // A long name has its numbers on the next line.
-        let section = match (waiting.take(), line.strip_prefix(' ').is_some_and(|rest| rest.starts_with('.'))) {
+        let section = match (waiting.take(), line.strip_prefix(' ').is_some_and(|rest| rest.starts_with('.')))
+        {
             (_, true) => words.next(),
             (waiting, false) => waiting,
         };
@@ -91,7 +92,10 @@ mod tests {
         let implementation =
             ".text.unlikely._ZN61_$LT$yurt_hub..view..View$u20$as$u20$core..clone..Clone$GT$5clone17h0E";
         assert_eq!(crate_of(implementation), Some("yurt_hub"));
-        assert_eq!(crate_of(".text._ZN40_$LT$$RF$mut$u20$T$u20$as$u20$core..fmt..Debug$GT$3fmt17h0E"), Some("T"));
+        assert_eq!(
+            crate_of(".text._ZN40_$LT$$RF$mut$u20$T$u20$as$u20$core..fmt..Debug$GT$3fmt17h0E"),
+            Some("T")
+        );
         assert_eq!(crate_of(".text.aes_hw_encrypt"), None);
         assert_eq!(crate_of(".rodata..L__unnamed_1"), None);
     }
