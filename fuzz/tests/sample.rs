@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use yurt_fuzz::{TARGETS, Target};
 
 /// Mutations a target.
-const INPUTS: u64 = 3000;
+const INPUTS: u64 = 2000;
 /// Bound of an input that is grown by mutation.
 const MAX_INPUT: usize = 4096;
 
