@@ -11,8 +11,10 @@ pub mod config;
 pub mod dial;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod known;
 pub mod link;
 pub mod pki;
+pub mod random;
 pub mod supervise;
 pub mod token;
 pub mod verify;
