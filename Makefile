@@ -95,7 +95,7 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	for program in $(PROGRAMS); do \
 	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- \
-	    -C target-feature=+crt-static -C link-arg=-Wl,-Map=$(OUTPUT)/$$program.map || exit; \
+	    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,-Map=$(OUTPUT)/$$program.map || exit; \
 	done
 	@for program in $(BINARIES); do \
 	  ! readelf --program-headers $$program | grep -q INTERP || { echo "error: $$program is not static" >&2; exit 1; }; \
