@@ -20,7 +20,7 @@ mod shared;
 pub mod socket;
 mod state;
 mod stream;
-pub mod websocket;
+pub(crate) mod websocket;
 mod window;
 
 #[cfg(test)]
