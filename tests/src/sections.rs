@@ -53,7 +53,8 @@ fn gnu(map: &str, mut add: impl FnMut(&str, u64)) {
     let body = map.split_once("Linker script and memory map").map_or(map, |(_, body)| body);
     for line in body.lines() {
         let mut words = line.split_whitespace();
-        let section = match (waiting.take(), line.strip_prefix(' ').is_some_and(|rest| rest.starts_with('.'))) {
+        let section = match (waiting.take(), line.strip_prefix(' ').is_some_and(|rest| rest.starts_with('.')))
+        {
             (_, true) => words.next(),
             (waiting, false) => waiting,
         };

@@ -17,10 +17,10 @@ use crate::request::accept::Accept;
 use crate::request::authenticate::bearer_token;
 use crate::request::classify::{Class, Verb};
 use crate::request::jwt;
-use crate::wire::query::Query;
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object, with_resource_version};
+use crate::wire::query::Query;
 use crate::wire::{Encoding, Event, FrameDecoder, MAX_FRAME, Status, split_list};
 
 const ENCODINGS: [Encoding; 4] =

@@ -12,6 +12,7 @@
 
 mod chunks;
 mod end;
+pub(crate) mod fuzzing;
 mod liveness;
 pub mod pipe;
 mod schedule;
