@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use yurt_api::tunnel::Target;
 use yurt_tunnel::mux::session::{self, Role, Settings};
-use yurt_tunnel::mux::{OpenRequest, Session, TunnelStream, pipe, socket};
+use yurt_tunnel::mux::{End, OpenRequest, Session, TunnelStream, pipe, socket};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -224,7 +224,7 @@ impl Tls {
 
 type Requests = tokio::sync::mpsc::Receiver<OpenRequest>;
 
-async fn tunnel(tls: &Tls) -> Result<(Session, Requests, [JoinHandle<session::End>; 2]), Failure> {
+async fn tunnel(tls: &Tls) -> Result<(Session, Requests, [JoinHandle<End>; 2]), Failure> {
     let (server, client) = tls.connection().await?;
     let (server, agent) = tokio::join!(
         session::establish(server, Role::Server, Settings::server()),

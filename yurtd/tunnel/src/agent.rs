@@ -26,8 +26,8 @@ use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
 
 use crate::backoff::{Backoff, STABLE, fraction};
 use crate::mux::pipe::{self, Side};
-use crate::mux::session::{self, Driver, End, OpenRequest, Role, Session, Settings};
-use crate::mux::socket;
+use crate::mux::session::{self, Driver, Role, Settings};
+use crate::mux::{End, HelloError, OpenRequest, Session, socket};
 use yurt_node::config::EdgeConfig;
 use yurt_node::dial::{self, NetError};
 use yurt_node::link::LinkState;
@@ -93,7 +93,7 @@ enum ConnectError {
     #[error("websocket: {0}")]
     WebSocket(#[from] Box<tungstenite::Error>),
     #[error(transparent)]
-    Hello(#[from] session::HelloError),
+    Hello(#[from] HelloError),
     #[error("no session within {CONNECT_TIMEOUT:?}")]
     Timeout,
 }

@@ -11,19 +11,22 @@
 //! reads and writes; [`pipe`] joins one to a TCP connection. The frames are those of [`yurt_api::tunnel`].
 
 mod chunks;
+mod end;
 pub(crate) mod fuzzing;
 mod liveness;
 pub mod pipe;
 mod schedule;
 pub mod session;
+mod shared;
 pub mod socket;
 mod state;
-pub mod stream;
-pub mod websocket;
+mod stream;
+pub(crate) mod websocket;
 mod window;
 
 #[cfg(test)]
 mod tests;
 
-pub use session::{End, OpenFailure, OpenRequest, Session};
+pub use end::{End, HelloError, OpenFailure, Violation};
+pub use session::{OpenRequest, Session};
 pub use stream::TunnelStream;

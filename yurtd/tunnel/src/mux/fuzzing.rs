@@ -10,7 +10,7 @@ use yurt_api::tunnel::{
     Frame, GoAwayCode, Hello, MAX_WINDOW, OpenErrorCode, ResetCode, StreamId, Target, decode,
 };
 
-use super::session::End;
+use super::end::End;
 use super::state::{Event, Role, State};
 
 /// What each side gives every stream at first.

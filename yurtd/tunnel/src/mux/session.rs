@@ -12,19 +12,16 @@ mod driver;
 mod receiver;
 mod writer;
 
-use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, ResetCode, StreamId, Target};
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, StreamId, Target};
 
 pub use self::driver::{Driver, establish};
-use super::chunks::{Chunks, Pieces};
+use super::end::{End, OpenFailure};
 use super::liveness;
-use super::state::State;
-pub use super::state::{Role, Violation};
+use super::shared::Shared;
+pub use super::state::Role;
 use super::stream::TunnelStream;
 
 /// How often to look whether a peer that was asked has answered.
@@ -60,103 +57,6 @@ impl Settings {
         let mut settings = Self { max_streams: 0, ..Self::agent() };
         settings.liveness.silence = Duration::from_secs(25);
         settings
-    }
-}
-
-/// Why a session ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum End {
-    /// The peer closed the connection.
-    #[error("the other side closed the connection")]
-    ClosedByPeer,
-    /// The peer said why it goes.
-    #[error("the other side is leaving: {0}")]
-    GoAway(GoAwayCode),
-    /// This side closed it.
-    #[error("closed: {0}")]
-    Closed(GoAwayCode),
-    /// The connection failed.
-    #[error("connection failed: {0}")]
-    Connection(String),
-    /// Nothing was heard for too long.
-    #[error("the other side does not answer any more")]
-    Dead,
-    /// The peer broke the protocol.
-    #[error("the other side broke the protocol: {0}")]
-    Violation(#[from] Violation),
-    /// The driver was dropped.
-    #[error("the session was abandoned")]
-    Abandoned,
-}
-
-/// Why a session could not be established.
-#[derive(Debug, thiserror::Error)]
-pub enum HelloError {
-    /// The connection failed.
-    #[error("connection failed: {0}")]
-    Connection(#[from] std::io::Error),
-    /// The peer broke the protocol.
-    #[error("the other side broke the protocol: {0}")]
-    Violation(#[from] Violation),
-    /// The peer left before it said HELLO.
-    #[error("the other side closed the connection before it said anything")]
-    Closed,
-}
-
-/// Why a stream was not opened.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenFailure {
-    /// The session is over or ends.
-    #[error("the session has ended")]
-    SessionEnded,
-    /// The agent did not answer in time.
-    #[error("no answer in time")]
-    NoAnswer,
-    /// The agent reset the stream instead of answering.
-    #[error("the stream was reset")]
-    Reset,
-    /// As many streams are open as the agent takes.
-    #[error("too many streams")]
-    TooManyStreams,
-    /// The agent's answer.
-    #[error("the agent {code}: {message}")]
-    Rejected {
-        /// What it says.
-        code: OpenErrorCode,
-        /// Details for a person.
-        message: String,
-    },
-}
-
-/// State and signals that handle, streams and driver share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    state: Mutex<State>,
-    /// There may be something to write.
-    work: Notify,
-    close: CancellationToken,
-    /// The peer wants no more streams in this session.
-    leaving: CancellationToken,
-    closed: CancellationToken,
-}
-
-impl Shared {
-    /// Runs `act` on the state and wakes the writer if there is something to write afterwards.
-    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let had_work = state.has_work();
-        let result = act(&mut state);
-        let wake = !had_work && state.has_work();
-        drop(state);
-        if wake {
-            self.work.notify_one();
-        }
-        result
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held has ended one task; the state is consistent between statements.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -293,23 +193,5 @@ impl Drop for OpenRequest {
             let rejection = (OpenErrorCode::Unreachable, "the agent gave up".to_owned());
             self.shared.with(|state| state.answer(self.id, Err(rejection)));
         }
-    }
-}
-
-impl Shared {
-    pub(super) async fn read_pieces(&self, id: StreamId) -> std::io::Result<Option<Pieces>> {
-        poll_fn(|cx| self.with(|state| state.poll_read(id, cx, Instant::now(), Chunks::take))).await
-    }
-
-    pub(super) async fn room(&self, id: StreamId) -> std::io::Result<usize> {
-        poll_fn(|cx| self.with(|state| state.poll_room(id, cx))).await
-    }
-
-    pub(super) async fn broken(&self, id: StreamId) -> std::io::Error {
-        poll_fn(|cx| self.with(|state| state.poll_broken(id, cx))).await
-    }
-
-    pub(super) fn drop_stream(&self, id: StreamId, code: ResetCode) {
-        self.with(|state| state.drop_stream(id, code));
     }
 }

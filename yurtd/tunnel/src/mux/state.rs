@@ -23,11 +23,11 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use yurt_api::tunnel::{self, Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, StreamId, Target};
+use yurt_api::tunnel::{Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, StreamId, Target};
 
 use super::chunks::Chunks;
+use super::end::{End, OpenFailure};
 use super::schedule::{Load, Ready};
-use super::session::{End, OpenFailure};
 use super::window::{Budget, ReceiveWindow};
 
 /// What one stream may have queued for sending, bytes.
@@ -52,32 +52,6 @@ pub enum Role {
     Server,
     /// Is asked to.
     Agent,
-}
-
-/// What the peer did wrong. Ends the session.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// The bytes are no frame.
-    #[error(transparent)]
-    Frame(#[from] tunnel::DecodeError),
-    /// The bytes are no WebSocket.
-    #[error(transparent)]
-    WebSocket(#[from] super::websocket::WebSocketError),
-    /// A frame that this side never gets.
-    #[error("unexpected {0} frame")]
-    Unexpected(&'static str),
-    /// A stream that was never opened, or opened twice.
-    #[error("{0} frame for stream {1} out of order")]
-    Stream(&'static str, StreamId),
-    /// More data than there was credit.
-    #[error("stream {0} exceeded its credit")]
-    Overrun(StreamId),
-    /// More credit than there may be.
-    #[error("stream {0} was given too much credit")]
-    Credit(StreamId),
-    /// It makes this side answer and does not read the answers.
-    #[error("answers are not being read")]
-    NotReading,
 }
 
 /// Something that the session's driver has to act on.

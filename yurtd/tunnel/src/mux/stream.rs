@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use yurt_api::tunnel::{ResetCode, StreamId};
 
 use super::chunks::Pieces;
-use super::session::Shared;
+use super::shared::Shared;
 
 /// A byte stream through the tunnel.
 ///

@@ -10,9 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 use yurt_api::tunnel::{self, Frame, GoAwayCode, Hello, INITIAL_WINDOW, OpenErrorCode, StreamId, Target};
 
 use super::liveness::Settings as Liveness;
-use super::session::{self, End, HelloError, Role, Settings, Violation};
+use super::session::{self, Role, Settings};
 use super::websocket::{self, Side};
-use super::{OpenFailure, OpenRequest, Session, TunnelStream};
+use super::{End, HelloError, OpenFailure, OpenRequest, Session, TunnelStream, Violation};
 
 struct Peer {
     session: Session,

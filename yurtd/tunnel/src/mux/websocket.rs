@@ -8,7 +8,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Room that a header may need in front of the payload: 2 bytes, a length of 8, a mask of 4.
-pub const MAX_HEADER: usize = 14;
+pub(crate) const MAX_HEADER: usize = 14;
 /// Bytes of the longest control frame's payload.
 const MAX_CONTROL: u64 = 125;
 
@@ -23,7 +23,7 @@ const MASKED: u8 = 0x80;
 
 /// Which side of the WebSocket this is; a client masks what it sends, a server does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// It connected.
     Client,
     /// It accepted.
@@ -55,7 +55,7 @@ pub enum WebSocketError {
 
 /// What has been received.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// Some payload.
     Data(BytesMut),
     /// Answer with a pong of the same payload.
@@ -66,7 +66,7 @@ pub enum Event {
 
 /// The receiving half.
 #[derive(Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     side: Side,
     /// Payload still to come of the current data frame.
     remaining: u64,
@@ -79,7 +79,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// The decoder of this side.
-    pub fn new(side: Side) -> Self {
+    pub(crate) fn new(side: Side) -> Self {
         Self { side, remaining: 0, mask: [0; 4], mask_at: 0, in_message: false, closed: false }
     }
 
@@ -88,7 +88,7 @@ impl Decoder {
     /// # Errors
     ///
     /// [`WebSocketError`]; the connection cannot be used any further.
-    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Event>, WebSocketError> {
+    pub(crate) fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Event>, WebSocketError> {
         loop {
             if self.closed || input.is_empty() {
                 return Ok(None);
@@ -205,7 +205,7 @@ impl Header {
 }
 
 /// Turns `batch`, whose first [`MAX_HEADER`] bytes are free, into one binary message. The client's `mask` is random.
-pub fn frame(side: Side, mask: [u8; 4], batch: &mut BytesMut) {
+pub(crate) fn frame(side: Side, mask: [u8; 4], batch: &mut BytesMut) {
     let payload = batch.len() - MAX_HEADER;
     seal(side, BINARY, mask, payload, batch);
 }
@@ -219,12 +219,12 @@ fn control_frame(side: Side, opcode: u8, mask: [u8; 4], payload: &[u8], out: &mu
 }
 
 /// Fills `out` with an answer to a ping.
-pub fn pong_frame(side: Side, mask: [u8; 4], payload: &[u8], out: &mut BytesMut) {
+pub(crate) fn pong_frame(side: Side, mask: [u8; 4], payload: &[u8], out: &mut BytesMut) {
     control_frame(side, PONG, mask, payload, out);
 }
 
 /// Fills `out` with a close frame of status 1000.
-pub fn close_frame(side: Side, mask: [u8; 4], out: &mut BytesMut) {
+pub(crate) fn close_frame(side: Side, mask: [u8; 4], out: &mut BytesMut) {
     control_frame(side, CLOSE, mask, &1000u16.to_be_bytes(), out);
 }
 

@@ -26,8 +26,8 @@ use super::client_ca::ClientCa;
 use super::connections::Connections;
 use super::registry::Registry;
 use crate::agent;
-use crate::mux::session::{self, HelloError, Role, Settings};
-use crate::mux::socket;
+use crate::mux::session::{self, Role, Settings};
+use crate::mux::{HelloError, socket};
 
 /// How long TLS, WebSocket and HELLO may take together: as long as the agent waits. On a link that loses packets five
 /// round trips take many seconds, and an agent that is turned away only begins anew.

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_node::known::Known;
 
 use self::socket::Netfilter;
 use super::nodes::Endpoints;
@@ -85,15 +86,11 @@ impl Table {
     }
 
     /// Whether the table is there.
-    ///
-    /// # Errors
-    ///
-    /// [`NftError`].
-    pub(super) async fn is_there(&mut self) -> Result<bool, NftError> {
+    pub(super) async fn look(&mut self) -> Known<(), NftError> {
         match self.netfilter.query(message::get(self.name)).await {
-            Ok(()) => Ok(true),
-            Err(NftError::Refused(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+            Ok(()) => Known::Is(()),
+            Err(NftError::Refused(error)) if error.kind() == io::ErrorKind::NotFound => Known::Absent,
+            Err(error) => Known::Unknown(error),
         }
     }
 }
@@ -107,9 +104,17 @@ pub(super) async fn keep(
     // What a server before this one has left stays in place until the nodes are known.
     let mut in_place: Option<Endpoints> = None;
     loop {
-        if in_place.is_some() && table.is_there().await.is_ok_and(|there| !there) {
-            tracing::warn!("somebody removed the redirect rules; putting them back");
-            in_place = None;
+        if in_place.is_some() {
+            match table.look().await {
+                Known::Is(()) => {}
+                Known::Absent => {
+                    tracing::warn!("somebody removed the redirect rules; putting them back");
+                    in_place = None;
+                }
+                Known::Unknown(error) => {
+                    tracing::warn!(%error, "cannot see whether the redirect rules are in place")
+                }
+            }
         }
         let wanted = endpoints.borrow_and_update().clone();
         if let Some(wanted) = wanted
@@ -180,11 +185,11 @@ mod tests {
         let v6 = crate::server::listeners::bind(SocketAddr::from(([0; 16], port)), true).unwrap();
 
         let mut table = Table::new("yurt", port).unwrap();
-        assert!(!table.is_there().await.unwrap());
+        assert!(matches!(table.look().await, Known::Absent));
         table.remove().await.unwrap();
         table.replace(&endpoints()).await.unwrap();
         table.replace(&endpoints()).await.unwrap();
-        assert!(table.is_there().await.unwrap());
+        assert!(matches!(table.look().await, Known::Is(())));
         println!("{}", ruleset());
 
         for (listener, address) in [(&v4, V4), (&v6, V6)] {
@@ -207,7 +212,7 @@ mod tests {
         // Firewall managers flush everything when they reload.
         let flushed = std::process::Command::new("nft").args(["flush", "ruleset"]).status().unwrap();
         assert!(flushed.success());
-        assert!(!table.is_there().await.unwrap());
+        assert!(matches!(table.look().await, Known::Absent));
 
         table.replace(&Endpoints::default()).await.unwrap();
         assert!(!ruleset().contains("192.168.0.100"));

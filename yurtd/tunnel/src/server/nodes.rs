@@ -23,6 +23,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use yurt_node::known::Known;
 
 use self::ownership::{Claims, LeftOut, Surroundings, decide};
 use super::registry::Registry;
@@ -85,11 +86,9 @@ pub(super) async fn follow(
                 None => return,
             },
             slice = slices.next() => match slice {
-                Some(Ok(slice)) => followed.api_servers(slice.as_ref()),
-                Some(Err(error)) => {
-                    // Nodes and this host's addresses are what it mostly comes to.
-                    tracing::warn!(%error, "cannot follow the API servers' addresses; trying again");
-                    !std::mem::replace(&mut followed.slices_asked, true)
+                Some(slice) => {
+                    let slice = slice.map(|slice| slice.as_ref().map(addresses_in));
+                    followed.api_servers(Known::from(slice))
                 }
                 None => return,
             },
@@ -121,7 +120,8 @@ struct Followed {
     /// The list that is being received.
     listed: Option<BTreeMap<String, Claims>>,
     nodes_known: bool,
-    slices_asked: bool,
+    /// There was an answer about the API servers, if only that nobody can say.
+    api_servers_asked: bool,
     around: Surroundings,
     /// What a person has been told about.
     told: BTreeSet<LeftOut>,
@@ -130,7 +130,7 @@ struct Followed {
 impl Followed {
     /// Endpoints, and for each node that has some its addresses that are left out, with the reason.
     fn decide(&mut self) -> Option<(Endpoints, BTreeMap<String, Vec<String>>)> {
-        if !self.nodes_known || !self.slices_asked || self.around.local.is_empty() {
+        if !self.nodes_known || !self.api_servers_asked || self.around.local.is_empty() {
             return None;
         }
         let (endpoints, left_out) = decide(&self.nodes, &self.around);
@@ -170,12 +170,22 @@ impl Followed {
         false
     }
 
-    fn api_servers(&mut self, slice: Option<&EndpointSlice>) -> bool {
-        let endpoints = slice.into_iter().flat_map(|slice| slice.endpoints.iter().flatten());
-        let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
-        let new = addresses.filter_map(|address| address.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
-        let new: BTreeSet<_> = new.collect();
-        let first = !std::mem::replace(&mut self.slices_asked, true);
+    /// Takes over what is known of the API servers' addresses. That nobody can say changes nothing but the first time:
+    /// nodes and this host's addresses are what it mostly comes to, and the API server must not be without a way to
+    /// kubelets because of it.
+    fn api_servers<E: std::fmt::Display>(&mut self, answer: Known<BTreeSet<IpAddr>, E>) -> bool {
+        let first = !std::mem::replace(&mut self.api_servers_asked, true);
+        let new = match answer {
+            Known::Is(addresses) => addresses,
+            Known::Absent => BTreeSet::new(),
+            Known::Unknown(error) => {
+                tracing::warn!(
+                    %error,
+                    "cannot follow the API servers' addresses: a node that claims one is not stopped; trying again"
+                );
+                return first;
+            }
+        };
         let changed = new != self.around.api_servers;
         self.around.api_servers = new;
         first || changed
@@ -186,6 +196,12 @@ impl Followed {
         self.around.local = new;
         changed
     }
+}
+
+/// The addresses in the EndpointSlice of the API servers.
+fn addresses_in(slice: &EndpointSlice) -> BTreeSet<IpAddr> {
+    let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| &endpoint.addresses);
+    addresses.filter_map(|address| address.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect()
 }
 
 /// The addresses of every interface in this network namespace, the host's.
@@ -253,19 +269,39 @@ mod tests {
         assert!(followed.decide().is_none());
         assert!(followed.local(["10.0.0.9".parse().unwrap()].into()));
         assert!(followed.decide().is_none());
-        assert!(followed.api_servers(None));
+        assert!(followed.api_servers(absent()));
         let (endpoints, left_out) = followed.decide().unwrap();
         assert_eq!((endpoints.addresses().len(), left_out.len()), (1, 0));
 
         // An API server appears where the node says that it is.
-        assert!(followed.api_servers(Some(&slice("10.0.0.2"))));
-        assert!(!followed.api_servers(Some(&slice("10.0.0.2"))));
+        assert!(followed.api_servers(at(slice("10.0.0.2"))));
+        assert!(!followed.api_servers(at(slice("10.0.0.2"))));
         let (endpoints, left_out) = followed.decide().unwrap();
         assert_eq!(endpoints, Endpoints::default());
         assert_eq!(left_out["edge-1"], ["10.0.0.2:10250: it is an address of the API server"]);
-        assert!(followed.api_servers(Some(&slice("10.0.0.3"))));
+        assert!(followed.api_servers(at(slice("10.0.0.3"))));
         assert!(followed.local(["10.0.0.2".parse().unwrap()].into()));
         assert_eq!(followed.decide().unwrap().0, Endpoints::default());
+    }
+
+    fn at(slice: EndpointSlice) -> Known<BTreeSet<IpAddr>, watcher::Error> {
+        Known::Is(addresses_in(&slice))
+    }
+
+    fn absent() -> Known<BTreeSet<IpAddr>, watcher::Error> {
+        Known::Absent
+    }
+
+    #[test]
+    fn that_nobody_can_say_is_no_absence() {
+        let mut followed = Followed::default();
+        assert!(followed.api_servers(at(slice("10.0.0.2"))));
+        assert!(!followed.api_servers(Known::<_, &str>::Unknown("refused")));
+        assert_eq!(followed.around.api_servers.len(), 1);
+        assert!(followed.api_servers(absent()));
+        assert!(followed.around.api_servers.is_empty());
+        // Nodes are redirected all the same when it could never be asked.
+        assert!(Followed::default().api_servers(Known::<_, &str>::Unknown("refused")));
     }
 
     #[tokio::test]

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf};
-use tokio::sync::{Notify, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 use yurt_api::tunnel::{self, Frame, GoAwayCode, Hello, INITIAL_WINDOW, PROTOCOL_VERSION};
 
 use super::receiver::{Received, Receiver};
 use super::writer::{Masks, Writer};
-use super::{End, HelloError, OpenRequest, Role, Session, Settings, Shared, Violation};
+use super::{OpenRequest, Role, Session, Settings};
+use crate::mux::end::{End, HelloError, Violation};
 use crate::mux::liveness::{self, Liveness, Step};
+use crate::mux::shared::Shared;
 use crate::mux::state::{Event, State};
 use crate::mux::stream::TunnelStream;
 use crate::mux::websocket::{self, Side};
@@ -68,13 +69,7 @@ where
     };
     let mut state = State::new(role, local, peer, Instant::now());
     state.ask(Instant::now());
-    let shared = Arc::new(Shared {
-        state: Mutex::new(state),
-        work: Notify::new(),
-        close: CancellationToken::new(),
-        leaving: CancellationToken::new(),
-        closed: CancellationToken::new(),
-    });
+    let shared = Arc::new(Shared::new(state));
     // As many as there can be streams: waiting for the agent's answer is being open.
     let (opens, requests) = mpsc::channel(settings.max_streams.max(1) as usize);
     let session = Session { shared: shared.clone(), open_timeout: settings.open_timeout };

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use yurt_api::tunnel::{self, Frame};
 
-use super::Violation;
+use crate::mux::end::Violation;
 use crate::mux::websocket::{self, Side};
 
 /// Read buffer of a connection that moves data, bytes.

@@ -8,8 +8,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt, WriteHalf};
 use yurt_api::tunnel::MAX_FRAME;
 
-use super::{End, Shared};
+use crate::mux::end::End;
 use crate::mux::schedule::next_batch;
+use crate::mux::shared::Shared;
 use crate::mux::websocket::{self, Side};
 
 /// How long a session may be idle before its buffer is given up.

@@ -9,7 +9,7 @@ use yurt_api::tunnel::{Frame, ResetCode, StreamId};
 
 use super::{MAX_QUEUED_TOTAL, Sending, State};
 use crate::mux::chunks::Chunks;
-use crate::mux::session::End;
+use crate::mux::end::End;
 
 impl State {
     /// What has arrived, as `take` takes it out of the queue; `None` at the end of data.

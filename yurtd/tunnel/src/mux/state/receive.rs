@@ -6,8 +6,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use yurt_api::tunnel::{Frame, MAX_WINDOW, OpenErrorCode, ResetCode, StreamId, Target};
 
-use super::{Event, MAX_QUEUED, Role, State, Violation};
-use crate::mux::session::OpenFailure;
+use super::{Event, MAX_QUEUED, Role, State};
+use crate::mux::end::{OpenFailure, Violation};
 
 impl State {
     pub(in crate::mux) fn receive(&mut self, frame: Frame, now: Instant) -> Result<Option<Event>, Violation> {

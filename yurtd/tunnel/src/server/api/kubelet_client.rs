@@ -29,6 +29,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
+use yurt_node::certificate::node_of;
 use yurt_node::verify::Shown;
 use yurt_node::{pki, verify};
 
@@ -196,7 +197,8 @@ fn judge(
         algorithms.all,
     );
     match chain {
-        Ok(()) if is_of_node(shown.end_entity, &shown.name.to_str()) => Ok(()),
+        // The signer `kubernetes.io/kubelet-serving` issues nothing else than a node's user and group.
+        Ok(()) if node_of(shown.end_entity).is_ok_and(|it| it.node == shown.name.to_str()) => Ok(()),
         Ok(()) => Err(CertificateError::NotValidForName.into()),
         Err(error) => {
             tracing::trace!(%error, "kubelet's certificate is not of the cluster's CA");
@@ -205,32 +207,20 @@ fn judge(
     }
 }
 
-/// Every certificate of the signer `kubernetes.io/kubelet-serving` has `CN=system:node:NAME`.
-fn is_of_node(certificate: &CertificateDer<'_>, node: &str) -> bool {
-    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
-        parsed
-            .subject()
-            .iter_common_name()
-            .next()
-            .and_then(|name| name.as_str().ok())
-            .and_then(|name| name.strip_prefix("system:node:"))
-            == Some(node)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use rcgen::ExtendedKeyUsagePurpose;
     use rustls_pki_types::UnixTime;
+    use yurt_fakes::pki::TestCa;
 
     use super::*;
-    use crate::server::api::testing::{Authority, serving_certificate};
 
-    fn verdict(cluster: &Authority, issuer: &Authority, common_name: &str) -> Result<(), rustls::Error> {
+    fn verdict(cluster: &TestCa, issuer: &TestCa, user: &str, groups: &[&str]) -> Result<(), rustls::Error> {
         let mut roots = RootCertStore::empty();
-        roots.add(cluster.der()).unwrap();
-        let (chain, _key) = serving_certificate(issuer, common_name, &["edge-1".into()]);
+        roots.add(CertificateDer::from_pem_slice(cluster.pem.as_bytes()).unwrap()).unwrap();
+        let certificate = issuer.issue(user, groups, &["edge-1"], ExtendedKeyUsagePurpose::ServerAuth);
         let shown = Shown {
-            end_entity: &chain[0],
+            end_entity: &certificate.der,
             intermediates: &[],
             name: &ServerName::try_from("edge-1").unwrap(),
             now: UnixTime::now(),
@@ -240,11 +230,13 @@ mod tests {
 
     #[test]
     fn the_clusters_certificate_has_to_be_the_nodes_and_a_self_signed_one_is_taken() {
-        let cluster = Authority::new("cluster");
+        let cluster = TestCa::new("cluster");
+        let nodes: &[&str] = &["system:nodes"];
         let wrong_name = Err(CertificateError::NotValidForName.into());
-        verdict(&cluster, &cluster, "system:node:edge-1").unwrap();
-        assert_eq!(verdict(&cluster, &cluster, "system:node:edge-2"), wrong_name);
-        assert_eq!(verdict(&cluster, &cluster, "edge-1"), wrong_name);
-        verdict(&cluster, &Authority::new("edge-1-ca@1700000000"), "edge-1@1700000000").unwrap();
+        verdict(&cluster, &cluster, "system:node:edge-1", nodes).unwrap();
+        assert_eq!(verdict(&cluster, &cluster, "system:node:edge-2", nodes), wrong_name);
+        assert_eq!(verdict(&cluster, &cluster, "system:node:edge-1", &[]), wrong_name);
+        assert_eq!(verdict(&cluster, &cluster, "edge-1", nodes), wrong_name);
+        verdict(&cluster, &TestCa::new("edge-1-ca@1700000000"), "edge-1@1700000000", &[]).unwrap();
     }
 }

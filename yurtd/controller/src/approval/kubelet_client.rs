@@ -2,7 +2,7 @@
 //!
 //! The signer `kubernetes.io/kube-apiserver-client` issues whatever subject is approved; only the group
 //! `system:masters` is refused before, by the API server's admission. So nothing is approved that is not, to the last
-//! field, what `tunnel_server::api::identity` asks for: by the tunnel server's own ServiceAccount, one common name, no
+//! field, what the tunnel server asks for (a test of the whole program compares): by the tunnel server's own ServiceAccount, one common name, no
 //! group, no other name, a day at most.
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;

@@ -1,0 +1,174 @@
+//! Redirected connections, from the API server's end to kubelet's.
+
+use super::*;
+
+const KUBELET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 100)), 10250);
+
+async fn intercept(server: &Server, original: fn(&TcpStream) -> io::Result<SocketAddr>) -> SocketAddr {
+    let (_, endpoints) = watch::channel(Some(Endpoints::from([(KUBELET, "edge-1")])));
+    let intercept = Intercept::new(server.registry.clone(), endpoints, original);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = intercept.run(listener, server.connections.clone());
+    server.tasks.part("the listener for redirected connections", serve);
+    address
+}
+
+#[tokio::test]
+async fn a_redirected_connection_reaches_the_node_it_was_meant_for() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let data = noise(3_000_000, 5);
+    let tcp = TcpStream::connect(entry).await.unwrap();
+    let (length, sum) = soon("everything is back", exchange(tcp, &data)).await.unwrap();
+    assert_eq!((length, sum), (data.len(), Sha256::digest(&data).to_vec()));
+}
+
+#[tokio::test]
+async fn a_connection_that_leads_nowhere_is_reset() {
+    let world = World::new();
+    let server = world.server().await;
+    let cases: [fn(&TcpStream) -> io::Result<SocketAddr>; 3] = [
+        // No agent is connected.
+        |_| Ok(KUBELET),
+        // Somebody who found the port.
+        |tcp| tcp.local_addr(),
+        |_| Err(io::ErrorKind::NotFound.into()),
+    ];
+    for original in cases {
+        let entry = intercept(&server, original).await;
+        let mut tcp = TcpStream::connect(entry).await.unwrap();
+        let error = soon("a reset", tcp.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn a_redirected_connection_is_reset_when_the_agent_dies() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let (stop, agent) = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    tcp.write_all(b"x").await.unwrap();
+    assert_eq!(soon("the echo", tcp.read_u8()).await.unwrap(), b'x');
+    stop.cancel();
+    soon("the agent ends", agent).await.unwrap();
+    let error = soon("a reset", tcp.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// A kubelet that says one byte, then `stalls` or reads until its connection ends, and counts the ends.
+async fn quiet_kubelet(stalls: bool) -> (SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let count = ended.clone();
+    let (address, task) = kubelet(move |mut tcp| {
+        let ended = count.clone();
+        async move {
+            tcp.write_all(b"x").await.unwrap();
+            if stalls {
+                // Nothing is read; only the loss of the connection ends it.
+                let _ = tcp.ready(tokio::io::Interest::ERROR).await;
+            } else {
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+            }
+            ended.fetch_add(1, Ordering::Relaxed);
+        }
+    })
+    .await;
+    (address, ended, task)
+}
+
+/// Closes as a process does that is killed with data unread.
+fn reset(tcp: TcpStream) {
+    socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_at_kubelet_when_its_caller_goes() {
+    let world = World::new();
+    let (address, ended, _kubelet) = quiet_kubelet(false).await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let go: [fn(TcpStream); 2] = [drop, reset];
+    for (number, go) in go.into_iter().enumerate() {
+        let mut tcp = TcpStream::connect(entry).await.unwrap();
+        assert_eq!(soon("the first line", tcp.read_u8()).await.unwrap(), b'x');
+        go(tcp);
+        eventually("kubelet's connection ends", || ended.load(Ordering::Relaxed) == number + 1).await;
+        eventually("no stream is left", || server.registry.streams() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_is_cut_off_ends_a_stream_that_is_full() {
+    let world = World::new();
+    let (address, ended, _kubelet) = quiet_kubelet(true).await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    assert_eq!(soon("the first byte", tcp.read_u8()).await.unwrap(), b'x');
+    // `kubectl cp` to a container that reads nothing: until nothing more can be sent.
+    let block = vec![7; 64 * 1024];
+    let stuck = Duration::from_millis(300);
+    while tokio::time::timeout(stuck, tcp.write_all(&block)).await.is_ok() {}
+    reset(tcp);
+    eventually("no stream is left", || server.registry.streams() == 0).await;
+    eventually("kubelet's connection ends", || ended.load(Ordering::Relaxed) == 1).await;
+}
+
+#[tokio::test]
+async fn a_caller_who_said_everything_and_is_cut_off_ends_the_stream() {
+    let world = World::new();
+    // Reads everything, and goes on for ever: an exec of `sleep` with its input closed.
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    let (address, _kubelet) = kubelet(|mut tcp| async move {
+        tcp.read_to_end(&mut Vec::new()).await.unwrap();
+        tcp.write_all(b"x").await.unwrap();
+        let _ = tcp.ready(tokio::io::Interest::ERROR).await;
+        ENDED.fetch_add(1, Ordering::Relaxed);
+    })
+    .await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    tcp.write_all(b"input").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    assert_eq!(soon("the answer", tcp.read_u8()).await.unwrap(), b'x');
+    reset(tcp);
+    eventually("no stream is left", || server.registry.streams() == 0).await;
+    eventually("kubelet's connection ends", || ENDED.load(Ordering::Relaxed) == 1).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_connects_anew_ends_open_streams_at_both_ends() {
+    let world = World::new();
+    let (address, ended, _kubelet) = quiet_kubelet(false).await;
+    let server = world.server().await;
+    let (_stop, _old) = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let entry = intercept(&server, |_| Ok(KUBELET)).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    assert_eq!(soon("the first byte", tcp.read_u8()).await.unwrap(), b'x');
+
+    // As after a change of the node's address: the server has not noticed that the old session is dead.
+    let (_stop, _new) = start(world.agent("edge-1", server.address, address));
+    let error = soon("a reset", tcp.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    eventually("kubelet's connection ends", || ended.load(Ordering::Relaxed) >= 1).await;
+    eventually("the node can be reached again", || !server.registry.statuses().is_empty()).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    assert_eq!(soon("the first byte", tcp.read_u8()).await.unwrap(), b'x');
+}
