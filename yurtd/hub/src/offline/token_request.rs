@@ -37,7 +37,7 @@ const MAX_REPLY: usize = 64 << 10;
 
 /// Why a TokenRequest or its reply cannot be understood.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     /// Broken protobuf.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -52,13 +52,13 @@ pub enum TokenError {
 /// The object a token is bound to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct BoundObject {
+pub(crate) struct BoundObject {
     /// `Pod`
-    pub kind: String,
+    pub(crate) kind: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its UID.
-    pub uid: String,
+    pub(crate) uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -85,11 +85,11 @@ struct Document {
 /// What is asked for: the key of the reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Request {
+pub(crate) struct Request {
     /// Namespace of the service account.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The service account.
-    pub service_account: String,
+    pub(crate) service_account: String,
     audiences: Vec<String>,
     expiration_seconds: Option<i64>,
     bound_object: Option<BoundObject>,
@@ -101,7 +101,7 @@ impl Request {
     /// # Errors
     ///
     /// [`TokenError`].
-    pub fn parse(
+    pub(crate) fn parse(
         namespace: &str,
         service_account: &str,
         protobuf: bool,
@@ -118,12 +118,12 @@ impl Request {
     }
 
     /// The user that a token for this request stands for.
-    pub fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
     }
 
     /// Whether the token is for the API server itself, so that the hub may be asked with it.
-    pub fn is_for_api_server(&self) -> bool {
+    pub(crate) fn is_for_api_server(&self) -> bool {
         self.audiences.iter().all(String::is_empty)
     }
 
@@ -138,7 +138,7 @@ impl Request {
 /// # Errors
 ///
 /// [`TokenError`].
-pub fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
+pub(crate) fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
     Ok(BearerToken::new(&document(protobuf, body)?.status.token))
 }
 
@@ -204,7 +204,7 @@ struct Head {
 }
 
 /// The replies that are kept.
-pub struct Replies {
+pub(crate) struct Replies {
     store: Store,
     index: Mutex<HashMap<Vec<u8>, Kept>>,
 }
@@ -252,7 +252,7 @@ fn excess(
 
 impl Replies {
     /// Opens the replies and forgets those that have expired.
-    pub async fn open(store: Store) -> Self {
+    pub(crate) async fn open(store: Store) -> Self {
         let this = Self { store, index: Mutex::default() };
         if let Err(error) = this.tidy().await {
             tracing::error!(%error, "the stored replies to TokenRequests cannot be tidied up");
@@ -280,7 +280,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store fails; the replies are then forgotten at the next start.
-    pub async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
+    pub(crate) async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
         let gone: Vec<_> = {
             let mut index = self.index();
             let is_gone = |kept: &Kept| {
@@ -311,7 +311,11 @@ impl Replies {
     /// # Errors
     ///
     /// [`TokenError`]; the reply goes to kubelet all the same.
-    pub async fn keep(&self, request: &Request, answer: &Answer) -> Result<BearerToken, TokenError> {
+    pub(crate) async fn store_reply(
+        &self,
+        request: &Request,
+        answer: &Answer,
+    ) -> Result<BearerToken, TokenError> {
         let token = token_in(is_protobuf(&answer.content_type), &answer.body)?;
         if let Some(expires) = jwt::claims(token.expose()).and_then(|claims| claims.exp)
             && answer.body.len() <= MAX_REPLY
@@ -340,7 +344,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
+    pub(crate) fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
         let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else { return Ok(None) };
         let Some((head, answer)) = split(&value) else { return Ok(None) };
         let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
@@ -352,7 +356,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
+    pub(crate) fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
         let now = SystemTime::now();
         let mut best: HashMap<String, (i64, Request, Answer)> = HashMap::new();
         self.each(|_, reply| {
@@ -390,7 +394,7 @@ impl Replies {
 }
 
 /// Whether a body of this content type is protobuf.
-pub fn is_protobuf(content_type: &str) -> bool {
+pub(crate) fn is_protobuf(content_type: &str) -> bool {
     content_type.starts_with("application/vnd.kubernetes.protobuf")
 }
 
@@ -478,7 +482,7 @@ mod tests {
         let replies = Replies::open(store.clone()).await;
         let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
         let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
-        replies.keep(&request("u-1"), &reply(now + 1000)).await.unwrap();
+        replies.store_reply(&request("u-1"), &reply(now + 1000)).await.unwrap();
         // One that expires while it lies there.
         let (two, stale) = (request("u-2"), reply(now - 1));
         let head = Head { request: two.clone(), expires: now - 1 };
@@ -502,10 +506,10 @@ mod tests {
         let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
         let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
         for (uid, expires) in [("u-1", now + 1000), ("u-2", now + 2000), ("u-3", now - 1)] {
-            replies.keep(&request(uid), &reply(expires)).await.unwrap();
+            replies.store_reply(&request(uid), &reply(expires)).await.unwrap();
         }
         let stored = || store.scan(Bucket::Tokens, b"", None, 10).unwrap().len();
-        replies.keep(&request("u-2"), &reply(now + 2000)).await.unwrap();
+        replies.store_reply(&request("u-2"), &reply(now + 2000)).await.unwrap();
         assert_eq!(stored(), 2, "what has expired is gone with the next one that is kept");
         let pods = HashSet::from(["u-2".to_owned()]);
         replies.purge(&pods, Instant::now()).await.unwrap();

@@ -26,7 +26,7 @@ const MAX_TOKEN: usize = 16 << 10;
 
 /// What a connection's client certificate says, decided once a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// No certificate.
     Anonymous,
     /// This node, from and until (seconds since 1970).
@@ -42,7 +42,7 @@ pub enum Peer {
 
 /// Tells the node's certificate from all others. Whose it is is read by [`node_of`]; that its time is no reason to turn
 /// it away before it is known whether the link is up is the hub's own rule.
-pub struct NodeVerifier {
+pub(crate) struct NodeVerifier {
     anchors: Vec<TrustAnchor<'static>>,
     node: String,
     user: String,
@@ -54,7 +54,7 @@ impl NodeVerifier {
     /// # Errors
     ///
     /// When one of them is no CA certificate.
-    pub fn new(ca: &[CertificateDer<'static>], node_name: &str) -> Result<Self, webpki::Error> {
+    pub(crate) fn new(ca: &[CertificateDer<'static>], node_name: &str) -> Result<Self, webpki::Error> {
         let anchors = ca
             .iter()
             .map(|certificate| webpki::anchor_from_trusted_cert(certificate).map(|anchor| anchor.to_owned()))
@@ -63,12 +63,12 @@ impl NodeVerifier {
     }
 
     /// The node's user name.
-    pub fn user(&self) -> &str {
+    pub(crate) fn user(&self) -> &str {
         &self.user
     }
 
     /// Decides what a certificate chain, the peer's own first, is worth.
-    pub fn identify(&self, chain: Option<&[CertificateDer<'_>]>, now: SystemTime) -> Peer {
+    pub(crate) fn identify(&self, chain: Option<&[CertificateDer<'_>]>, now: SystemTime) -> Peer {
         let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return Peer::Anonymous };
         match self.check(leaf, intermediates, now) {
             Ok(peer) => peer,
@@ -107,7 +107,7 @@ impl NodeVerifier {
 }
 
 /// Decides who sent a request.
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     node: NodeVerifier,
     tokens: Tokens,
     link: Link,
@@ -115,22 +115,17 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// Puts the two ways together.
-    pub fn new(node: NodeVerifier, tokens: Tokens, link: Link) -> Self {
+    pub(crate) fn new(node: NodeVerifier, tokens: Tokens, link: Link) -> Self {
         Self { node, tokens, link }
     }
 
     /// What a connection's certificate is worth.
-    pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Peer {
+    pub(crate) fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Peer {
         self.node.identify(chain, SystemTime::now())
     }
 
-    /// The node's user name.
-    pub fn node_user(&self) -> &str {
-        self.node.user()
-    }
-
     /// The tokens that are known.
-    pub fn tokens(&self) -> &Tokens {
+    pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
@@ -139,7 +134,7 @@ impl Authenticator {
     /// # Errors
     ///
     /// [`AuthError`], always a 401.
-    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    pub(crate) async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
         if let Peer::Node { not_before, not_after } = peer {
             let valid = (*not_before..=*not_after).contains(&unix_seconds(SystemTime::now()));
             if !valid && self.link.is_online() {

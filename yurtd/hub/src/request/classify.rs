@@ -14,24 +14,24 @@ use crate::wire::{Encoding, Resource};
 
 /// A request, understood.
 #[derive(Debug, Clone)]
-pub struct Class {
+pub(crate) struct RequestInfo {
     /// What it is about.
-    pub target: Target,
+    pub(crate) target: Target,
     /// Its decoded query.
-    pub query: Query,
+    pub(crate) query: Query,
     /// What it accepts.
-    pub accept: Accept,
+    pub(crate) accept: Accept,
     /// SPDY or WebSocket: a connection of its own.
-    pub upgrade: bool,
+    pub(crate) upgrade: bool,
     /// Asks in somebody else's name: only the API server can say whether it may, and as whom.
-    pub impersonates: bool,
+    pub(crate) impersonates: bool,
     /// A list or watch that a view could answer.
-    pub collection: Option<Collection>,
+    pub(crate) collection: Option<Collection>,
 }
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// A resource of the API.
     Resource(ResourceTarget),
     /// Discovery, health, OpenAPI and so on.
@@ -43,7 +43,7 @@ pub enum Target {
 
 /// The Kubernetes verbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// GET of one object.
     Get,
     /// GET of a collection.
@@ -66,39 +66,39 @@ pub enum Verb {
 
 /// A resource request's parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResourceTarget {
+pub(crate) struct ResourceTarget {
     /// The verb.
-    pub verb: Verb,
+    pub(crate) verb: Verb,
     /// Group, version and plural.
-    pub resource: Resource,
+    pub(crate) resource: Resource,
     /// Namespace, if there is one in the path.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Name, if there is one in the path.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Subresource (`status`, `log`, `token`), if there is one.
-    pub subresource: Option<String>,
+    pub(crate) subresource: Option<String>,
 }
 
 /// A list or watch of a whole collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Collection {
+pub(crate) struct Collection {
     /// Group, version and plural.
-    pub resource: Resource,
+    pub(crate) resource: Resource,
     /// The namespace; `None` for all of them and for cluster-scoped resources.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// As the client wrote it.
-    pub label_selector: String,
+    pub(crate) label_selector: String,
     /// As the client wrote it.
-    pub field_selector: String,
+    pub(crate) field_selector: String,
     /// Acceptable encodings, best first; never empty.
-    pub encodings: Vec<Encoding>,
+    pub(crate) encodings: Vec<Encoding>,
     /// List or watch.
-    pub read: Read,
+    pub(crate) read: Read,
 }
 
 /// What is read of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
+pub(crate) enum Read {
     /// A list.
     List(Freshness),
     /// A watch.
@@ -107,7 +107,7 @@ pub enum Read {
 
 /// How fresh a list must be (`resourceVersion` and `resourceVersionMatch`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// No resourceVersion: the most recent.
     Consistent,
     /// `0`: any.
@@ -118,20 +118,20 @@ pub enum Freshness {
 
 /// A watch's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watch {
+pub(crate) struct Watch {
     /// `None` for no resourceVersion or `0`: the current state first.
-    pub since: Option<u64>,
+    pub(crate) since: Option<u64>,
     /// `sendInitialEvents`.
-    pub send_initial_events: bool,
+    pub(crate) send_initial_events: bool,
     /// `allowWatchBookmarks`.
-    pub bookmarks: bool,
+    pub(crate) bookmarks: bool,
     /// `timeoutSeconds`.
-    pub timeout_seconds: Option<u64>,
+    pub(crate) timeout_seconds: Option<u64>,
 }
 
-impl Class {
+impl RequestInfo {
     /// Classifies a request's head.
-    pub fn of(parts: &Parts) -> Self {
+    pub(crate) fn of(parts: &Parts) -> Self {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let accept = Accept::from_headers(&parts.headers);
         let target = target(&parts.method, parts.uri.path(), &query);
@@ -147,7 +147,7 @@ impl Class {
     }
 
     /// The resource that the request is about, if it is about one.
-    pub fn resource(&self) -> Option<&ResourceTarget> {
+    pub(crate) fn resource(&self) -> Option<&ResourceTarget> {
         match &self.target {
             Target::Resource(resource) => Some(resource),
             Target::NonResource { .. } => None,
@@ -155,12 +155,12 @@ impl Class {
     }
 
     /// Whether the request only pretends to write (`dryRun`).
-    pub fn is_dry_run(&self) -> bool {
+    pub(crate) fn is_dry_run(&self) -> bool {
         self.query.get("dryRun").is_some_and(|value| !value.is_empty())
     }
 
     /// Whether the answer may take for ever: watches, logs, exec, attach, port-forward, proxy.
-    pub fn is_long_running(&self) -> bool {
+    pub(crate) fn is_long_running(&self) -> bool {
         let Some(target) = self.resource() else { return false };
         self.upgrade
             || matches!(target.verb, Verb::Watch | Verb::Other)
@@ -173,7 +173,7 @@ impl Class {
 
 impl ResourceTarget {
     /// Whether this is `group/plural[/subresource]`, whatever the version.
-    pub fn is(&self, group: &str, plural: &str, subresource: Option<&str>) -> bool {
+    pub(crate) fn is(&self, group: &str, plural: &str, subresource: Option<&str>) -> bool {
         self.resource.group == group
             && self.resource.plural == plural
             && self.subresource.as_deref() == subresource
@@ -364,18 +364,18 @@ fn is_builtin(group: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn class(method: &str, uri: &str) -> Class {
-        class_accepting(method, uri, "application/vnd.kubernetes.protobuf,application/json")
+    fn info(method: &str, uri: &str) -> RequestInfo {
+        info_accepting(method, uri, "application/vnd.kubernetes.protobuf,application/json")
     }
 
-    fn class_accepting(method: &str, uri: &str, accept: &str) -> Class {
+    fn info_accepting(method: &str, uri: &str, accept: &str) -> RequestInfo {
         let request =
             http::Request::builder().method(method).uri(uri).header("accept", accept).body(()).unwrap();
-        Class::of(&request.into_parts().0)
+        RequestInfo::of(&request.into_parts().0)
     }
 
     fn resource(method: &str, uri: &str) -> ResourceTarget {
-        class(method, uri).resource().unwrap().clone()
+        info(method, uri).resource().unwrap().clone()
     }
 
     /// (method, path) → verb, group, plural, namespace, name, subresource
@@ -462,14 +462,14 @@ mod tests {
             "/openapi/v3/api/v1/x",
             "/healthz/etcd/x",
         ] {
-            assert_eq!(class("GET", path).target, Target::NonResource { path: path.into() });
+            assert_eq!(info("GET", path).target, Target::NonResource { path: path.into() });
         }
     }
 
     #[test]
     fn kubelets_pod_watch_is_a_collection() {
         let uri = "/api/v1/pods?allowWatchBookmarks=true&fieldSelector=spec.nodeName%3Dedge&resourceVersionMatch=NotOlderThan&sendInitialEvents=true&timeout=7m1s&timeoutSeconds=421&watch=true";
-        let collection = class("GET", uri).collection.unwrap();
+        let collection = info("GET", uri).collection.unwrap();
         assert_eq!(collection.field_selector, "spec.nodeName=edge");
         assert_eq!(
             collection.read,
@@ -483,7 +483,7 @@ mod tests {
     }
 
     fn read(uri: &str) -> Option<Read> {
-        class("GET", uri).collection.map(|collection| collection.read)
+        info("GET", uri).collection.map(|collection| collection.read)
     }
 
     #[test]
@@ -514,7 +514,7 @@ mod tests {
         assert_eq!(read("/api/v1/pods?shardSelector=x"), None);
         assert_eq!(read("/api/v1/pods?watch=1&sendInitialEvents=true"), None);
         assert_eq!(read("/api/v1/namespaces/d/pods/p"), None);
-        let table = class_accepting(
+        let table = info_accepting(
             "GET",
             "/api/v1/pods?resourceVersion=0",
             "application/json;as=Table;v=v1;g=meta.k8s.io",
@@ -524,10 +524,10 @@ mod tests {
 
     #[test]
     fn custom_resources_are_read_as_json() {
-        let custom = class("GET", "/apis/example.com/v1/widgets?resourceVersion=0").collection.unwrap();
+        let custom = info("GET", "/apis/example.com/v1/widgets?resourceVersion=0").collection.unwrap();
         assert_eq!(custom.encodings, [Encoding::Json]);
         let builtin =
-            class("GET", "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0").collection.unwrap();
+            info("GET", "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0").collection.unwrap();
         assert_eq!(builtin.encodings, [Encoding::Protobuf, Encoding::Json]);
     }
 
@@ -536,7 +536,7 @@ mod tests {
         for path in
             ["/api/v1/namespaces/a%3Fwatch=1/pods", "/api/v1/namespaces/../pods", "/apis/a%23b/v1/pods"]
         {
-            assert_eq!(class("GET", &format!("{path}?resourceVersion=0")).collection, None, "{path}");
+            assert_eq!(info("GET", &format!("{path}?resourceVersion=0")).collection, None, "{path}");
         }
     }
 
@@ -547,14 +547,14 @@ mod tests {
             .header("Impersonate-User", "admin")
             .body(())
             .unwrap();
-        let class = Class::of(&request.into_parts().0);
-        assert!(class.impersonates);
-        assert_eq!(class.collection, None);
+        let info = RequestInfo::of(&request.into_parts().0);
+        assert!(info.impersonates);
+        assert_eq!(info.collection, None);
     }
 
     #[test]
     fn upgrades_need_both_headers() {
-        let class = |connection: &str| {
+        let info = |connection: &str| {
             let request = http::Request::builder()
                 .method("POST")
                 .uri("/api/v1/namespaces/d/pods/p/exec?command=sh")
@@ -562,16 +562,16 @@ mod tests {
                 .header("Upgrade", "SPDY/3.1")
                 .body(())
                 .unwrap();
-            Class::of(&request.into_parts().0)
+            RequestInfo::of(&request.into_parts().0)
         };
-        assert!(class("keep-alive, Upgrade").upgrade);
-        assert!(!class("keep-alive").upgrade);
-        assert!(class("keep-alive").is_long_running());
+        assert!(info("keep-alive, Upgrade").upgrade);
+        assert!(!info("keep-alive").upgrade);
+        assert!(info("keep-alive").is_long_running());
     }
 
     #[test]
     fn dry_run_is_seen() {
-        assert!(class("POST", "/api/v1/namespaces/d/pods?dryRun=All").is_dry_run());
-        assert!(!class("POST", "/api/v1/namespaces/d/pods").is_dry_run());
+        assert!(info("POST", "/api/v1/namespaces/d/pods?dryRun=All").is_dry_run());
+        assert!(!info("POST", "/api/v1/namespaces/d/pods").is_dry_run());
     }
 }

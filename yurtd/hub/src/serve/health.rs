@@ -56,20 +56,20 @@ pub struct Readiness {
 }
 
 /// Answers probes.
-pub struct Health {
+pub(crate) struct Health {
     /// The hub.
-    pub hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     /// Its certificate.
-    pub certificate: Arc<InstalledCertificate>,
+    pub(crate) certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
-    pub certificate_state: tokio::sync::watch::Receiver<CertificateState>,
+    pub(crate) certificate_state: tokio::sync::watch::Receiver<CertificateState>,
     /// The node's permit and name.
-    pub node: (Permit, String),
+    pub(crate) node: (Permit, String),
 }
 
 impl Health {
     /// What `/readyz` shows now.
-    pub fn readiness(&self) -> Readiness {
+    pub(crate) fn readiness(&self) -> Readiness {
         let link = *self.hub.link.subscribe().borrow();
         let (permit, name) = &self.node;
         let node = Resource::new("", "v1", "nodes");
@@ -122,7 +122,7 @@ fn text(code: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// Serves probes until the hub stops.
-pub async fn serve(health: Arc<Health>, listener: TcpListener) {
+pub(crate) async fn serve(health: Arc<Health>, listener: TcpListener) {
     let places = Places::new(Limits { total: MAX_CONNECTIONS, per_peer: None, over: Over::Wait });
     let (stop, tasks) = (health.hub.stop.clone(), health.hub.tasks.clone());
     accept(listener, places, stop, move |accepted| {

@@ -28,7 +28,7 @@ const HTTP: Http = Http {
 };
 
 /// Accepts TLS connections until the hub stops. Connections are tasks of the hub's tracker and drain by themselves.
-pub async fn serve(hub: Arc<Hub>, listener: TcpListener, tls: Arc<ServerConfig>) {
+pub(crate) async fn serve(hub: Arc<Hub>, listener: TcpListener, tls: Arc<ServerConfig>) {
     let of_the_node = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let places = Places::new(Limits {
         total: MAX_CONNECTIONS,

@@ -13,7 +13,7 @@ use crate::certificate::InstalledCertificate;
 /// # Errors
 ///
 /// When the crypto provider does not support these versions.
-pub fn server_config(certificate: Arc<InstalledCertificate>) -> Result<ServerConfig, Error> {
+pub(crate) fn server_config(certificate: Arc<InstalledCertificate>) -> Result<ServerConfig, Error> {
     let provider = pki::provider();
     let verifier = verify::any_client_certificate(&provider);
     let mut config = ServerConfig::builder_with_provider(provider)
