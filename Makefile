@@ -19,11 +19,11 @@ PROFILE_DIR  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Native builds go without --target, so that they share their dependencies with the tests.
 CROSS        := $(if $(filter-out $(HOST_TRIPLE),$(TRIPLE)),--target $(TRIPLE))
 OUTPUT       := target/$(if $(CROSS),$(TRIPLE)/)$(PROFILE_DIR)
-PROGRAMS     := yurtd yurtd-cloud
+PROGRAMS     := yurtd yurtd-keeper yurtd-cloud
 BINARIES     := $(addprefix $(OUTPUT)/,$(PROGRAMS))
 IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
-# What is published is built with the profile for it; another one is quicker to try.
-DIST_PROFILE      ?= dist
+# Another profile is quicker to try.
+DIST_PROFILE      ?= release
 DIST              := target/dist/kubectl-yurt-linux-$(ARCH).tar.gz
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 # arm64 on another machine: Debian's gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, `rustup target add`.
@@ -91,7 +91,7 @@ tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
 	@cargo deny --version 2>/dev/null | grep -qF ' $(CARGO_DENY)' || \
 	  cargo install --locked --debug --no-default-features --version $(CARGO_DENY) cargo-deny
 
-image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
+image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	for program in $(PROGRAMS); do \
 	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- \
@@ -105,7 +105,7 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 
 # The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; the two programs
 # share the build of what they have in common.
-plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dist|dev)
+plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	cargo build --locked --profile $(PROFILE) $(CROSS) --package kubectl-yurt
 	@mkdir -p target/plugin

@@ -2,31 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod fake;
-
 use std::process::Output;
 
-use fake::{Fake, core};
 use serde_json::{Value, json};
 use yurt_api::names;
+use yurt_fakes::cluster::{self, FakeCluster};
+use yurt_fakes::node::vanilla as node;
 
-fn node(name: &str, control_plane: bool, ready: bool) -> Value {
-    let labels = if control_plane { json!({ names::LABEL_CONTROL_PLANE: "" }) } else { json!({}) };
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": name, "labels": labels },
-        "status": {
-            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "Unknown" } }],
-            "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }]
-        }
-    })
+async fn cluster() -> FakeCluster {
+    FakeCluster::start(&[
+        node("master", true, true),
+        node("edge-1", false, true),
+        node("edge-2", false, true),
+    ])
+    .await
 }
 
-async fn cluster() -> Fake {
-    Fake::start(&[node("master", true, true), node("edge-1", false, true), node("edge-2", false, true)]).await
-}
-
-async fn yurt(fake: &Fake, line: &str) -> Output {
+async fn yurt(fake: &FakeCluster, line: &str) -> Output {
     let server = format!("http://{}", fake.address);
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-yurt"))
@@ -45,7 +37,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn state_of(fake: &Fake, node: &str) -> Option<String> {
+fn state_of(fake: &FakeCluster, node: &str) -> Option<String> {
     let node = fake.node(node);
     let report: Value =
         serde_json::from_str(node["metadata"]["annotations"][names::ANNOTATION_CONVERSION].as_str()?).ok()?;
@@ -78,14 +70,13 @@ async fn there_and_back_again_leaves_nothing() {
 
     // What components and people leave behind goes too.
     {
-        let mut state = fake.state();
-        let secret = json!({ "metadata": { "name": names::TUNNEL_CA_SECRET, "namespace": "kube-system" } });
-        state.put(core("secrets", Some("kube-system"), names::TUNNEL_CA_SECRET), secret);
-        let mut edge = state.objects[&core("nodes", None, "edge-1")].clone();
-        edge["metadata"]["annotations"][names::ANNOTATION_AUTONOMY] = json!("true");
-        let condition = json!({ "type": "Autonomy", "status": "True" });
-        edge["status"]["conditions"].as_array_mut().unwrap().push(condition);
-        state.put(core("nodes", None, "edge-1"), edge);
+        let secret = json!({ "metadata": { "name": names::TUNNEL_CA_SECRET } });
+        fake.api.put("/api/v1/namespaces/kube-system/secrets", secret);
+        fake.edit("/api/v1/nodes/edge-1", |edge| {
+            edge["metadata"]["annotations"][names::ANNOTATION_AUTONOMY] = json!("true");
+            let condition = json!({ "type": "Autonomy", "status": "True" });
+            edge["status"]["conditions"].as_array_mut().unwrap().push(condition);
+        });
     }
     let output = yurt(&fake, "revert -y --timeout 20s").await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
@@ -127,7 +118,7 @@ async fn a_pull_that_hiccups_is_waited_for_and_the_timeout_says_what_it_waited_f
     );
     assert_eq!(fake.snapshot(), before);
 
-    let (server, waits) = (fake.clone(), async |fake: &Fake| {
+    let (server, waits) = (fake.clone(), async |fake: &FakeCluster| {
         fake.until(|fake| fake.names("pods").contains(&format!("{}-edge-1", names::KEEPER))).await;
         fake.behave(|world| world.unpulled.clear());
     });
@@ -236,11 +227,7 @@ async fn a_node_that_is_away_is_left_reverting_and_finished_later() {
     let fake = cluster().await;
     assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
     let set_ready = |ready: &str| {
-        let mut state = fake.state();
-        let key = core("nodes", None, "edge-2");
-        let mut edge = state.objects[&key].clone();
-        edge["status"]["conditions"][0]["status"] = json!(ready);
-        state.put(key, edge);
+        fake.edit("/api/v1/nodes/edge-2", |edge| edge["status"]["conditions"][0]["status"] = json!(ready));
     };
     fake.behave(|world| world.asleep = ["edge-2".to_owned()].into());
     set_ready("Unknown");
@@ -266,7 +253,6 @@ async fn pods_that_know_the_hub_are_named_before_and_after_a_revert() {
     let fake = cluster().await;
     assert_eq!(yurt(&fake, CONVERT).await.status.code(), Some(0));
     {
-        let mut state = fake.state();
         let pod = json!({
             "metadata": { "name": "web", "namespace": "shop", "ownerReferences": [
                 { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "web", "uid": "", "controller": true } ] },
@@ -276,7 +262,7 @@ async fn pods_that_know_the_hub_are_named_before_and_after_a_revert() {
                 { "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
                   "state": { "running": { "startedAt": "2026-01-02T00:00:00Z" } } } ] }
         });
-        state.put(core("pods", Some("shop"), "web"), pod);
+        fake.api.put("/api/v1/namespaces/shop/pods", pod);
     }
     let output = yurt(&fake, "revert").await;
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
@@ -369,12 +355,7 @@ async fn autonomy_is_for_edge_nodes_and_shows_whether_it_is_in_effect() {
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["nodes"][0]["enabled"], true);
     assert_eq!(document["nodes"][0]["inEffect"], false);
-    {
-        let mut state = fake.state();
-        let mut object = state.objects[&fake::parameter()].clone();
-        object["spec"] = json!({ "nodes": { "edge-1": "" } });
-        state.put(fake::parameter(), object);
-    }
+    fake.edit(&cluster::parameter(), |parameter| parameter["spec"] = json!({ "nodes": { "edge-1": "" } }));
     let output = yurt(&fake, "autonomy status edge-1 -o json").await;
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["nodes"][0]["inEffect"], true);
@@ -408,10 +389,9 @@ async fn status_tells_a_vanilla_cluster_from_a_converted_and_a_broken_one() {
 async fn the_tunnel_s_absence_is_explained() {
     let fake = cluster().await;
     {
-        let mut state = fake.state();
         let pod = json!({ "metadata": { "name": "nginx", "namespace": "default" },
             "spec": { "containers": [{ "name": "nginx" }] }, "status": { "phase": "Running" } });
-        state.put(core("pods", Some("default"), "nginx"), pod);
+        fake.api.put("/api/v1/namespaces/default/pods", pod);
     }
     for line in ["logs nginx", "exec nginx -- date", "port-forward nginx 80", "tunnel status"] {
         let (words, command) = line.split_once(" -- ").unwrap_or((line, ""));

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use yurt_api::names;
 
-use crate::api_server::{FakeApi, Kind, Resource, Store};
+use crate::api_server::{FakeApi, Key, Kind, Resource, Store};
 use crate::node;
 
 /// How the world around the API server behaves.
@@ -91,9 +91,12 @@ impl FakeCluster {
 
     /// Changes an object that is there.
     pub fn edit(&self, path: &str, change: impl FnOnce(&mut Value)) {
-        let mut object = self.api.get(path).unwrap();
-        change(&mut object);
-        self.api.put(path, object);
+        let key = Key::of(path);
+        self.api.change(|store| {
+            let mut object = store.get(&key).unwrap().clone();
+            change(&mut object);
+            store.put(&key, object);
+        });
     }
 
     /// Everything but what changes with every write.

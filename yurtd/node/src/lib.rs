@@ -9,8 +9,12 @@ pub mod api_client;
 pub mod certificate;
 pub mod config;
 pub mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod known;
 pub mod link;
 pub mod pki;
+pub mod random;
 pub mod supervise;
 pub mod token;
 pub mod verify;

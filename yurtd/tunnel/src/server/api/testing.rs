@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Body;
+use super::status::Body;
 
 type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 

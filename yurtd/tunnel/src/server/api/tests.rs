@@ -18,11 +18,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use yurt_api::status::AgentStatus;
+use yurt_node::supervise::Tasks;
 
-use super::identity::Identity;
 use super::testing::{Authority, FakeApiServer, FakeKubelet, client_certificate, serving_certificate};
+use super::tunnel::Stream;
 use super::*;
+use crate::server::registry::DialError;
 
 const LOG: &str = "/api/v1/namespaces/shop/pods/till-0/log";
 const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true&stdout=true";
@@ -48,8 +50,9 @@ struct World {
     cluster_ca: Arc<Authority>,
     address: SocketAddr,
     stop: CancellationToken,
-    served: AbortOnDropHandle<()>,
-    identity: Arc<Identity>,
+    parts: Tasks,
+    connections: Connections,
+    certificate: Arc<ClientCertificate>,
 }
 
 impl World {
@@ -58,7 +61,7 @@ impl World {
         let world = Self::without_signer().await;
         *world.api_server.state.signer.lock().unwrap() = Some(world.cluster_ca.clone());
         let waited = tokio::time::timeout(SOON, async {
-            while world.identity.check(std::time::SystemTime::now()).is_err() {
+            while world.certificate.check(std::time::SystemTime::now()).is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
@@ -92,7 +95,7 @@ impl World {
         }
 
         let target = kubelet.address;
-        let agents = Agents::new(
+        let tunnel = Tunnel::new(
             move |node| {
                 async move {
                     if node != "edge-1" {
@@ -118,25 +121,31 @@ impl World {
                 }]
             },
         );
+        let client_ca = Arc::<ClientCa>::default();
+        let client_certificate = Arc::<ClientCertificate>::default();
         let api = Api::new(ApiOptions {
             client: api_server.client.clone(),
-            agents,
+            tunnel,
+            client_ca: client_ca.clone(),
+            certificate: client_certificate.clone(),
             cluster_ca: Some(cluster_ca.pem().into_bytes()),
         })
         .unwrap();
 
-        let identity = api.kubelets.identity().clone();
         let (chain, key) = serving_certificate(&tunnel_ca, "server", &["localhost".into()]);
         let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
         let certificate = Arc::new(One(Arc::new(rustls::sign::CertifiedKey::new(chain, key))));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let served = AbortOnDropHandle::new(tokio::spawn(async move {
-            api.serve(listener, certificate, stopped).await.unwrap();
-        }));
-        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, served, identity }
+        let parts = Tasks::new(stop.clone());
+        let connections = Connections::new(Tasks::new(stop.clone()), CancellationToken::new());
+        let client = api_server.client.clone();
+        parts.part("the listener for the plugin", api.serve(listener, certificate, connections.clone()));
+        parts.part("the client CA", client_ca.follow(client.clone(), stop.clone()));
+        let certificate = client_certificate;
+        parts.part("the client certificate", certificate.clone().follow(client, stop.clone()));
+        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, parts, connections, certificate }
     }
 
     /// A connection with a client certificate of `authority`, or without any.
@@ -422,7 +431,8 @@ async fn a_stop_ends_streams_that_do_not_end_by_themselves() {
     let mut echo = [0; 10];
     stream.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"still here");
-    tokio::time::timeout(SOON, world.served).await.expect("the endpoint does not end").unwrap();
+    assert_eq!(world.connections.drain(Duration::from_millis(100)).await, 1);
+    assert_eq!(world.parts.finish(SOON).await, 0);
     // The end may come as an end of file or as a broken connection.
     let mut rest = Vec::new();
     let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("the stream is open");

@@ -12,7 +12,7 @@ const NESTED: u16 = 0x8000;
 pub fn nft_table(input: &[u8]) {
     let [repeat, rest @ ..] = input else { return };
     let (chunks, rest) = rest.as_chunks::<19>();
-    let few = chunks.iter().map(|chunk| address(chunk));
+    let few = chunks.iter().map(address);
     // Beyond what one message holds.
     let addresses: Vec<_> = std::iter::repeat_n(few, 1 + usize::from(*repeat)).flatten().take(2500).collect();
     let name = std::str::from_utf8(rest).unwrap_or("yurt");

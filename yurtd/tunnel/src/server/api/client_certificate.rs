@@ -26,7 +26,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
@@ -37,6 +36,7 @@ use yurt_api::names::{LABEL_PART_OF, PART_OF, TUNNEL_SERVER, TUNNEL_SERVER_USER}
 
 use super::status::ApiError;
 use yurt_node::pki;
+use yurt_node::random::random;
 
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 /// Life that is asked for, seconds: a day, which is also the most that our controller approves.
@@ -58,7 +58,7 @@ const AT_LEAST: Duration = Duration::from_secs(60);
 
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
-enum IdentityError {
+enum IssueError {
     /// The API server refuses.
     #[error("the certificate signing request: {}", api_message(.0))]
     Api(#[from] kube::Error),
@@ -129,13 +129,13 @@ impl Issued {
 
 /// The client certificate in use. Where a kubelet asks for one, this answers.
 #[derive(Debug, Default)]
-pub(crate) struct Identity {
+pub(in crate::server) struct ClientCertificate {
     issued: ArcSwapOption<Issued>,
     /// What [`Self::follow`] is waiting for, or what went wrong last.
     state: RwLock<String>,
 }
 
-impl Identity {
+impl ClientCertificate {
     /// Says whether there is a certificate that is valid at `now`.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Identity {
     }
 
     /// Has a certificate issued, and another when its time has come, until `stop`.
-    pub(super) async fn follow(&self, client: kube::Client, stop: CancellationToken) {
+    pub(in crate::server) async fn follow(self: Arc<Self>, client: kube::Client, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.renew(client) => {}
@@ -196,20 +196,20 @@ impl Identity {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    async fn obtain(&self, client: &kube::Client) -> Result<Issued, IdentityError> {
+    async fn obtain(&self, client: &kube::Client) -> Result<Issued, IssueError> {
         let api: Api<CertificateSigningRequest> = Api::all(client.clone());
         let key = KeyPair::generate()?;
         let (request, params) = (request(&key)?, PostParams::default());
         let created = tokio::time::timeout(TIMEOUT, api.create(&params, &request)).await;
-        let name = created.map_err(|_| IdentityError::Silent)??.name_any();
+        let name = created.map_err(|_| IssueError::Silent)??.name_any();
         self.say(format!("certificate signing request {name} is not issued"));
         let pem = tokio::time::timeout(PATIENCE, issued(&api, &name)).await;
-        let pem = pem.map_err(|_| IdentityError::Patience { name: name.clone() })??;
-        Issued::parse(&pem.0, &key).map_err(|reason| IdentityError::Unusable { name, reason })
+        let pem = pem.map_err(|_| IssueError::Patience { name: name.clone() })??;
+        Issued::parse(&pem.0, &key).map_err(|reason| IssueError::Unusable { name, reason })
     }
 }
 
-impl ResolvesClientCert for Identity {
+impl ResolvesClientCert for ClientCertificate {
     fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.issued.load().as_ref().map(|issued| issued.certified.clone())
     }
@@ -249,7 +249,7 @@ pub fn request(key: &KeyPair) -> Result<CertificateSigningRequest, rcgen::Error>
 }
 
 /// Waits for the certificate.
-async fn issued(api: &Api<CertificateSigningRequest>, name: &str) -> Result<ByteString, IdentityError> {
+async fn issued(api: &Api<CertificateSigningRequest>, name: &str) -> Result<ByteString, IssueError> {
     let mut poll = FIRST_POLL;
     loop {
         tokio::time::sleep(poll).await;
@@ -271,10 +271,10 @@ async fn issued(api: &Api<CertificateSigningRequest>, name: &str) -> Result<Byte
 }
 
 /// The certificate if it is there, nothing while it is undecided.
-fn verdict(name: &str, status: CertificateSigningRequestStatus) -> Result<Option<ByteString>, IdentityError> {
+fn verdict(name: &str, status: CertificateSigningRequestStatus) -> Result<Option<ByteString>, IssueError> {
     for condition in status.conditions.into_iter().flatten() {
         if matches!(condition.type_.as_str(), "Denied" | "Failed") {
-            return Err(IdentityError::Refused {
+            return Err(IssueError::Refused {
                 name: name.to_owned(),
                 verdict: condition.type_,
                 message: condition.message.unwrap_or_default(),
@@ -282,13 +282,6 @@ fn verdict(name: &str, status: CertificateSigningRequestStatus) -> Result<Option
         }
     }
     Ok(status.certificate.filter(|pem| !pem.0.is_empty()))
-}
-
-/// Without randomness replicas may be in step, which is no reason to stop.
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    let _ = SystemRandom::new().fill(&mut bytes);
-    u32::from_ne_bytes(bytes)
 }
 
 /// For the log.
@@ -312,8 +305,8 @@ mod tests {
         Authority::new("cluster").issue(std::str::from_utf8(&request.spec.request.0).unwrap())
     }
 
-    fn message(identity: &Identity, now: SystemTime) -> String {
-        match identity.check(now) {
+    fn message(certificate: &ClientCertificate, now: SystemTime) -> String {
+        match certificate.check(now) {
             Err(ApiError::Unavailable(message)) => message,
             other => panic!("{other:?}"),
         }
@@ -346,7 +339,7 @@ mod tests {
     #[test]
     fn the_old_certificate_is_used_until_it_expires_whatever_goes_wrong() {
         let now = SystemTime::now();
-        let identity = Identity::default();
+        let identity = ClientCertificate::default();
         identity.say("certificate signing request yurt-tunnel-server-x is not issued".into());
         let waiting = message(&identity, now);
         assert!(waiting.contains("yet") && waiting.contains("yurt-tunnel-server-x"), "{waiting}");
@@ -376,10 +369,7 @@ mod tests {
         assert!(verdict("a", status("Approved", b"")).unwrap().is_none());
         assert_eq!(verdict("a", status("Approved", b"pem")).unwrap().unwrap().0, b"pem");
         for kind in ["Denied", "Failed"] {
-            assert!(
-                matches!(verdict("a", status(kind, b"pem")), Err(IdentityError::Refused { .. })),
-                "{kind}"
-            );
+            assert!(matches!(verdict("a", status(kind, b"pem")), Err(IssueError::Refused { .. })), "{kind}");
         }
     }
 }

@@ -19,8 +19,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio_util::sync::CancellationToken;
-
-use super::status::ApiError;
+use yurt_node::pki;
 
 const NAMESPACE: &str = "kube-system";
 const CONFIG_MAP: &str = "extension-apiserver-authentication";
@@ -39,18 +38,9 @@ pub(super) enum CertificateError {
     Invalid(rustls::Error),
 }
 
-impl From<CertificateError> for ApiError {
-    fn from(error: CertificateError) -> Self {
-        match error {
-            CertificateError::NoCa => Self::Unavailable(error.to_string()),
-            CertificateError::Invalid(_) => Self::Unauthorized,
-        }
-    }
-}
-
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BundleError {
+pub(super) enum BundleError {
     /// Not PEM.
     #[error("not a PEM bundle of certificates: {0}")]
     Pem(#[from] rustls_pki_types::pem::Error),
@@ -61,7 +51,7 @@ pub(crate) enum BundleError {
 
 /// The client CA as last published.
 #[derive(Default)]
-pub(crate) struct ClientCa {
+pub(super) struct ClientCa {
     verifier: ArcSwap<Option<Arc<dyn ClientCertVerifier>>>,
 }
 
@@ -86,7 +76,7 @@ impl ClientCa {
     }
 
     /// What verifies client certificates now; `None` before the CA was read.
-    pub(crate) fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
+    pub(super) fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.verifier.load().as_ref().clone()
     }
 
@@ -95,7 +85,7 @@ impl ClientCa {
     /// # Errors
     ///
     /// [`BundleError`]; the old one goes on being used.
-    pub(crate) fn set(&self, pem: &str) -> Result<(), BundleError> {
+    pub(super) fn set(&self, pem: &str) -> Result<(), BundleError> {
         let certificates: Vec<_> =
             CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?;
         let mut roots = RootCertStore::empty();
@@ -104,14 +94,14 @@ impl ClientCa {
         if ignored > 0 {
             tracing::warn!(ignored, "certificates in the client CA's bundle cannot be used");
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        let roots = Arc::new(roots);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, pki::provider()).build()?;
         self.verifier.store(Arc::new(Some(verifier)));
         Ok(())
     }
 
     /// Follows the ConfigMap until `stop`.
-    pub(crate) async fn follow(&self, client: kube::Client, stop: CancellationToken) {
+    pub(super) async fn follow(self: Arc<Self>, client: kube::Client, stop: CancellationToken) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
         let changes = watch_object(api, CONFIG_MAP).default_backoff();
         pin_mut!(changes);
@@ -157,7 +147,7 @@ mod tests {
         let authority = Authority::new("cluster");
         let (chain, _key) = client_certificate(&authority, "jane", &[]);
         let error = ClientCa::default().verify(&chain[0], &[], UnixTime::now()).unwrap_err();
-        assert!(matches!(ApiError::from(error), ApiError::Unavailable(_)));
+        assert!(matches!(error, CertificateError::NoCa));
     }
 
     #[test]

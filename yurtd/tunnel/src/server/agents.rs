@@ -1,9 +1,8 @@
 //! The port for agents: TCP → TLS with a client certificate → WebSocket → HELLO → [`Registry`].
 //!
-//! Everything before a session is bounded: connections that have not said HELLO are few, have
-//! [`HANDSHAKE`] of time, and nothing they announce is allocated. The node's name comes from its certificate.
+//! Everything before a session is bounded: connections that have not said HELLO are few, one address has a share of
+//! them ([`HANDSHAKES`]) and [`HANDSHAKE`] of time, and nothing they announce is allocated. The node's name comes from its certificate.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,40 +12,41 @@ use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::handshake::server::{Callback, ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_util::sync::CancellationToken;
 use yurt_api::tunnel::{GoAwayCode, PATH, SUBPROTOCOL};
-use yurt_node::supervise::Tasks;
+use yurt_node::accept::tls::{Deadlines, HandshakeError, handshake};
+use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
+use yurt_node::certificate::{NodeCertificate, NotANode, node_of};
+use yurt_node::pki;
 
-use super::Registry;
-use super::api::client_ca::ClientCa;
+use super::client_ca::ClientCa;
+use super::connections::Connections;
+use super::registry::Registry;
 use crate::agent;
 use crate::mux::session::{self, HelloError, Role, Settings};
 use crate::mux::socket;
-use yurt_node::certificate::{NodeCertificate, NotANode, node_of};
-use yurt_node::pki;
 
 /// How long TLS, WebSocket and HELLO may take together: as long as the agent waits. On a link that loses packets five
 /// round trips take many seconds, and an agent that is turned away only begins anew.
 const HANDSHAKE: Duration = agent::CONNECT_TIMEOUT;
-/// How many connections may be in their handshake. Each costs some tens of KiB, and strangers that say nothing hold
-/// theirs for all of [`HANDSHAKE`].
-const HANDSHAKES: usize = 2048;
-/// How long to wait after `accept` failed (the process has no file descriptors left).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How much of that the ClientHello may take: a stranger that says nothing is gone after it.
+const CLIENT_HELLO: Duration = Duration::from_secs(5);
+/// Connections in their handshake; each costs some tens of KiB. One address can have an eighth: all agents may come
+/// through one load balancer or one NAT, and try again when they are turned away.
+const HANDSHAKES: Limits = Limits { total: 2048, per_peer: Some(256), over: Over::Drop };
 
 /// Why a connection did not become a session.
 #[derive(Debug, thiserror::Error)]
 enum AcceptError {
     #[error("the cluster's client CA is not known yet")]
     NoCa,
-    #[error("TLS: {0}")]
-    Tls(std::io::Error),
+    #[error("it broke: {0}")]
+    Broken(#[from] std::io::Error),
+    #[error(transparent)]
+    Tls(#[from] HandshakeError),
     #[error("TLS configuration: {0}")]
     Config(#[from] rustls::Error),
     #[error(transparent)]
@@ -67,61 +67,36 @@ pub(super) struct Agents {
     pub(super) settings: Settings,
 }
 
-/// Accepts agents until `stop`; their sessions go on until `kill`.
-pub(super) async fn run(
-    agents: Arc<Agents>,
-    listener: TcpListener,
-    tasks: Tasks,
-    stop: CancellationToken,
-    kill: CancellationToken,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (tcp, remote) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            tracing::warn!(%remote, "too many connections in their handshake; one is dropped");
-            continue;
-        };
-        let (agents, kill) = (agents.clone(), kill.clone());
-        tasks.passing(async move {
-            tokio::select! {
-                () = kill.cancelled() => {}
-                outcome = agents.serve(tcp, remote, permit) => if let Err(error) = outcome {
-                    tracing::info!(%remote, %error, "connection is not an agent's");
-                },
+/// Accepts agents until `sessions` are told to stop.
+pub(super) async fn run(agents: Arc<Agents>, listener: TcpListener, sessions: Connections) {
+    let stop = sessions.stop().clone();
+    accept(listener, Places::new(HANDSHAKES), stop, |accepted| {
+        let agents = agents.clone();
+        sessions.start(async move {
+            let remote = accepted.peer;
+            if let Err(error) = agents.serve(accepted).await {
+                tracing::info!(%remote, %error, "connection is not an agent's");
             }
         });
-    }
+    })
+    .await;
 }
 
 impl Agents {
-    async fn serve(
-        &self,
-        tcp: TcpStream,
-        remote: SocketAddr,
-        handshake: OwnedSemaphorePermit,
-    ) -> Result<(), AcceptError> {
+    async fn serve(&self, accepted: Accepted) -> Result<(), AcceptError> {
+        let Accepted { stream: tcp, peer: remote, at, place } = accepted;
+        let by = Deadlines { hello: at + CLIENT_HELLO, handshake: at + HANDSHAKE };
         let established = async {
-            let (stream, node) = self.authenticate(tcp).await?;
+            let (stream, node) = self.authenticate(tcp, by).await?;
             let stream = upgrade(stream).await.map_err(Box::new)?;
             let (session, _opens, driver) =
                 session::establish(stream, Role::Server, self.settings.clone()).await?;
             Ok::<_, AcceptError>((session, driver, node))
         };
         let (session, driver, node) =
-            tokio::time::timeout(HANDSHAKE, established).await.map_err(|_| AcceptError::Timeout)??;
-        drop(handshake);
+            tokio::time::timeout_at(by.handshake, established).await.map_err(|_| AcceptError::Timeout)??;
+        // From now on it is a node's, and nodes are counted by their certificates.
+        drop(place);
         let registration = self.registry.register(&node.node, session.clone(), remote);
         tracing::info!(node = node.node, %remote, software = session.peer_software(), "agent connected");
         let expiry = async {
@@ -144,8 +119,9 @@ impl Agents {
     async fn authenticate(
         &self,
         tcp: TcpStream,
+        by: Deadlines,
     ) -> Result<(TlsStream<TcpStream>, NodeCertificate), AcceptError> {
-        socket::prepare_session(&tcp).map_err(AcceptError::Tls)?;
+        socket::prepare_session(&tcp)?;
         let verifier = self.client_ca.verifier().ok_or(AcceptError::NoCa)?;
         let mut config = ServerConfig::builder_with_provider(pki::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -155,7 +131,7 @@ impl Agents {
         // Resumption would skip the look at the certificate, and agents connect rarely.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        let stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await.map_err(AcceptError::Tls)?;
+        let stream = handshake(tcp, Arc::new(config), by).await?;
         let node = match stream.get_ref().1.peer_certificates() {
             Some([certificate, ..]) => node_of(certificate)?,
             _ => return Err(NotANode::Malformed.into()),

@@ -8,7 +8,7 @@
 //! without `--kubelet-certificate-authority`.
 //!
 //! **Who are we?** So nothing may be said that is worth stealing by whoever is there: the server proves itself with a
-//! client certificate ([`Identity`]), in a handshake of TLS 1.3 and of this connection alone.
+//! client certificate ([`ClientCertificate`]), in a handshake of TLS 1.3 and of this connection alone.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,77 +16,73 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::Empty;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
+use yurt_node::verify::Shown;
+use yurt_node::{pki, verify};
 
-use super::Agents;
-use super::authorise::Permit;
-use super::identity::Identity;
+use super::authorise::Grant;
+use super::client_certificate::ClientCertificate;
 use super::status::ApiError;
+use super::tunnel::Tunnel;
 
 /// How long the TLS handshake may take over a slow link.
 const HANDSHAKE: Duration = Duration::from_secs(15);
+/// How much of kubelet's error text is passed on, and how long it may take.
+const ERROR_TEXT: usize = 16 * 1024;
+/// See [`ERROR_TEXT`].
+const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Makes requests to kubelets.
 pub(super) struct Kubelets {
-    agents: Agents,
+    tunnel: Arc<Tunnel>,
     tls: Arc<ClientConfig>,
-    identity: Arc<Identity>,
+    certificate: Arc<ClientCertificate>,
 }
 
 impl Kubelets {
-    /// `identity` is what kubelets are shown; `cluster_ca` a PEM bundle, or nothing where none is mounted.
+    /// `certificate` is what kubelets are shown; `cluster_ca` a PEM bundle, or nothing where none is mounted.
     ///
     /// # Errors
     ///
     /// When the bundle cannot be used.
     pub(super) fn new(
-        agents: Agents,
-        identity: Arc<Identity>,
+        tunnel: Arc<Tunnel>,
+        certificate: Arc<ClientCertificate>,
         cluster_ca: Option<&[u8]>,
     ) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = pki::provider();
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(cluster_ca.unwrap_or_default()) {
             let certificate =
                 certificate.map_err(|error| rustls::Error::General(format!("cluster CA: {error}")))?;
             roots.add(certificate)?;
         }
-        let verifier = Arc::new(KubeletVerifier { roots, provider: provider.clone() });
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = verify::server_certificate(&provider, move |shown| judge(shown, &roots, algorithms));
         // Every kubelet speaks 1.3, which hides the client's certificate from those who only listen.
         let mut tls = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(identity.clone());
+            .with_client_cert_resolver(certificate.clone());
         // A resumed session would go on with the certificate of its beginning.
         tls.resumption = Resumption::disabled();
-        Ok(Self { agents, tls: Arc::new(tls), identity })
+        Ok(Self { tunnel, tls: Arc::new(tls), certificate })
     }
 
-    /// What kubelets are shown.
-    pub(super) fn identity(&self) -> &Arc<Identity> {
-        &self.identity
-    }
-
-    /// The connected agents.
-    pub(super) fn agents(&self) -> &Agents {
-        &self.agents
-    }
-
-    /// Sends what `permit` permits to kubelet of `node`, with `headers` of the caller's request. The
+    /// Sends what `grant` grants to kubelet of `node`, with `headers` of the caller's request. The
     /// response's body ends the kubelet request when it is dropped.
     ///
     /// # Errors
@@ -94,7 +90,7 @@ impl Kubelets {
     /// [`ApiError::Dial`], [`ApiError::Unavailable`] or [`ApiError::Internal`].
     pub(super) async fn send(
         &self,
-        permit: &Permit,
+        grant: &Grant,
         method: http::Method,
         node: &str,
         container: &str,
@@ -105,7 +101,7 @@ impl Kubelets {
         };
         let mut request = Request::builder()
             .method(method)
-            .uri(permit.target().kubelet_uri(container))
+            .uri(grant.target().kubelet_uri(container))
             .body(Empty::<Bytes>::new())
             .map_err(|error| ApiError::Internal(error.to_string()))?;
         *request.headers_mut() = headers;
@@ -114,10 +110,10 @@ impl Kubelets {
         // The caller's own credential is not for kubelet either.
         request.headers_mut().remove(header::AUTHORIZATION);
 
-        self.identity.check(SystemTime::now())?;
+        self.certificate.check(SystemTime::now())?;
         let name = ServerName::try_from(node.to_owned())
             .map_err(|error| ApiError::Internal(format!("node name {node:?}: {error}")))?;
-        let stream = self.agents.dial(node).await?;
+        let stream = self.tunnel.dial(node).await?;
         let handshake = TlsConnector::from(self.tls.clone()).connect(name, stream);
         let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => stream,
@@ -166,62 +162,46 @@ impl HttpBody for KubeletBody {
     }
 }
 
-/// See the module's page.
-#[derive(Debug)]
-struct KubeletVerifier {
-    roots: RootCertStore,
-    provider: Arc<CryptoProvider>,
+/// kubelet's errors are plain text; the caller wants a Status.
+pub(super) async fn error_of(answer: Response<KubeletBody>) -> ApiError {
+    let code = answer.status();
+    let text = tokio::time::timeout(ERROR_TIME, Limited::new(answer.into_body(), ERROR_TEXT).collect()).await;
+    let text = match text {
+        Ok(Ok(text)) => String::from_utf8_lossy(&text.to_bytes()).trim().to_owned(),
+        _ => String::new(),
+    };
+    let message = if text.is_empty() { format!("kubelet answered {code}") } else { text };
+    if code.is_client_error() || code.is_server_error() {
+        // kubelet knows the tunnel server, not the caller: its 401 and 403 are about our own rights.
+        if matches!(code, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return ApiError::Internal(format!("kubelet answered {code} to the tunnel server: {message}"));
+        }
+        return ApiError::Kubelet { code, message };
+    }
+    ApiError::Internal(format!("unexpected answer of kubelet ({code}): {message}"))
 }
 
-impl ServerCertVerifier for KubeletVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let chain = verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        );
-        match chain {
-            Ok(()) if is_of_node(end_entity, &server_name.to_str()) => Ok(ServerCertVerified::assertion()),
-            Ok(()) => Err(CertificateError::NotValidForName.into()),
-            Err(error) => {
-                tracing::trace!(%error, "kubelet's certificate is not of the cluster's CA");
-                Ok(ServerCertVerified::assertion())
-            }
+/// Whether the certificate may be this kubelet's; see the module's page.
+fn judge(
+    shown: &Shown<'_>,
+    roots: &RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+) -> Result<(), rustls::Error> {
+    let parsed = ParsedCertificate::try_from(shown.end_entity)?;
+    let chain = verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        roots,
+        shown.intermediates,
+        shown.now,
+        algorithms.all,
+    );
+    match chain {
+        Ok(()) if is_of_node(shown.end_entity, &shown.name.to_str()) => Ok(()),
+        Ok(()) => Err(CertificateError::NotValidForName.into()),
+        Err(error) => {
+            tracing::trace!(%error, "kubelet's certificate is not of the cluster's CA");
+            Ok(())
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -240,23 +220,22 @@ fn is_of_node(certificate: &CertificateDer<'_>, node: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::UnixTime;
+
     use super::*;
     use crate::server::api::testing::{Authority, serving_certificate};
 
     fn verdict(cluster: &Authority, issuer: &Authority, common_name: &str) -> Result<(), rustls::Error> {
         let mut roots = RootCertStore::empty();
         roots.add(cluster.der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let (chain, _key) = serving_certificate(issuer, common_name, &["edge-1".into()]);
-        KubeletVerifier { roots, provider }
-            .verify_server_cert(
-                &chain[0],
-                &[],
-                &ServerName::try_from("edge-1").unwrap(),
-                &[],
-                UnixTime::now(),
-            )
-            .map(|_| ())
+        let shown = Shown {
+            end_entity: &chain[0],
+            intermediates: &[],
+            name: &ServerName::try_from("edge-1").unwrap(),
+            now: UnixTime::now(),
+        };
+        judge(&shown, &roots, pki::provider().signature_verification_algorithms)
     }
 
     #[test]
