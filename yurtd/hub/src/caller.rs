@@ -7,21 +7,21 @@ use std::sync::Arc;
 
 use yurt_node::token::BearerToken;
 
-pub use permit::{Permit, authorise};
+pub(crate) use permit::{Permit, authorise};
 
 /// The user name that the API server knows the caller by (`system:node:edge-1`,
 /// `system:serviceaccount:kube-system:coredns`). Views belong to one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity(Arc<str>);
+pub(crate) struct Identity(Arc<str>);
 
 impl Identity {
     /// Takes the user name as the API server writes it.
-    pub fn new(user_name: &str) -> Self {
+    pub(crate) fn new(user_name: &str) -> Self {
         Self(user_name.into())
     }
 
     /// The user name.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -34,7 +34,7 @@ impl fmt::Display for Identity {
 
 /// What a request carries upstream. The hub never lends one caller the credential of another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// The node's own client certificate; only for requests that arrived with that certificate.
     Node,
     /// The caller's own bearer token.
@@ -43,9 +43,9 @@ pub enum Credential {
 
 /// An authenticated caller.
 #[derive(Debug, Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Who it is.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// What its requests carry upstream.
-    pub credential: Credential,
+    pub(crate) credential: Credential,
 }

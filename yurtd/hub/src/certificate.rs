@@ -40,7 +40,7 @@ use crate::node_client::{CallError, NodeClient};
 use yurt_node::link::LinkState;
 use yurt_node::pki;
 
-pub use installed::InstalledCertificate;
+pub(crate) use installed::InstalledCertificate;
 
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const SIGNER: &str = "kubernetes.io/kubelet-serving";
@@ -55,7 +55,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
+pub(crate) enum CertificateError {
     /// The API server.
     #[error("the certificate signing request: {0}")]
     Call(#[from] CallError),
@@ -96,15 +96,15 @@ pub enum CertificateError {
 
 /// What the health port shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CertificateState {
+pub(crate) struct CertificateState {
     /// End of the certificate in use, RFC 3339.
-    pub expires: Option<String>,
+    pub(crate) expires: Option<String>,
     /// The last failure since the last success.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// Key and certificate, checked to belong together and to this hub.
-pub struct Serving {
+pub(crate) struct Serving {
     pem: String,
     certified: CertifiedKey,
     not_before: u64,
@@ -117,7 +117,7 @@ impl Serving {
     /// # Errors
     ///
     /// [`CertificateError::Unusable`].
-    pub fn parse(pem: String, node_name: &str) -> Result<Self, CertificateError> {
+    pub(crate) fn parse(pem: String, node_name: &str) -> Result<Self, CertificateError> {
         let unusable = |reason: String| CertificateError::Unusable(reason);
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<_, _>>()
@@ -155,7 +155,7 @@ impl Serving {
     }
 
     /// How long it need not be renewed: until 80 % of its life.
-    pub fn good_for(&self, now: SystemTime) -> Duration {
+    pub(crate) fn good_for(&self, now: SystemTime) -> Duration {
         let due = self.not_before + (self.not_after.saturating_sub(self.not_before)) / 5 * 4;
         Duration::from_secs(due.saturating_sub(unix_seconds(now)))
     }
@@ -210,7 +210,7 @@ fn decision(csr: &Value) -> Decision {
 }
 
 /// Reads the certificate that an earlier process left; `None` when there is none that can be used.
-pub fn load(state_dir: &Path, node_name: &str) -> Option<Serving> {
+pub(crate) fn load(state_dir: &Path, node_name: &str) -> Option<Serving> {
     let path = state_dir.join(FILE);
     let pem = match std::fs::read_to_string(&path) {
         Ok(pem) => pem,
@@ -244,26 +244,26 @@ fn save(state_dir: &Path, serving: &Serving) -> Result<(), CertificateError> {
 }
 
 /// Keeps the hub's serving certificate.
-pub struct Manager {
+pub(crate) struct Manager {
     /// Where the file is.
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// The node.
-    pub node_name: String,
+    pub(crate) node_name: String,
     /// Creates and reads the CSR.
-    pub client: NodeClient,
+    pub(crate) client: NodeClient,
     /// A pause ends early when the link comes up.
-    pub link: Link,
+    pub(crate) link: Link,
     /// Where handshakes find it.
-    pub installed: Arc<InstalledCertificate>,
+    pub(crate) installed: Arc<InstalledCertificate>,
     /// What the health port shows.
-    pub state: watch::Sender<CertificateState>,
+    pub(crate) state: watch::Sender<CertificateState>,
     /// Ends the manager.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Manager {
     /// Runs until stopped. `current` is what [`load`] found.
-    pub async fn run(self, mut current: Option<Serving>) {
+    pub(crate) async fn run(self, mut current: Option<Serving>) {
         if let Some(serving) = &current {
             self.install(serving);
         }

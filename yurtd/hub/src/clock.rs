@@ -3,11 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970; 0 for clocks that are before that.
-pub fn unix_seconds(time: SystemTime) -> u64 {
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Seconds since 1970, now.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     unix_seconds(SystemTime::now())
 }

@@ -26,7 +26,7 @@ const PULL_POLICY_FREE_OF_HASH: u32 = 31;
 
 /// One of the changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filter {
+pub(crate) enum Filter {
     /// Service `default/kubernetes` leads to the hub.
     HubAsService,
     /// kube-proxy's kubeconfig leads to the hub.
@@ -38,27 +38,27 @@ pub enum Filter {
 /// An answer that should have been filtered is not what it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot filter {what}: {source}")]
-pub struct FilterError {
+pub(crate) struct FilterError {
     what: &'static str,
     source: serde_json::Error,
 }
 
 impl Filter {
     /// Whether it is there only while the link is down.
-    pub fn depends_on_link(self) -> bool {
+    pub(crate) fn depends_on_link(self) -> bool {
         self == Self::PullIfNotPresent
     }
 }
 
 /// Chooses the filter for kubelet's views of `resource`.
 #[derive(Debug, Clone, Copy)]
-pub struct Filters {
+pub(crate) struct Filters {
     pull_if_not_present: bool,
 }
 
 impl Filters {
     /// `kubelet_version` as the Node reports it, `v1.36.3`.
-    pub fn new(kubelet_version: &str) -> Self {
+    pub(crate) fn new(kubelet_version: &str) -> Self {
         let minor = kubelet_version
             .strip_prefix("v1.")
             .and_then(|rest| rest.split('.').next())
@@ -67,7 +67,7 @@ impl Filters {
     }
 
     /// The filter that may touch objects of `resource`, `None` when there is none.
-    pub fn for_kubelet(self, resource: &Resource, offline: bool) -> Option<Filter> {
+    pub(crate) fn for_kubelet(self, resource: &Resource, offline: bool) -> Option<Filter> {
         if !resource.group.is_empty() {
             return None;
         }
@@ -83,7 +83,7 @@ impl Filters {
 impl Filters {
     /// The filter for what kubelet reads without a view, a list (no name) or one object: nothing when what may touch
     /// the answer depends on the link.
-    pub fn for_forwarded(
+    pub(crate) fn for_forwarded(
         &self,
         resource: &Resource,
         namespace: Option<&str>,
@@ -98,7 +98,7 @@ impl Filters {
 }
 
 /// Whether kubelet's view of this collection is kept in JSON: the hub changes objects of it, or filters them.
-pub fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, field_selector: &str) -> bool {
+pub(crate) fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, field_selector: &str) -> bool {
     resource.group.is_empty()
         && match resource.plural.as_str() {
             "nodes" | "pods" | "services" => true,
@@ -151,7 +151,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no list.
-    pub fn list(self, body: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn list(self, body: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "a list", source };
         let mut list: List<'_> = serde_json::from_slice(&body).map_err(failed)?;
         let mut changed = false;
@@ -172,7 +172,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no watch event.
-    pub fn event(self, frame: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn event(self, frame: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "a watch event", source };
         let event: Event<'_> = serde_json::from_slice(&frame).map_err(failed)?;
         let Some(filtered) = self.object(event.object.get()).map_err(failed)? else { return Ok(frame) };
@@ -187,7 +187,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no object.
-    pub fn single(self, body: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn single(self, body: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "an object", source };
         let text: &RawValue = serde_json::from_slice(&body).map_err(failed)?;
         let filtered = self.object(text.get()).map_err(failed)?;
@@ -200,7 +200,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no list.
-    pub fn transition(self, list: &Bytes, filtered: bool) -> Result<Vec<Bytes>, FilterError> {
+    pub(crate) fn transition(self, list: &Bytes, filtered: bool) -> Result<Vec<Bytes>, FilterError> {
         let failed = |source| FilterError { what: "a list", source };
         let list: List<'_> = serde_json::from_slice(list).map_err(failed)?;
         let list_kind: String = serde_json::from_str(list.kind.get()).map_err(failed)?;

@@ -15,7 +15,7 @@ use crate::offline::patch::{self, PatchType};
 use crate::offline::{strategic, token_request};
 use crate::request::accept::Accept;
 use crate::request::authenticate::bearer_token;
-use crate::request::classify::{Class, Verb};
+use crate::request::classify::{RequestInfo, Verb};
 use crate::request::jwt;
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
@@ -52,19 +52,19 @@ fn head(input: &[u8]) -> Option<Parts> {
 /// server for is that collection.
 pub fn request(input: &[u8]) {
     let Some(parts) = head(input) else { return };
-    let class = Class::of(&parts);
-    let _ = (class.is_long_running(), class.is_dry_run(), bearer_token(&parts.headers).is_ok());
-    let Some(collection) = &class.collection else { return };
-    let Some(target) = class.resource() else { panic!("a collection of no resource") };
+    let info = RequestInfo::of(&parts);
+    let _ = (info.is_long_running(), info.is_dry_run(), bearer_token(&parts.headers).is_ok());
+    let Some(collection) = &info.collection else { return };
+    let Some(target) = info.resource() else { panic!("a collection of no resource") };
     assert_eq!(parts.method, Method::GET);
-    assert!(!class.impersonates && matches!(target.verb, Verb::List | Verb::Watch));
+    assert!(!info.impersonates && matches!(target.verb, Verb::List | Verb::Watch));
     assert!(target.name.is_none() && target.subresource.is_none() && !collection.encodings.is_empty());
     let path = collection.resource.path(collection.namespace.as_deref());
     let Ok(again) = http::Request::builder().uri(&path).body(()) else {
         panic!("a view of {path:?}, which is no path")
     };
     assert_eq!(again.uri().query(), None, "a view's path has no query");
-    let again = Class::of(&again.into_parts().0);
+    let again = RequestInfo::of(&again.into_parts().0);
     let Some(again) = again.resource() else { panic!("a view of {path:?}, which is no resource") };
     assert_eq!((&again.resource, &again.namespace), (&collection.resource, &collection.namespace));
     assert_eq!((again.verb, &again.name), (Verb::List, &None));

@@ -8,23 +8,23 @@
 //! within milliseconds.
 
 pub mod address;
-pub mod caller;
-pub mod certificate;
-pub mod clock;
-pub mod filter;
+mod caller;
+mod certificate;
+mod clock;
+mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod link;
-pub mod node_client;
-pub mod offline;
-pub mod replica;
-pub mod request;
-pub mod routes;
+mod link;
+mod node_client;
+mod offline;
+mod replica;
+mod request;
+mod routes;
 pub mod serve;
-pub mod store;
-pub mod upstream;
-pub mod view;
-pub mod wire;
+mod store;
+mod upstream;
+mod view;
+mod wire;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,11 +48,13 @@ use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
 use self::request::tokens::Tokens;
-use self::serve::health::{self, Health, Readiness};
+use self::serve::health::{self, Health};
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
+
+pub use self::serve::health::Readiness;
 
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {

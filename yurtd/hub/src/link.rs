@@ -25,7 +25,7 @@ use yurt_node::link::LinkState;
 
 /// The state of the link, for everyone who has to know.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub(crate) struct Link {
     state: watch::Receiver<LinkState>,
     kick: Arc<Notify>,
 }
@@ -36,22 +36,22 @@ impl Link {
     }
 
     /// Whether requests should go upstream. While nothing is known yet they should not.
-    pub fn is_online(&self) -> bool {
+    pub(crate) fn is_online(&self) -> bool {
         self.state() == LinkState::Online
     }
 
     /// The state now.
-    pub fn state(&self) -> LinkState {
+    pub(crate) fn state(&self) -> LinkState {
         *self.state.borrow()
     }
 
     /// The state now and whenever it changes.
-    pub fn subscribe(&self) -> watch::Receiver<LinkState> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
 
     /// Waits (at most `limit`) until the state is no longer unknown.
-    pub async fn settled(&self, limit: Duration) -> LinkState {
+    pub(crate) async fn settled(&self, limit: Duration) -> LinkState {
         let mut state = self.state.clone();
         let settled = state.wait_for(|state| *state != LinkState::Unknown);
         match tokio::time::timeout(limit, settled).await {
@@ -61,7 +61,7 @@ impl Link {
     }
 
     /// Something changed (an address, a route): look at once instead of at the next try.
-    pub fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.kick.notify_one();
     }
 }

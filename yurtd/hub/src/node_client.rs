@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 4 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum CallError {
+pub(crate) enum CallError {
     /// The API server cannot be reached.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -39,7 +39,7 @@ pub enum CallError {
 
 impl CallError {
     /// Whether asking again later may help: nothing was decided.
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Upstream(_) | Self::Broken(_) => true,
             Self::Refused { code, .. } => {
@@ -52,13 +52,13 @@ impl CallError {
 
 /// The hub as a client of the API server.
 #[derive(Clone)]
-pub struct NodeClient {
+pub(crate) struct NodeClient {
     upstream: Upstream,
 }
 
 impl NodeClient {
     /// Uses the connections of `upstream`.
-    pub fn new(upstream: Upstream) -> Self {
+    pub(crate) fn new(upstream: Upstream) -> Self {
         Self { upstream }
     }
 
@@ -67,7 +67,7 @@ impl NodeClient {
     /// # Errors
     ///
     /// [`CallError`].
-    pub async fn get(&self, path: &str) -> Result<Value, CallError> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, CallError> {
         self.call(Method::GET, path, "application/json", Bytes::new()).await
     }
 
@@ -76,7 +76,7 @@ impl NodeClient {
     /// # Errors
     ///
     /// [`CallError`].
-    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, CallError> {
+    pub(crate) async fn create(&self, path: &str, object: &Value) -> Result<Value, CallError> {
         self.call(Method::POST, path, "application/json", Bytes::from(object.to_string())).await
     }
 
@@ -85,7 +85,12 @@ impl NodeClient {
     /// # Errors
     ///
     /// [`CallError`].
-    pub async fn patch(&self, path: &str, content_type: &str, body: Bytes) -> Result<Value, CallError> {
+    pub(crate) async fn patch(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<Value, CallError> {
         self.call(Method::PATCH, path, content_type, body).await
     }
 

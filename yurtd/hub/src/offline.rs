@@ -16,17 +16,17 @@
 //!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
-pub mod answer;
-pub mod journal;
-pub mod lease;
-pub mod observe;
-pub mod patch;
-pub mod prewarm;
-pub mod rebase;
-pub mod remember;
-pub mod row;
-pub mod strategic;
-pub mod token_request;
+pub(crate) mod answer;
+pub(crate) mod journal;
+pub(crate) mod lease;
+pub(crate) mod observe;
+pub(crate) mod patch;
+pub(crate) mod prewarm;
+pub(crate) mod rebase;
+pub(crate) mod remember;
+pub(crate) mod row;
+pub(crate) mod strategic;
+pub(crate) mod token_request;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
@@ -34,12 +34,12 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-pub use answer::Answer;
-pub use row::Row;
+pub(crate) use answer::Answer;
+pub(crate) use row::Row;
 
 use crate::caller::Permit;
 use crate::replica::Views;
-use crate::request::Class;
+use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
 use crate::view::Lookup;
@@ -57,7 +57,7 @@ const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSec
 
 /// Why there is no answer without the API server.
 #[derive(Debug, thiserror::Error)]
-pub enum OfflineError {
+pub(crate) enum OfflineError {
     /// 503: what was never cached, or cannot be done now.
     #[error("the edge node is offline and {0}")]
     Unavailable(String),
@@ -106,7 +106,7 @@ impl From<WireError> for OfflineError {
 }
 
 /// What the hub knows for the time without a link.
-pub struct Offline {
+pub(crate) struct Offline {
     node_name: String,
     kubelet_version: String,
     views: Views,
@@ -119,7 +119,7 @@ pub struct Offline {
 
 impl Offline {
     /// Reads what earlier processes left. What cannot be read is missing, and logged: the hub starts all the same.
-    pub async fn open(store: Store, views: Views, node_name: &str, kubelet_version: &str) -> Self {
+    pub(crate) async fn open(store: Store, views: Views, node_name: &str, kubelet_version: &str) -> Self {
         Self {
             node_name: node_name.to_owned(),
             kubelet_version: kubelet_version.to_owned(),
@@ -133,18 +133,18 @@ impl Offline {
     }
 
     /// The journal of status patches.
-    pub fn journal(&self) -> &Journal {
+    pub(crate) fn journal(&self) -> &Journal {
         &self.journal
     }
 
     /// The views.
-    pub fn views(&self) -> &Views {
+    pub(crate) fn views(&self) -> &Views {
         &self.views
     }
 
     /// The row of a request.
-    pub fn row(&self, class: &Class, parts: &Parts, permit: &Permit) -> Row {
-        row::row(class, &parts.method, permit.is_node(), &self.node_name)
+    pub(crate) fn row(&self, info: &RequestInfo, parts: &Parts, permit: &Permit) -> Row {
+        row::row(info, &parts.method, permit.is_node(), &self.node_name)
     }
 
     /// Answers without the API server. `body` is there when [`Row::needs_body`] says so.
@@ -152,26 +152,26 @@ impl Offline {
     /// # Errors
     ///
     /// [`OfflineError`].
-    pub async fn answer(
+    pub(crate) async fn answer(
         &self,
         permit: &Permit,
-        class: &Class,
+        info: &RequestInfo,
         row: Row,
         parts: &Parts,
         body: Option<&Bytes>,
     ) -> Result<Answer, OfflineError> {
         let nothing = Bytes::new();
         let body = body.unwrap_or(&nothing);
-        match (&class.target, row) {
+        match (&info.target, row) {
             (Target::Resource(target), row) => match row {
                 Row::RegisterNode => self.register_node(permit, target),
-                Row::Object => self.object(permit, class, target, parts),
-                Row::PatchStatus => self.patch_status(permit, class, target, parts, body).await,
-                Row::Lease => self.lease(target, class, parts, body),
-                Row::Token => self.token(target, class, parts, body),
-                Row::Unchanged => self.unchanged(permit, class, target, parts, body),
+                Row::Object => self.object(permit, info, target, parts),
+                Row::PatchStatus => self.patch_status(permit, info, target, parts, body).await,
+                Row::Lease => self.lease(target, info, parts, body),
+                Row::Token => self.token(target, info, parts, body),
+                Row::Unchanged => self.unchanged(permit, info, target, parts, body),
                 Row::List => self
-                    .recall(&self.answers, Owner::of(permit), class, parts)?
+                    .recall(&self.answers, Owner::of(permit), info, parts)?
                     .ok_or_else(|| never_cached(&describe(target))),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
                     "{} {} needs the API server",
@@ -181,7 +181,7 @@ impl Offline {
             },
             (Target::NonResource { path }, Row::Discovery) => {
                 let answer = self
-                    .recall(&self.discovery, Owner::Everybody, class, parts)?
+                    .recall(&self.discovery, Owner::Everybody, info, parts)?
                     .ok_or_else(|| never_cached(path))?;
                 let known = parts.headers.get(IF_NONE_MATCH).and_then(|etag| etag.to_str().ok());
                 if known.is_some() && known == answer.etag.as_deref() {
@@ -209,12 +209,12 @@ impl Offline {
     fn object(
         &self,
         permit: &Permit,
-        class: &Class,
+        info: &RequestInfo,
         target: &ResourceTarget,
         parts: &Parts,
     ) -> Result<Answer, OfflineError> {
         let name = target.name.as_deref().unwrap_or_default();
-        let accept = class.accept.view_encodings();
+        let accept = info.accept.view_encodings();
         match self.views.lookup(permit, &target.resource, target.namespace.as_deref(), name, &accept) {
             Lookup::Found { encoding, body } => {
                 return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
@@ -223,14 +223,14 @@ impl Offline {
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => {}
         }
-        self.recall(&self.answers, Owner::of(permit), class, parts)?
+        self.recall(&self.answers, Owner::of(permit), info, parts)?
             .ok_or_else(|| never_cached(&describe(target)))
     }
 
     async fn patch_status(
         &self,
         permit: &Permit,
-        class: &Class,
+        info: &RequestInfo,
         target: &ResourceTarget,
         parts: &Parts,
         body: &Bytes,
@@ -240,7 +240,7 @@ impl Offline {
             .ok_or_else(|| OfflineError::PatchType(content_type.to_owned()))?;
         let schema = if target.resource.plural == "nodes" { &strategic::NODE } else { &strategic::POD };
         let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref().unwrap_or_default());
-        if !class.accept.accepts(Encoding::Json.content_type()) {
+        if !info.accept.accepts(Encoding::Json.content_type()) {
             return Err(OfflineError::Unavailable("status patches are answered in JSON alone".into()));
         }
         let object = ObjectKey {
@@ -283,16 +283,16 @@ impl Offline {
     fn lease(
         &self,
         target: &ResourceTarget,
-        class: &Class,
+        info: &RequestInfo,
         parts: &Parts,
         body: &Bytes,
     ) -> Result<Answer, OfflineError> {
-        let acceptable = |answer: Answer| class.accept.accepts(&answer.content_type).then_some(answer);
+        let acceptable = |answer: Answer| info.accept.accepts(&answer.content_type).then_some(answer);
         let answer = match parts.method {
             http::Method::GET => self.lease.get().and_then(acceptable),
             http::Method::PUT => {
                 let content_type = header(&parts.headers, CONTENT_TYPE);
-                if class.accept.accepts(content_type) { self.lease.renew(content_type, body) } else { None }
+                if info.accept.accepts(content_type) { self.lease.renew(content_type, body) } else { None }
             }
             _ if self.lease.get().is_some() => {
                 return Err(OfflineError::AlreadyExists {
@@ -308,13 +308,13 @@ impl Offline {
     fn token(
         &self,
         target: &ResourceTarget,
-        class: &Class,
+        info: &RequestInfo,
         parts: &Parts,
         body: &Bytes,
     ) -> Result<Answer, OfflineError> {
         let request = parse_token_request(target, parts, body)?;
         let answer =
-            self.replies.recall(&request)?.filter(|answer| class.accept.accepts(&answer.content_type));
+            self.replies.recall(&request)?.filter(|answer| info.accept.accepts(&answer.content_type));
         // The API server answers 201.
         answer.map(|answer| Answer { code: StatusCode::CREATED, ..answer }).ok_or_else(|| {
             OfflineError::Unavailable(format!(
@@ -327,12 +327,12 @@ impl Offline {
     fn unchanged(
         &self,
         permit: &Permit,
-        class: &Class,
+        info: &RequestInfo,
         target: &ResourceTarget,
         parts: &Parts,
         body: &Bytes,
     ) -> Result<Answer, OfflineError> {
-        let stored = self.object(permit, class, target, parts)?;
+        let stored = self.object(permit, info, target, parts)?;
         let refused = || OfflineError::Unavailable(format!("{} cannot be changed", describe(target)));
         let content_type = header(&parts.headers, CONTENT_TYPE);
         let unchanged = match (PatchType::from_content_type(content_type), is_protobuf(&stored.content_type))
@@ -356,17 +356,17 @@ impl Offline {
         &self,
         memory: &Remembered,
         owner: Owner<'_>,
-        class: &Class,
+        info: &RequestInfo,
         parts: &Parts,
     ) -> Result<Option<Answer>, OfflineError> {
         let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
-        let answer = memory.recall(&key(owner, class, parts))?;
+        let answer = memory.recall(&key(owner, info, parts))?;
         Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
     }
 }
 
-fn key(owner: Owner<'_>, class: &Class, parts: &Parts) -> Key {
-    let query = class.query.canonical(&IGNORED_PARAMETERS);
+fn key(owner: Owner<'_>, info: &RequestInfo, parts: &Parts) -> Key {
+    let query = info.query.canonical(&IGNORED_PARAMETERS);
     Key::new(owner, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
 }
 

@@ -22,7 +22,7 @@ mod step;
 mod views;
 
 use step::Start;
-pub use views::Views;
+pub(crate) use views::Views;
 
 #[cfg(test)]
 mod tests;

@@ -3,19 +3,19 @@
 //! `classify` is pure. `authenticate` knows the node's certificate and bearer tokens; it asks the API server about a
 //! token that it has not seen. Nobody is anonymous.
 
-pub mod accept;
-pub mod authenticate;
-pub mod classify;
-pub mod jwt;
-pub mod tokens;
+pub(crate) mod accept;
+pub(crate) mod authenticate;
+pub(crate) mod classify;
+pub(crate) mod jwt;
+pub(crate) mod tokens;
 
-pub use crate::caller::authorise;
-pub use authenticate::{Authenticator, Peer};
-pub use classify::Class;
+pub(crate) use crate::caller::authorise;
+pub(crate) use authenticate::{Authenticator, Peer};
+pub(crate) use classify::RequestInfo;
 
 /// Why a request is not anybody's: each is a 401.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// Neither certificate nor token.
     #[error("the hub serves nobody without a client certificate of the node or a bearer token")]
     Nobody,

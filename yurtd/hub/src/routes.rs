@@ -21,7 +21,7 @@ const TOGETHER: Duration = Duration::from_millis(200);
 
 /// Kicks the link at every change, until `stop`. Without it the link is found by its own tries, so a failure is no reason
 /// to end.
-pub async fn watch(link: Link, stop: CancellationToken) {
+pub(crate) async fn watch(link: Link, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         outcome = follow(&link) => if let Err(error) = outcome {

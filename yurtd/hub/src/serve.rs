@@ -9,13 +9,13 @@
 //! [`pipeline`] is the whole way in one function; [`respond`] is the only place where errors become HTTP. The health
 //! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
 
-pub mod forward;
-pub mod health;
-pub mod listener;
-pub mod pipeline;
-pub mod read;
-pub mod respond;
-pub mod server_tls;
+pub(crate) mod forward;
+pub(crate) mod health;
+pub(crate) mod listener;
+pub(crate) mod pipeline;
+pub(crate) mod read;
+pub(crate) mod respond;
+pub(crate) mod server_tls;
 pub mod sockets;
 
 use std::sync::Arc;
@@ -33,26 +33,26 @@ use crate::upstream::Upstream;
 use yurt_node::supervise::Tasks;
 
 /// Any error of a body.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Body of a response to a local client.
-pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Everything a request may need.
-pub struct Hub {
+pub(crate) struct Hub {
     /// Who asks.
-    pub authenticator: Authenticator,
+    pub(crate) authenticator: Authenticator,
     /// What is listed and watched.
-    pub views: Views,
+    pub(crate) views: Views,
     /// The API servers.
-    pub upstream: Upstream,
+    pub(crate) upstream: Upstream,
     /// Whether they can be reached.
-    pub link: Link,
+    pub(crate) link: Link,
     /// Answers without them.
-    pub offline: Arc<Offline>,
+    pub(crate) offline: Arc<Offline>,
     /// What kubelet is told differently.
-    pub filters: Filters,
+    pub(crate) filters: Filters,
     /// Cancelled when the process is told to stop: watches end, connections drain.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// Owns every task that outlives its request.
-    pub tasks: Tasks,
+    pub(crate) tasks: Tasks,
 }

@@ -49,9 +49,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-pub use env::{Reader, Table, Tx};
-pub use seal::Sealer;
-pub use writer::Durability;
+pub(crate) use env::{Reader, Table, Tx};
+pub(crate) use seal::Sealer;
+pub(crate) use writer::Durability;
 
 use env::Environment;
 use writer::Writer;
@@ -61,7 +61,7 @@ const MAP_SIZE: usize = if cfg!(target_pointer_width = "64") { 1 << 30 } else { 
 
 /// Why the store cannot do what was asked. What was stored before is still there.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The disk or the map is full; the last good state stays.
     #[error("the store is full: {0}")]
     Full(String),
@@ -82,7 +82,7 @@ pub enum StoreError {
 /// Small typed key/value spaces. Values are sealed with the store's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Bucket {
+pub(crate) enum Bucket {
     /// Replies to TokenRequests.
     Tokens = 1,
     /// Callers that the API server accepted: hashes of bearer tokens, users, what they may read.
@@ -93,18 +93,16 @@ pub enum Bucket {
     Discovery = 4,
     /// Status patches to replay.
     Journal = 5,
-    /// Events to replay.
-    Events = 6,
-    /// Leases as last seen, settings, anything small.
+    /// Leases as last seen, settings, anything small. (6 was never used.)
     Misc = 7,
 }
 
 /// A key and its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
+pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 
 /// How the store was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Opened {
+pub(crate) enum Opened {
     /// As it was left.
     Existing,
     /// There was none.
@@ -120,20 +118,20 @@ pub enum Opened {
 
 /// Figures for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoreStats {
+pub(crate) struct StoreStats {
     /// Bytes of the file on the disk.
-    pub file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// Bound of the file.
-    pub map_bytes: u64,
+    pub(crate) map_bytes: u64,
     /// Transactions since the start.
-    pub commits: u64,
+    pub(crate) commits: u64,
     /// Whether the last write failed for lack of room.
-    pub full: bool,
+    pub(crate) full: bool,
 }
 
 /// The store of one node. Cheap to clone; the last clone ends the writer.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(crate) struct Store {
     environment: Arc<Environment>,
     writer: Arc<Writer>,
 }
@@ -144,7 +142,7 @@ impl Store {
     /// # Errors
     ///
     /// When not even a new store can be made.
-    pub fn open(dir: &Path) -> Result<(Self, Opened), StoreError> {
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Opened), StoreError> {
         Self::open_with(dir, MAP_SIZE)
     }
 
@@ -161,12 +159,15 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`], the closure's or the database's.
-    pub fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn read<T>(
+        &self,
+        job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         self.environment.read(job)
     }
 
     /// The same store without its writer.
-    pub fn read_only(&self) -> ReadOnlyStore {
+    pub(crate) fn read_only(&self) -> ReadOnlyStore {
         ReadOnlyStore { environment: Arc::clone(&self.environment) }
     }
 
@@ -176,7 +177,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn write<T: Send + 'static>(
+    pub(crate) async fn write<T: Send + 'static>(
         &self,
         durability: Durability,
         job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
@@ -185,7 +186,7 @@ impl Store {
     }
 
     /// Seals and opens values.
-    pub fn sealer(&self) -> &Sealer {
+    pub(crate) fn sealer(&self) -> &Sealer {
         &self.environment.sealer
     }
 
@@ -194,7 +195,12 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn put_durable(&self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    pub(crate) async fn put_durable(
+        &self,
+        bucket: Bucket,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StoreError> {
         self.put_sealed(Durability::Durable, bucket, key, value).await
     }
 
@@ -203,7 +209,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn put(&self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    pub(crate) async fn put(&self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.put_sealed(Durability::Soon, bucket, key, value).await
     }
 
@@ -224,7 +230,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn delete(&self, bucket: Bucket, keys: &[Vec<u8>]) -> Result<(), StoreError> {
+    pub(crate) async fn delete(&self, bucket: Bucket, keys: &[Vec<u8>]) -> Result<(), StoreError> {
         let keys: Vec<_> = keys.iter().map(|key| bucket_key(bucket, key)).collect();
         let job =
             move |tx: &mut Tx<'_>| keys.iter().try_for_each(|key| tx.delete(Table::Buckets, key).map(drop));
@@ -236,7 +242,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let key = bucket_key(bucket, key);
         self.read(|reader| {
             reader.get(Table::Buckets, &key)?.map(|sealed| self.sealer().open(&key, sealed)).transpose()
@@ -248,7 +254,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn scan(
+    pub(crate) fn scan(
         &self,
         bucket: Bucket,
         prefix: &[u8],
@@ -272,12 +278,12 @@ impl Store {
 
     /// Cancelled when the database turns out to be broken. It cannot be repaired while it is open: the process should
     /// end, and its next start sets the store aside.
-    pub fn broken(&self) -> CancellationToken {
+    pub(crate) fn broken(&self) -> CancellationToken {
         self.environment.broken.clone()
     }
 
     /// Figures for metrics.
-    pub fn stats(&self) -> StoreStats {
+    pub(crate) fn stats(&self) -> StoreStats {
         let (commits, full) = self.writer.counters();
         StoreStats {
             file_bytes: self.environment.file_bytes(),
@@ -290,7 +296,7 @@ impl Store {
 
 /// Reading alone, for those who must not write. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ReadOnlyStore {
+pub(crate) struct ReadOnlyStore {
     environment: Arc<Environment>,
 }
 
@@ -300,7 +306,10 @@ impl ReadOnlyStore {
     /// # Errors
     ///
     /// [`StoreError`], the closure's or the database's.
-    pub fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn read<T>(
+        &self,
+        job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         self.environment.read(job)
     }
 }

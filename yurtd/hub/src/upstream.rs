@@ -36,27 +36,27 @@ use pool::{Pool, PoolKey};
 pub(crate) use probe::jitter;
 
 /// Body of a request that goes upstream.
-pub type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Times a request is sent again on a fresh connection after it provably has not left on the old one.
 const RESENDS: usize = 3;
 
 /// Where the API servers are and who the node is.
 #[derive(Debug, Clone)]
-pub struct UpstreamConfig {
+pub(crate) struct UpstreamConfig {
     /// Base URLs (`https://host:port`).
-    pub servers: Vec<String>,
+    pub(crate) servers: Vec<String>,
     /// PEM file of the CA that signed their certificates.
-    pub ca_file: PathBuf,
+    pub(crate) ca_file: PathBuf,
     /// PEM file with the node's client certificate.
-    pub client_certificate: PathBuf,
+    pub(crate) client_certificate: PathBuf,
     /// PEM file with its key.
-    pub client_key: PathBuf,
+    pub(crate) client_key: PathBuf,
 }
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
+pub(crate) enum UpstreamError {
     /// No API server can be reached; nothing was sent.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
@@ -88,7 +88,7 @@ const COUNTED: usize = 256;
 
 /// Connections to the API servers. Cheap to clone.
 #[derive(Clone)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     pool: Arc<Pool>,
     link: Link,
     traffic: Traffic,
@@ -107,7 +107,10 @@ impl Upstream {
     /// # Errors
     ///
     /// When the CA cannot be read or a server is no URL.
-    pub fn start(config: &UpstreamConfig, stop: CancellationToken) -> Result<(Self, Link), UpstreamError> {
+    pub(crate) fn start(
+        config: &UpstreamConfig,
+        stop: CancellationToken,
+    ) -> Result<(Self, Link), UpstreamError> {
         let pool = Arc::new(Pool::new(config, stop.clone())?);
         let link = probe::start(Arc::clone(&pool), stop);
         let shares = Arc::default();
@@ -153,7 +156,7 @@ impl Upstream {
     /// # Errors
     ///
     /// [`UpstreamError`].
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         credential: &Credential,
         request: Request<RequestBody>,
@@ -194,7 +197,7 @@ impl Upstream {
     /// # Errors
     ///
     /// As [`Self::send`].
-    pub async fn upgrade(
+    pub(crate) async fn upgrade(
         &self,
         credential: &Credential,
         request: Request<RequestBody>,
@@ -262,7 +265,7 @@ fn absolute(authority: &Authority, path: Option<PathAndQuery>) -> Result<Uri, Up
 
 /// Body of a response; holds its stream's place in the connection until it is dropped.
 #[derive(Debug)]
-pub struct ResponseBody {
+pub(crate) struct ResponseBody {
     inner: Incoming,
     _stream: OwnedSemaphorePermit,
     _share: Option<OwnedSemaphorePermit>,

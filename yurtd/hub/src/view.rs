@@ -11,7 +11,7 @@ mod feed;
 mod list;
 mod lookup;
 pub(crate) mod record;
-pub mod spec;
+pub(crate) mod spec;
 mod stream;
 pub(crate) mod table;
 
@@ -28,25 +28,24 @@ use crate::clock::now;
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
-pub use list::ListBody;
-pub use lookup::Lookup;
-pub use spec::ViewSpec;
-pub use stream::WatchStream;
+pub(crate) use lookup::Lookup;
+pub(crate) use spec::ViewSpec;
+pub(crate) use stream::WatchStream;
 
 /// An upstream answer for the client, verbatim.
 #[derive(Debug, Clone)]
-pub struct UpstreamResponse {
+pub(crate) struct UpstreamResponse {
     /// SyncState code.
-    pub code: http::StatusCode,
+    pub(crate) code: http::StatusCode,
     /// Headers without hop-by-hop ones; `content-type` among them.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// Body; `content-encoding` was undone.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 /// Why there is no view.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ViewError {
+pub(crate) enum ViewError {
     /// The API server said no.
     #[error("the API server answered {}", .0.code)]
     Upstream(Arc<UpstreamResponse>),
@@ -66,7 +65,7 @@ pub enum ViewError {
 
 /// Why a watch cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchError {
+pub(crate) enum WatchError {
     /// 410: the resourceVersion is older than what is remembered.
     #[error("the resourceVersion is too old")]
     Expired,
@@ -77,7 +76,7 @@ pub enum WatchError {
 
 /// Where a watch starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
+pub(crate) enum Since {
     /// `resourceVersion` unset or `0`: the current state first, as synthetic ADDED events.
     Any,
     /// After this resourceVersion. One that the view has not reached yet is fine: nothing is sent twice.
@@ -86,15 +85,15 @@ pub enum Since {
 
 /// What a watcher wants.
 #[derive(Debug, Clone, Copy)]
-pub struct WatchOptions {
+pub(crate) struct WatchOptions {
     /// Where to start.
-    pub since: Since,
+    pub(crate) since: Since,
     /// WatchList: the current state whatever `since` says, then the `k8s.io/initial-events-end` bookmark.
-    pub send_initial_events: bool,
+    pub(crate) send_initial_events: bool,
     /// Bookmarks about once a minute and two seconds before the end.
-    pub bookmarks: bool,
+    pub(crate) bookmarks: bool,
     /// When the stream ends by itself (`timeoutSeconds`).
-    pub ends_at: Instant,
+    pub(crate) ends_at: Instant,
 }
 
 /// How far a view has come.
@@ -124,7 +123,7 @@ pub(crate) struct SyncState {
 }
 
 /// One view.
-pub struct View {
+pub(crate) struct View {
     pub(crate) id: ViewId,
     pub(crate) identity: Identity,
     pub(crate) spec: ViewSpec,
@@ -189,7 +188,7 @@ impl View {
     }
 
     /// Which view this is.
-    pub fn spec(&self) -> &ViewSpec {
+    pub(crate) fn spec(&self) -> &ViewSpec {
         &self.spec
     }
 
@@ -211,7 +210,7 @@ impl View {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
@@ -239,24 +238,24 @@ impl View {
     }
 
     /// The collection's resourceVersion.
-    pub fn resource_version(&self) -> u64 {
+    pub(crate) fn resource_version(&self) -> u64 {
         self.progress.borrow().resource_version
     }
 
     /// Waits until the view has reached `version`; `false` at the deadline.
-    pub async fn wait_for(&self, version: u64, deadline: Instant) -> bool {
+    pub(crate) async fn wait_for(&self, version: u64, deadline: Instant) -> bool {
         let mut progress = self.progress.subscribe();
         let reached = progress.wait_for(|progress| progress.resource_version >= version);
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
     /// Whether the view follows upstream now, or serves what was last known.
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.sync.borrow().live
     }
 
     /// Whether it may be served at all.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.sync.borrow().complete
     }
 
@@ -276,7 +275,7 @@ impl View {
     /// # Errors
     ///
     /// [`WatchError`].
-    pub fn watch(self: &Arc<Self>, options: WatchOptions) -> Result<WatchStream, WatchError> {
+    pub(crate) fn watch(self: &Arc<Self>, options: WatchOptions) -> Result<WatchStream, WatchError> {
         self.touch();
         stream::start(self, options)
     }

@@ -17,30 +17,30 @@
 //! Sources: k8s.io/apimachinery `runtime.Unknown`, `meta/v1` `generated.proto` (ListMeta, ObjectMeta, WatchEvent,
 //! Status), `pkg/runtime/serializer/{protobuf,json}`; every built-in `*List` has metadata = 1, items = 2.
 
-pub mod frame;
-pub mod json;
-pub mod list;
-pub mod object;
-pub mod proto;
-pub mod query;
-pub mod status;
+pub(crate) mod frame;
+pub(crate) mod json;
+pub(crate) mod list;
+pub(crate) mod object;
+pub(crate) mod proto;
+pub(crate) mod query;
+pub(crate) mod status;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use frame::{Event, EventType, FrameDecoder};
-pub use list::{ListPage, split_list};
-pub use status::Status;
+pub(crate) use frame::{Event, EventType, FrameDecoder};
+pub(crate) use list::{ListPage, split_list};
+pub(crate) use status::Status;
 
 /// Bound of one watch frame, as in Go's decoders.
-pub const MAX_FRAME: usize = 16 << 20;
+pub(crate) const MAX_FRAME: usize = 16 << 20;
 /// Bound of one page of a list, decompressed.
-pub const MAX_PAGE: usize = 256 << 20;
+pub(crate) const MAX_PAGE: usize = 256 << 20;
 
 /// How objects of a view are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Encoding {
+pub(crate) enum Encoding {
     /// `application/vnd.kubernetes.protobuf`
     Protobuf,
     /// `application/json`
@@ -53,22 +53,22 @@ pub enum Encoding {
 
 impl Encoding {
     /// Protobuf or not.
-    pub fn is_protobuf(self) -> bool {
+    pub(crate) fn is_protobuf(self) -> bool {
         matches!(self, Self::Protobuf | Self::PartialProtobuf)
     }
 
     /// `PartialObjectMetadata` or the resource's own type.
-    pub fn is_partial(self) -> bool {
+    pub(crate) fn is_partial(self) -> bool {
         matches!(self, Self::PartialProtobuf | Self::PartialJson)
     }
 
     /// `Content-Type` of an object, a list or a Status.
-    pub fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         if self.is_protobuf() { "application/vnd.kubernetes.protobuf" } else { "application/json" }
     }
 
     /// `Content-Type` of a watch.
-    pub fn watch_content_type(self) -> &'static str {
+    pub(crate) fn watch_content_type(self) -> &'static str {
         if self.is_protobuf() {
             "application/vnd.kubernetes.protobuf;stream=watch"
         } else {
@@ -78,7 +78,7 @@ impl Encoding {
 
     /// `Accept` that makes the API server answer a list in this encoding and no other. Aggregated servers that do
     /// not speak it answer 406.
-    pub fn accept_list(self) -> &'static str {
+    pub(crate) fn accept_list(self) -> &'static str {
         match self {
             Self::Protobuf => "application/vnd.kubernetes.protobuf",
             Self::Json => "application/json",
@@ -90,7 +90,7 @@ impl Encoding {
     }
 
     /// `Accept` of a watch in this encoding. The server adds `stream=watch` to its answer itself.
-    pub fn accept_watch(self) -> &'static str {
+    pub(crate) fn accept_watch(self) -> &'static str {
         match self {
             Self::Protobuf | Self::Json => self.accept_list(),
             Self::PartialProtobuf => {
@@ -104,23 +104,23 @@ impl Encoding {
 /// Which collection of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Resource {
+pub(crate) struct Resource {
     /// API group; empty for the core group.
-    pub group: String,
+    pub(crate) group: String,
     /// API version, `v1`.
-    pub version: String,
+    pub(crate) version: String,
     /// Plural as in the path, `pods`.
-    pub plural: String,
+    pub(crate) plural: String,
 }
 
 impl Resource {
     /// `group`, `version`, `plural`.
-    pub fn new(group: &str, version: &str, plural: &str) -> Self {
+    pub(crate) fn new(group: &str, version: &str, plural: &str) -> Self {
         Self { group: group.to_owned(), version: version.to_owned(), plural: plural.to_owned() }
     }
 
     /// Path of the collection, of one namespace if given: `/api/v1/namespaces/default/pods`.
-    pub fn path(&self, namespace: Option<&str>) -> String {
+    pub(crate) fn path(&self, namespace: Option<&str>) -> String {
         let root = if self.group.is_empty() {
             format!("/api/{}", self.version)
         } else {
@@ -133,7 +133,7 @@ impl Resource {
     }
 
     /// Whether objects of this resource are secret: their bytes are sealed in the store.
-    pub fn is_secret(&self) -> bool {
+    pub(crate) fn is_secret(&self) -> bool {
         self.group.is_empty() && self.plural == "secrets"
     }
 }
@@ -141,52 +141,52 @@ impl Resource {
 /// `kind` and `apiVersion` of the objects of a view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TypeMeta {
+pub(crate) struct TypeMeta {
     /// `v1`, `apps/v1`
-    pub api_version: String,
+    pub(crate) api_version: String,
     /// `Pod`
-    pub kind: String,
+    pub(crate) kind: String,
 }
 
 impl TypeMeta {
     /// Kind and version.
-    pub fn new(api_version: &str, kind: &str) -> Self {
+    pub(crate) fn new(api_version: &str, kind: &str) -> Self {
         Self { api_version: api_version.to_owned(), kind: kind.to_owned() }
     }
 }
 
 /// The part of `metadata` that the hub needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObjectMeta {
+pub(crate) struct ObjectMeta {
     /// Empty for cluster-scoped objects.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The name.
-    pub name: String,
+    pub(crate) name: String,
     /// The uid; differs when an object was deleted and made again.
-    pub uid: String,
+    pub(crate) uid: String,
     /// As the API server counts; 0 when there is none.
-    pub resource_version: u64,
+    pub(crate) resource_version: u64,
 }
 
 impl ObjectMeta {
     /// The object's key in a view, ordered like the API server's lists: `namespace/name`, or `name`.
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         object::object_key((!self.namespace.is_empty()).then_some(&*self.namespace), &self.name)
     }
 }
 
 /// An object in its stored form.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
+pub(crate) struct Item {
     /// What was read of it.
-    pub meta: ObjectMeta,
+    pub(crate) meta: ObjectMeta,
     /// Its bytes.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 /// What cannot be read. Nothing of it is used then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
+pub(crate) enum WireError {
     /// The bytes end inside a field.
     #[error("{what} is cut short")]
     Truncated {
@@ -227,7 +227,7 @@ impl WireError {
 /// # Errors
 ///
 /// [`WireError::ResourceVersion`].
-pub fn parse_resource_version(text: &str) -> Result<u64, WireError> {
+pub(crate) fn parse_resource_version(text: &str) -> Result<u64, WireError> {
     let canonical =
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     match text.parse() {

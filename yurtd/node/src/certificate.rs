@@ -9,6 +9,8 @@ use rustls_pki_types::CertificateDer;
 pub struct NodeCertificate {
     /// Name of the node.
     pub node: String,
+    /// When the certificate begins to be valid.
+    pub not_before: SystemTime,
     /// When the certificate ceases to be valid.
     pub not_after: SystemTime,
 }
@@ -33,7 +35,7 @@ pub enum NotANode {
 const NODE_PREFIX: &str = "system:node:";
 const NODE_GROUP: &str = "system:nodes";
 
-/// Reads the node's name from a certificate that TLS has verified, by the rules of Kubernetes' node authoriser:
+/// Reads the node's name from a certificate that was verified or will be, by the rules of Kubernetes' node authoriser:
 /// user (common name) `system:node:NAME`, group (organisation) `system:nodes`.
 ///
 /// # Errors
@@ -55,9 +57,13 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeCertificate, NotA
     if !subject.iter_organization().any(|group| group.as_str() == Ok(NODE_GROUP)) {
         return Err(NotANode::Group(user.to_owned()));
     }
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).map_err(|_| NotANode::Malformed)?;
-    let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    Ok(NodeCertificate { node: node.to_owned(), not_after })
+    let time = |seconds: i64| {
+        let seconds = u64::try_from(seconds).map_err(|_| NotANode::Malformed)?;
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    };
+    let not_before = time(parsed.validity().not_before.timestamp())?;
+    let not_after = time(parsed.validity().not_after.timestamp())?;
+    Ok(NodeCertificate { node: node.to_owned(), not_before, not_after })
 }
 
 /// A DNS subdomain, as every Node's name is.

@@ -10,12 +10,12 @@ use super::{Caller, Credential, Identity};
 
 /// Evidence that a caller may use the views of its identity.
 #[derive(Debug, Clone)]
-pub struct Permit {
+pub(crate) struct Permit {
     caller: Caller,
 }
 
 /// The permit of an authenticated caller.
-pub fn authorise(caller: Caller) -> Permit {
+pub(crate) fn authorise(caller: Caller) -> Permit {
     Permit { caller }
 }
 
@@ -26,17 +26,17 @@ impl Permit {
     }
 
     /// Whose views these are.
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.caller.identity
     }
 
     /// What goes upstream on the caller's behalf.
-    pub fn credential(&self) -> &Credential {
+    pub(crate) fn credential(&self) -> &Credential {
         &self.caller.credential
     }
 
     /// Whether the caller came with the node's own certificate: kubelet.
-    pub fn is_node(&self) -> bool {
+    pub(crate) fn is_node(&self) -> bool {
         self.caller.credential == Credential::Node
     }
 

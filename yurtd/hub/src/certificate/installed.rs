@@ -9,18 +9,18 @@ use rustls::sign::CertifiedKey;
 
 /// The serving certificate in use. Empty until the first one has been issued: handshakes fail until then.
 #[derive(Default)]
-pub struct InstalledCertificate {
+pub(crate) struct InstalledCertificate {
     current: ArcSwapOption<CertifiedKey>,
 }
 
 impl InstalledCertificate {
     /// From now on handshakes use this certificate.
-    pub fn install(&self, certified: CertifiedKey) {
+    pub(crate) fn install(&self, certified: CertifiedKey) {
         self.current.store(Some(Arc::new(certified)));
     }
 
     /// Whether there is one.
-    pub fn is_present(&self) -> bool {
+    pub(crate) fn is_present(&self) -> bool {
         self.current.load().is_some()
     }
 }

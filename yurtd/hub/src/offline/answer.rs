@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 /// Status, a few headers, body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// HTTP status.
-    pub code: StatusCode,
+    pub(crate) code: StatusCode,
     /// `Content-Type`
-    pub content_type: String,
+    pub(crate) content_type: String,
     /// `Content-Encoding`, if the body is compressed.
-    pub content_encoding: Option<String>,
+    pub(crate) content_encoding: Option<String>,
     /// `ETag`, if upstream gave one.
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
     /// The body.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 /// Head of the stored form: a line of JSON, then the body as it is.
@@ -33,12 +33,12 @@ struct Head {
 
 impl Answer {
     /// An answer with a body in one encoding.
-    pub fn new(code: StatusCode, content_type: &str, body: Bytes) -> Self {
+    pub(crate) fn new(code: StatusCode, content_type: &str, body: Bytes) -> Self {
         Self { code, content_type: content_type.to_owned(), content_encoding: None, etag: None, body }
     }
 
     /// Upstream's answer, 200; `None` when it does not say what it is.
-    pub fn of_upstream(headers: &HeaderMap, body: Bytes) -> Option<Self> {
+    pub(crate) fn of_upstream(headers: &HeaderMap, body: Bytes) -> Option<Self> {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Some(Self {
             code: StatusCode::OK,
@@ -50,7 +50,7 @@ impl Answer {
     }
 
     /// The stored form.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let head = Head {
             content_type: self.content_type.clone(),
             content_encoding: self.content_encoding.clone(),
@@ -64,7 +64,7 @@ impl Answer {
     }
 
     /// Reads the stored form; `None` when it is none.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().position(|byte| *byte == b'\n')?;
         let head: Head = serde_json::from_slice(&bytes[..end]).ok()?;
         Some(Self {
@@ -77,7 +77,7 @@ impl Answer {
     }
 
     /// The answer for a client that may not take compressed bodies; `None` when it cannot be decompressed.
-    pub fn decompressed(self, accept_encoding: &str, limit: usize) -> Option<Self> {
+    pub(crate) fn decompressed(self, accept_encoding: &str, limit: usize) -> Option<Self> {
         let Some(encoding) = &self.content_encoding else { return Some(self) };
         if accept_encoding
             .split(',')

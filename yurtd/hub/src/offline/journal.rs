@@ -35,18 +35,18 @@ const MAX_PATCHES: usize = 64;
 
 /// One object with patches in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
+pub(crate) struct ObjectKey {
     /// `pods` or `nodes`.
-    pub plural: String,
+    pub(crate) plural: String,
     /// Of a pod.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// The name.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 impl ObjectKey {
     /// Path of the object's status.
-    pub fn status_path(&self) -> String {
+    pub(crate) fn status_path(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("/api/v1/namespaces/{namespace}/{}/{}/status", self.plural, self.name),
             None => format!("/api/v1/{}/{}/status", self.plural, self.name),
@@ -71,18 +71,18 @@ impl ObjectKey {
 /// One patch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its `Content-Type`.
-    pub content_type: String,
+    pub(crate) content_type: String,
     /// The body, JSON.
-    pub body: String,
+    pub(crate) body: String,
 }
 
 /// The patches of one object, as they were when they were read.
 #[derive(Debug, Default)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// Oldest first.
-    pub entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     sequences: Vec<u64>,
 }
 
@@ -101,7 +101,7 @@ struct Index {
 }
 
 /// The journal.
-pub struct Journal {
+pub(crate) struct Journal {
     store: Store,
     index: Mutex<Index>,
     pending: watch::Sender<usize>,
@@ -109,7 +109,7 @@ pub struct Journal {
 }
 
 /// While it is held nobody else works on the object.
-pub struct Claim<'j> {
+pub(crate) struct Claim<'j> {
     journal: &'j Journal,
     object: ObjectKey,
 }
@@ -124,7 +124,7 @@ impl Drop for Claim<'_> {
 
 impl Journal {
     /// Reads what an earlier process left. What cannot be read is not replayed: kubelet puts it right.
-    pub fn open(store: Store) -> Self {
+    pub(crate) fn open(store: Store) -> Self {
         let mut index = Index::default();
         let mut after: Option<Vec<u8>> = None;
         loop {
@@ -155,7 +155,7 @@ impl Journal {
     /// # Errors
     ///
     /// When it cannot be stored; then it must not be answered as done.
-    pub async fn append(
+    pub(crate) async fn append(
         &self,
         object: &ObjectKey,
         patch_type: PatchType,
@@ -187,12 +187,12 @@ impl Journal {
     }
 
     /// The objects that have changed while the link was down.
-    pub fn objects(&self) -> Vec<ObjectKey> {
+    pub(crate) fn objects(&self) -> Vec<ObjectKey> {
         self.index().objects.keys().cloned().collect()
     }
 
     /// Whether this object has.
-    pub fn has(&self, object: &ObjectKey) -> bool {
+    pub(crate) fn has(&self, object: &ObjectKey) -> bool {
         self.index().objects.contains_key(object)
     }
 
@@ -201,7 +201,7 @@ impl Journal {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn replay(&self, object: &ObjectKey) -> Result<Replay, StoreError> {
+    pub(crate) fn replay(&self, object: &ObjectKey) -> Result<Replay, StoreError> {
         let (sequences, overflown) = match self.index().objects.get(object) {
             Some(pending) => (pending.sequences.clone(), pending.overflown),
             None => return Ok(Replay::default()),
@@ -222,7 +222,7 @@ impl Journal {
     /// # Errors
     ///
     /// When the store fails; it is then replayed again after a restart, which changes nothing.
-    pub async fn forget(&self, object: &ObjectKey, replay: &Replay) -> Result<(), StoreError> {
+    pub(crate) async fn forget(&self, object: &ObjectKey, replay: &Replay) -> Result<(), StoreError> {
         let count = {
             let mut index = self.index();
             if let Some(pending) = index.objects.get_mut(object) {
@@ -240,18 +240,18 @@ impl Journal {
     }
 
     /// How many objects have something to replay, now and whenever that changes.
-    pub fn subscribe(&self) -> watch::Receiver<usize> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<usize> {
         self.pending.subscribe()
     }
 
     /// Claims the object if nobody else has.
-    pub fn try_claim(&self, object: &ObjectKey) -> Option<Claim<'_>> {
+    pub(crate) fn try_claim(&self, object: &ObjectKey) -> Option<Claim<'_>> {
         let free = self.claimed.send_if_modified(|claimed| claimed.insert(object.clone()));
         free.then(|| Claim { journal: self, object: object.clone() })
     }
 
     /// Claims the object as soon as nobody else has.
-    pub async fn claim(&self, object: &ObjectKey) -> Claim<'_> {
+    pub(crate) async fn claim(&self, object: &ObjectKey) -> Claim<'_> {
         let mut claimed = self.claimed.subscribe();
         loop {
             if let Some(claim) = self.try_claim(object) {
@@ -263,7 +263,7 @@ impl Journal {
     }
 
     /// Everything that an object has in the journal, without reading it.
-    pub fn replay_keys(&self, object: &ObjectKey) -> Replay {
+    pub(crate) fn replay_keys(&self, object: &ObjectKey) -> Replay {
         let index = self.index();
         let sequences = index.objects.get(object).map(|pending| pending.sequences.clone());
         Replay { entries: Vec::new(), sequences: sequences.unwrap_or_default() }

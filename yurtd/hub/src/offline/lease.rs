@@ -19,7 +19,7 @@ use crate::wire::{Encoding, ObjectMeta};
 const KEY: &[u8] = b"node-lease";
 
 /// The node's Lease.
-pub struct NodeLease {
+pub(crate) struct NodeLease {
     store: Store,
     node_name: String,
     last: Mutex<Option<(ObjectMeta, Answer)>>,
@@ -27,7 +27,7 @@ pub struct NodeLease {
 
 impl NodeLease {
     /// Reads the Lease as it was seen last by another process.
-    pub fn open(store: Store, node_name: &str) -> Self {
+    pub(crate) fn open(store: Store, node_name: &str) -> Self {
         let stored = store.get(Bucket::Misc, KEY).unwrap_or_else(|error| {
             tracing::error!(%error, "the node's Lease cannot be read");
             None
@@ -43,7 +43,7 @@ impl NodeLease {
     /// # Errors
     ///
     /// When it cannot be stored.
-    pub async fn seen(&self, answer: Answer) -> Result<(), StoreError> {
+    pub(crate) async fn seen(&self, answer: Answer) -> Result<(), StoreError> {
         let Some(found) = self.own(&answer) else { return Ok(()) };
         let new = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,12 +54,12 @@ impl NodeLease {
     }
 
     /// The Lease, for a GET.
-    pub fn get(&self) -> Option<Answer> {
+    pub(crate) fn get(&self) -> Option<Answer> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, answer)| answer.clone())
     }
 
     /// A renewal; `None` when it is not of the Lease that is known.
-    pub fn renew(&self, content_type: &str, body: &Bytes) -> Option<Answer> {
+    pub(crate) fn renew(&self, content_type: &str, body: &Bytes) -> Option<Answer> {
         let answer = Answer::new(StatusCode::OK, content_type, body.clone());
         let renewed = self.own(&answer)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -11,7 +11,7 @@ use super::remember::{Key, Owner};
 use super::row::Row;
 use super::{Answer, Offline, key, parse_token_request, prewarm, token_request};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
-use crate::request::Class;
+use crate::request::RequestInfo;
 use crate::request::classify::Target;
 use crate::request::tokens::Tokens;
 use crate::view::Lookup;
@@ -21,7 +21,7 @@ use yurt_node::token::BearerToken;
 const MAX_SMALL: usize = 64 << 10;
 
 /// Takes one answer of the API server, whole, after the client has it.
-pub struct Observer {
+pub(crate) struct Observer {
     offline: Arc<Offline>,
     tokens: Tokens,
     what: What,
@@ -36,16 +36,16 @@ enum What {
 
 impl Offline {
     /// What to keep of the answer to this request; `None` for nothing.
-    pub fn observer(
+    pub(crate) fn observer(
         self: &Arc<Self>,
         tokens: &Tokens,
         permit: &Permit,
-        class: &Class,
+        info: &RequestInfo,
         row: Row,
         parts: &Parts,
         body: Option<&Bytes>,
     ) -> Option<Observer> {
-        let what = match (&class.target, row) {
+        let what = match (&info.target, row) {
             (Target::Resource(_), Row::Lease) => What::Lease,
             (Target::Resource(target), Row::Token) => {
                 // A request that cannot be read is the API server's to refuse.
@@ -53,16 +53,16 @@ impl Offline {
             }
             (Target::Resource(target), Row::Object) => {
                 let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
-                let accept = class.accept.view_encodings();
+                let accept = info.accept.view_encodings();
                 match self.views.lookup(permit, &target.resource, namespace, name, &accept) {
                     // A view knows it, and will know it better.
                     Lookup::Found { .. } => return None,
-                    _ => What::Answer(key(Owner::of(permit), class, parts)),
+                    _ => What::Answer(key(Owner::of(permit), info, parts)),
                 }
             }
-            (Target::Resource(_), Row::List) => What::Answer(key(Owner::of(permit), class, parts)),
+            (Target::Resource(_), Row::List) => What::Answer(key(Owner::of(permit), info, parts)),
             (Target::NonResource { .. }, Row::Discovery) => {
-                What::Discovery(key(Owner::Everybody, class, parts))
+                What::Discovery(key(Owner::Everybody, info, parts))
             }
             _ => return None,
         };
@@ -70,7 +70,7 @@ impl Offline {
     }
 
     /// Opens the views of the components whose tokens are known, after a restart of the hub.
-    pub fn prewarm(&self) {
+    pub(crate) fn prewarm(&self) {
         match self.replies.tokens() {
             Ok(tokens) => {
                 for (request, token) in tokens {
@@ -104,7 +104,7 @@ impl Offline {
 
 impl Observer {
     /// How much of an answer is taken; longer ones are not kept.
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         match &self.what {
             What::Lease | What::Token(_) => MAX_SMALL,
             What::Answer(_) => self.offline.answers.limit(),
@@ -113,7 +113,7 @@ impl Observer {
     }
 
     /// Whether an answer with this status is worth keeping.
-    pub fn wants(&self, code: StatusCode) -> bool {
+    pub(crate) fn wants(&self, code: StatusCode) -> bool {
         match &self.what {
             What::Lease | What::Token(_) => code.is_success(),
             What::Answer(_) | What::Discovery(_) => code == StatusCode::OK,
@@ -121,12 +121,12 @@ impl Observer {
     }
 
     /// Whether an answer with this status says that an earlier one no longer holds.
-    pub fn refutes(&self, code: StatusCode) -> bool {
+    pub(crate) fn refutes(&self, code: StatusCode) -> bool {
         matches!(&self.what, What::Answer(_)) && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
     }
 
     /// Forgets the earlier answer.
-    pub async fn forget(self) {
+    pub(crate) async fn forget(self) {
         if let What::Answer(key) = &self.what
             && let Err(error) = self.offline.answers.forget(key).await
         {
@@ -135,14 +135,14 @@ impl Observer {
     }
 
     /// Keeps the answer. Failures are logged: the client has its answer already.
-    pub async fn seen(self, headers: HeaderMap, body: Bytes) {
+    pub(crate) async fn seen(self, headers: HeaderMap, body: Bytes) {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
             What::Answer(key) => {
-                self.offline.answers.keep(&key, &answer).await.map_err(|error| error.to_string())
+                self.offline.answers.remember(&key, &answer).await.map_err(|error| error.to_string())
             }
             What::Discovery(key) => {
-                self.offline.discovery.keep(&key, &answer).await.map_err(|error| error.to_string())
+                self.offline.discovery.remember(&key, &answer).await.map_err(|error| error.to_string())
             }
             What::Lease => match answer.decompressed("", MAX_SMALL) {
                 Some(answer) => self.offline.lease.seen(answer).await.map_err(|error| error.to_string()),
@@ -150,7 +150,7 @@ impl Observer {
             },
             What::Token(request) => {
                 let Some(answer) = answer.decompressed("", MAX_SMALL) else { return };
-                let kept = self.offline.replies.keep(&request, &answer).await;
+                let kept = self.offline.replies.store_reply(&request, &answer).await;
                 self.offline.purge_tokens().await;
                 match kept {
                     Ok(token) if request.is_for_api_server() => {

@@ -22,7 +22,7 @@ const HEADLESS: &str = "!service.kubernetes.io/headless";
 const SEPARATE_SELECTORS: u32 = 36;
 
 /// What the component behind this TokenRequest will list and watch; nothing for all others.
-pub fn specs(request: &Request, node_name: &str, kubelet_version: &str) -> Vec<ViewSpec> {
+pub(crate) fn specs(request: &Request, node_name: &str, kubelet_version: &str) -> Vec<ViewSpec> {
     if request.namespace != "kube-system" || !request.is_for_api_server() {
         return Vec::new();
     }

@@ -62,7 +62,7 @@ fn after_failure(before: Option<Trouble>, now: Instant) -> Next {
 }
 
 /// Replays the journal whenever the link is up and there is something in it. Ends with `stop`.
-pub async fn run(
+pub(crate) async fn run(
     offline: Arc<Offline>,
     client: NodeClient,
     link: Link,
@@ -186,7 +186,7 @@ impl Offline {
     }
 
     /// A newer patch of a claimed object has succeeded upstream: the older ones are no longer wanted.
-    pub async fn superseded(&self, node: &Permit, object: &ObjectKey) {
+    pub(crate) async fn superseded(&self, node: &Permit, object: &ObjectKey) {
         if let Err(error) = self.settle(node, object).await {
             tracing::warn!(%error, path = object.status_path(), "older status patches could not be dropped");
         }
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use crate::offline::Row;
     use crate::replica::Views;
-    use crate::request::Class;
+    use crate::request::RequestInfo;
     use crate::store::Store;
     use crate::upstream::{Upstream, UpstreamConfig};
     use crate::view::ViewSpec;
@@ -260,8 +260,8 @@ mod tests {
                     .body(());
                 let parts = request.unwrap().into_parts().0;
                 let body = Bytes::from_static(b"{\"status\":{\"phase\":\"Running\"}}");
-                let class = Class::of(&parts);
-                offline.answer(&node, &class, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
+                let info = RequestInfo::of(&parts);
+                offline.answer(&node, &info, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
             }
         });
         tokio::time::sleep(Duration::from_millis(50)).await;

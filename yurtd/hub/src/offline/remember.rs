@@ -18,17 +18,17 @@ use crate::store::{Bucket, Store, StoreError};
 
 /// Bounds of one memory.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Bytes of one answer.
-    pub answer: usize,
+    pub(crate) answer: usize,
     /// Bytes of all of them.
-    pub total: usize,
+    pub(crate) total: usize,
     /// Number of answers.
-    pub count: usize,
+    pub(crate) count: usize,
 }
 
 /// Remembered answers in one bucket.
-pub struct Remembered {
+pub(crate) struct Remembered {
     store: Store,
     bucket: Bucket,
     bounds: Bounds,
@@ -50,7 +50,7 @@ struct Entry {
 
 /// Whose answer it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner<'i> {
+pub(crate) enum Owner<'i> {
     /// kubelet.
     Node(&'i str),
     /// Somebody else, by user name.
@@ -61,7 +61,7 @@ pub enum Owner<'i> {
 
 impl<'i> Owner<'i> {
     /// The caller.
-    pub fn of(permit: &'i Permit) -> Self {
+    pub(crate) fn of(permit: &'i Permit) -> Self {
         let identity = permit.identity().as_str();
         if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
     }
@@ -75,11 +75,11 @@ const OTHER: u8 = 1;
 
 /// Under which key an answer is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key(Vec<u8>);
+pub(crate) struct Key(Vec<u8>);
 
 impl Key {
     /// The answer's key.
-    pub fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
+    pub(crate) fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
         let (kind, identity) = match owner {
             Owner::Node(identity) => (0, identity),
             Owner::Other(identity) => (OTHER, identity),
@@ -96,7 +96,7 @@ impl Key {
 
 impl Remembered {
     /// Reads what is there.
-    pub fn open(store: Store, bucket: Bucket, bounds: Bounds) -> Self {
+    pub(crate) fn open(store: Store, bucket: Bucket, bounds: Bounds) -> Self {
         let mut index = Index::default();
         let mut after: Option<Vec<u8>> = None;
         loop {
@@ -116,7 +116,7 @@ impl Remembered {
     }
 
     /// Whether an answer of that size would be kept.
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.bounds.answer
     }
 
@@ -125,7 +125,7 @@ impl Remembered {
     /// # Errors
     ///
     /// When it cannot be stored; what was kept before under this key may still be there.
-    pub async fn keep(&self, key: &Key, answer: &Answer) -> Result<(), StoreError> {
+    pub(crate) async fn remember(&self, key: &Key, answer: &Answer) -> Result<(), StoreError> {
         if answer.body.len() > self.bounds.answer {
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl Remembered {
     /// # Errors
     ///
     /// When the store fails; the answer may then still be there.
-    pub async fn forget(&self, key: &Key) -> Result<(), StoreError> {
+    pub(crate) async fn forget(&self, key: &Key) -> Result<(), StoreError> {
         let known = {
             let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let known = index.entries.contains_key(&key.0);
@@ -168,7 +168,7 @@ impl Remembered {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn recall(&self, key: &Key) -> Result<Option<Answer>, StoreError> {
+    pub(crate) fn recall(&self, key: &Key) -> Result<Option<Answer>, StoreError> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).see(&key.0);
         Ok(self.store.get(self.bucket, &key.0)?.and_then(|value| Answer::from_bytes(&value)))
     }
@@ -329,16 +329,16 @@ mod tests {
             Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(text.as_bytes()))
         };
         let key = |path: &str| Key::new(Owner::Node("system:node:edge"), path, "", "");
-        memory.keep(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1")).await.unwrap();
         let commits = store.stats().commits;
-        memory.keep(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1")).await.unwrap();
         assert_eq!(store.stats().commits, commits, "unchanged");
         let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
         assert_eq!(memory.recall(&key("/a")).unwrap(), Some(answer("1")));
-        memory.keep(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1")).await.unwrap();
         assert_eq!(store.stats().commits, commits, "still unchanged");
         for path in ["/b", "/c"] {
-            memory.keep(&key(path), &answer("2")).await.unwrap();
+            memory.remember(&key(path), &answer("2")).await.unwrap();
         }
         assert_eq!(memory.recall(&key("/a")).unwrap(), None, "the oldest went");
         assert_eq!(memory.recall(&key("/c")).unwrap(), Some(answer("2")));

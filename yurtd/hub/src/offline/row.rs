@@ -4,12 +4,12 @@
 
 use http::Method;
 
-use crate::request::Class;
+use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target, Verb};
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Row {
+pub(crate) enum Row {
     /// POST of the node's own Node.
     RegisterNode,
     /// GET of one object.
@@ -31,11 +31,11 @@ pub enum Row {
 }
 
 /// Finds the row. `is_node` is whether kubelet asks: its rows are for nobody else.
-pub fn row(class: &Class, method: &Method, is_node: bool, node_name: &str) -> Row {
-    if class.upgrade || class.impersonates || class.is_dry_run() {
+pub(crate) fn row(info: &RequestInfo, method: &Method, is_node: bool, node_name: &str) -> Row {
+    if info.upgrade || info.impersonates || info.is_dry_run() {
         return Row::None;
     }
-    match &class.target {
+    match &info.target {
         Target::NonResource { path } if *method == Method::GET && is_discovery(path) => Row::Discovery,
         Target::NonResource { .. } => Row::None,
         Target::Resource(target) => match kubelet_row(target, node_name).filter(|_| is_node) {
@@ -46,7 +46,7 @@ pub fn row(class: &Class, method: &Method, is_node: bool, node_name: &str) -> Ro
                 (Verb::Get, None) => Row::Object,
                 (Verb::Get, Some(subresource)) if subresource == "status" => Row::Object,
                 // A page behind the first is worth nothing alone, and never asked for again.
-                (Verb::List, None) if class.query.get("continue").is_some_and(|token| !token.is_empty()) => {
+                (Verb::List, None) if info.query.get("continue").is_some_and(|token| !token.is_empty()) => {
                     Row::None
                 }
                 (Verb::List, None) if target.resource.plural != "events" => Row::List,
@@ -92,7 +92,7 @@ fn is_discovery(path: &str) -> bool {
 
 impl Row {
     /// Whether the hub must have the whole request to answer it without the API server.
-    pub fn needs_body(self) -> bool {
+    pub(crate) fn needs_body(self) -> bool {
         matches!(self, Self::PatchStatus | Self::Lease | Self::Token | Self::Unchanged)
     }
 }
@@ -104,7 +104,7 @@ mod tests {
     fn find(method: &str, uri: &str, is_node: bool) -> Row {
         let request = http::Request::builder().method(method).uri(uri).body(()).unwrap();
         let parts = request.into_parts().0;
-        row(&Class::of(&parts), &parts.method, is_node, "edge")
+        row(&RequestInfo::of(&parts), &parts.method, is_node, "edge")
     }
 
     #[test]

@@ -15,7 +15,7 @@ type Object = Map<String, Value>;
 
 /// Why a patch cannot be applied.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MergeError {
+pub(crate) enum MergeError {
     /// A directive that Kubernetes does not know, or in a place where it means nothing.
     #[error("directive {0} is not valid here")]
     Directive(String),
@@ -40,7 +40,7 @@ pub enum MergeError {
 
 /// How the fields of one kind of object are merged.
 #[derive(Debug)]
-pub struct Schema {
+pub(crate) struct Schema {
     fields: &'static [(&'static str, Rule)],
 }
 
@@ -72,11 +72,11 @@ static NODE_STATUS: Schema =
     Schema { fields: &[("conditions", Rule::Keyed("type")), ("addresses", Rule::Keyed("type"))] };
 
 /// Rules for `v1.Pod` as far as its status subresource goes.
-pub static POD: Schema =
+pub(crate) static POD: Schema =
     Schema { fields: &[("metadata", Rule::Map(&METADATA)), ("status", Rule::Map(&POD_STATUS))] };
 
 /// Rules for `v1.Node` as far as its status subresource goes.
-pub static NODE: Schema =
+pub(crate) static NODE: Schema =
     Schema { fields: &[("metadata", Rule::Map(&METADATA)), ("status", Rule::Map(&NODE_STATUS))] };
 
 impl Schema {
@@ -95,7 +95,7 @@ const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 /// # Errors
 ///
 /// [`MergeError`]; `original` may then have been changed in part and must be thrown away.
-pub fn apply(original: &mut Value, patch: Value, schema: &Schema) -> Result<(), MergeError> {
+pub(crate) fn apply(original: &mut Value, patch: Value, schema: &Schema) -> Result<(), MergeError> {
     match (original, patch) {
         (Value::Object(original), Value::Object(patch)) => merge_map(original, patch, schema),
         _ => Err(MergeError::Type("the patch".into())),

@@ -37,7 +37,7 @@ const MAX_REPLY: usize = 64 << 10;
 
 /// Why a TokenRequest or its reply cannot be understood.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     /// Broken protobuf.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -52,13 +52,13 @@ pub enum TokenError {
 /// The object a token is bound to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct BoundObject {
+pub(crate) struct BoundObject {
     /// `Pod`
-    pub kind: String,
+    pub(crate) kind: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its UID.
-    pub uid: String,
+    pub(crate) uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -85,11 +85,11 @@ struct Document {
 /// What is asked for: the key of the reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Request {
+pub(crate) struct Request {
     /// Namespace of the service account.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The service account.
-    pub service_account: String,
+    pub(crate) service_account: String,
     audiences: Vec<String>,
     expiration_seconds: Option<i64>,
     bound_object: Option<BoundObject>,
@@ -101,7 +101,7 @@ impl Request {
     /// # Errors
     ///
     /// [`TokenError`].
-    pub fn parse(
+    pub(crate) fn parse(
         namespace: &str,
         service_account: &str,
         protobuf: bool,
@@ -118,12 +118,12 @@ impl Request {
     }
 
     /// The user that a token for this request stands for.
-    pub fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
     }
 
     /// Whether the token is for the API server itself, so that the hub may be asked with it.
-    pub fn is_for_api_server(&self) -> bool {
+    pub(crate) fn is_for_api_server(&self) -> bool {
         self.audiences.iter().all(String::is_empty)
     }
 
@@ -138,7 +138,7 @@ impl Request {
 /// # Errors
 ///
 /// [`TokenError`].
-pub fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
+pub(crate) fn token_in(protobuf: bool, body: &Bytes) -> Result<BearerToken, TokenError> {
     Ok(BearerToken::new(&document(protobuf, body)?.status.token))
 }
 
@@ -204,7 +204,7 @@ struct Head {
 }
 
 /// The replies that are kept.
-pub struct Replies {
+pub(crate) struct Replies {
     store: Store,
     index: Mutex<HashMap<Vec<u8>, Kept>>,
 }
@@ -252,7 +252,7 @@ fn excess(
 
 impl Replies {
     /// Opens the replies and forgets those that have expired.
-    pub async fn open(store: Store) -> Self {
+    pub(crate) async fn open(store: Store) -> Self {
         let this = Self { store, index: Mutex::default() };
         if let Err(error) = this.tidy().await {
             tracing::error!(%error, "the stored replies to TokenRequests cannot be tidied up");
@@ -280,7 +280,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store fails; the replies are then forgotten at the next start.
-    pub async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
+    pub(crate) async fn purge(&self, pods: &HashSet<String>, now: Instant) -> Result<(), StoreError> {
         let gone: Vec<_> = {
             let mut index = self.index();
             let is_gone = |kept: &Kept| {
@@ -311,7 +311,11 @@ impl Replies {
     /// # Errors
     ///
     /// [`TokenError`]; the reply goes to kubelet all the same.
-    pub async fn keep(&self, request: &Request, answer: &Answer) -> Result<BearerToken, TokenError> {
+    pub(crate) async fn store_reply(
+        &self,
+        request: &Request,
+        answer: &Answer,
+    ) -> Result<BearerToken, TokenError> {
         let token = token_in(is_protobuf(&answer.content_type), &answer.body)?;
         if let Some(expires) = jwt::claims(token.expose()).and_then(|claims| claims.exp)
             && answer.body.len() <= MAX_REPLY
@@ -340,7 +344,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
+    pub(crate) fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
         let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else { return Ok(None) };
         let Some((head, answer)) = split(&value) else { return Ok(None) };
         let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
@@ -352,7 +356,7 @@ impl Replies {
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
+    pub(crate) fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
         let now = SystemTime::now();
         let mut best: HashMap<String, (i64, Request, Answer)> = HashMap::new();
         self.each(|_, reply| {
@@ -390,7 +394,7 @@ impl Replies {
 }
 
 /// Whether a body of this content type is protobuf.
-pub fn is_protobuf(content_type: &str) -> bool {
+pub(crate) fn is_protobuf(content_type: &str) -> bool {
     content_type.starts_with("application/vnd.kubernetes.protobuf")
 }
 
@@ -405,160 +409,4 @@ fn has_expired(expires: i64, now: SystemTime) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::wire::TypeMeta;
-    use crate::wire::proto::Writer;
-
-    fn protobuf_request(uid: &str) -> Bytes {
-        let mut bound = Writer::default();
-        for (field, text) in [(1, "Pod"), (2, "v1"), (3, "web-0"), (4, uid)] {
-            bound.bytes(field, text.as_bytes());
-        }
-        let mut spec = Writer::default();
-        spec.bytes(1, b"vault");
-        spec.bytes(3, &bound.finish());
-        spec.varint(4, 3607);
-        let mut request = Writer::default();
-        request.bytes(1, b"");
-        request.bytes(2, &spec.finish());
-        proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &request.finish())
-    }
-
-    fn json_request(uid: &str) -> Bytes {
-        let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {},
-            "spec": {"audiences": ["vault"], "expirationSeconds": 3607,
-                     "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web-0", "uid": uid}},
-            "status": {"token": "", "expirationTimestamp": null}});
-        Bytes::from(request.to_string())
-    }
-
-    #[test]
-    fn protobuf_and_json_ask_for_the_same() {
-        let protobuf = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
-        let json = Request::parse("shop", "web", false, &json_request("u-1")).unwrap();
-        assert_eq!(protobuf, json);
-        assert_eq!(protobuf.key(), json.key());
-        assert_eq!(protobuf.user(), "system:serviceaccount:shop:web");
-        assert!(!protobuf.is_for_api_server());
-    }
-
-    #[test]
-    fn another_pod_is_another_key() {
-        let one = Request::parse("shop", "web", true, &protobuf_request("u-1")).unwrap();
-        let two = Request::parse("shop", "web", true, &protobuf_request("u-2")).unwrap();
-        assert_ne!(one.key(), two.key());
-    }
-
-    #[test]
-    fn the_token_is_read_from_both_encodings() {
-        let reply = Bytes::from(json!({"status": {"token": "t-1"}}).to_string());
-        assert_eq!(token_in(false, &reply).unwrap().expose(), "t-1");
-        let mut status = Writer::default();
-        status.bytes(1, b"t-2");
-        let mut document = Writer::default();
-        document.bytes(3, &status.finish());
-        let reply =
-            proto::envelope(&TypeMeta::new("authentication.k8s.io/v1", "TokenRequest"), &document.finish());
-        assert_eq!(token_in(true, &reply).unwrap().expose(), "t-2");
-    }
-
-    fn reply(exp: i64) -> Answer {
-        let token = jwt::for_test(&json!({"exp": exp, "sub": "system:serviceaccount:shop:web"}));
-        let body = json!({"kind": "TokenRequest", "status": {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}});
-        Answer::new(http::StatusCode::OK, "application/json", Bytes::from(body.to_string()))
-    }
-
-    #[tokio::test]
-    async fn a_reply_is_replayed_for_the_same_pod_until_the_tokens_own_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
-        let replies = Replies::open(store.clone()).await;
-        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
-        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
-        replies.keep(&request("u-1"), &reply(now + 1000)).await.unwrap();
-        // One that expires while it lies there.
-        let (two, stale) = (request("u-2"), reply(now - 1));
-        let head = Head { request: two.clone(), expires: now - 1 };
-        let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), stale.to_bytes()].concat();
-        store.put(Bucket::Tokens, &two.key(), &value).await.unwrap();
-        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
-        assert_eq!(replies.recall(&request("u-2")).unwrap(), None, "expired");
-        assert_eq!(replies.recall(&request("u-3")).unwrap(), None, "another pod");
-        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 2);
-        let replies = Replies::open(store.clone()).await;
-        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10).unwrap().len(), 1);
-        assert_eq!(replies.recall(&request("u-1")).unwrap(), Some(reply(now + 1000)));
-        assert!(replies.tokens().unwrap().is_empty(), "its audience is not the API server");
-    }
-
-    #[tokio::test]
-    async fn replies_are_bounded_and_those_of_pods_that_are_gone_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
-        let replies = Replies::open(store.clone()).await;
-        let request = |uid: &str| Request::parse("shop", "web", true, &protobuf_request(uid)).unwrap();
-        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
-        for (uid, expires) in [("u-1", now + 1000), ("u-2", now + 2000), ("u-3", now - 1)] {
-            replies.keep(&request(uid), &reply(expires)).await.unwrap();
-        }
-        let stored = || store.scan(Bucket::Tokens, b"", None, 10).unwrap().len();
-        replies.keep(&request("u-2"), &reply(now + 2000)).await.unwrap();
-        assert_eq!(stored(), 2, "what has expired is gone with the next one that is kept");
-        let pods = HashSet::from(["u-2".to_owned()]);
-        replies.purge(&pods, Instant::now()).await.unwrap();
-        assert_eq!(stored(), 2, "kubelet may know the pod before we do");
-        replies.purge(&pods, Instant::now() + GRACE).await.unwrap();
-        assert_eq!(stored(), 1);
-        assert!(replies.recall(&request("u-1")).unwrap().is_none());
-        assert!(replies.recall(&request("u-2")).unwrap().is_some());
-    }
-
-    #[tokio::test]
-    async fn a_store_full_of_old_replies_is_tidied_page_by_page() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
-        let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
-        let request = Request::parse("shop", "web", true, &protobuf_request("u")).unwrap();
-        let values: Vec<_> = (0..MAX_REPLIES as i64 * 2 + 100)
-            .map(|number| {
-                // The good ones come last.
-                let expires = if number < MAX_REPLIES as i64 * 2 { now - 1 } else { now + number };
-                let head = Head { request: request.clone(), expires };
-                let value = [serde_json::to_vec(&head).unwrap(), b"\n".to_vec(), reply(expires).to_bytes()];
-                let key = [&[Bucket::Tokens as u8][..], &number.to_be_bytes()].concat();
-                let value = store.sealer().seal(&key, &value.concat()).unwrap();
-                (key, value)
-            })
-            .collect();
-        store
-            .write(crate::store::Durability::Soon, move |tx| {
-                values.iter().try_for_each(|(key, value)| tx.put(crate::store::Table::Buckets, key, value))
-            })
-            .await
-            .unwrap();
-        Replies::open(store.clone()).await;
-        assert_eq!(store.scan(Bucket::Tokens, b"", None, 10_000).unwrap().len(), 100);
-    }
-
-    #[test]
-    fn what_expires_first_goes_first_and_the_newest_stays() {
-        let now = SystemTime::now();
-        let at = |seconds: i64| i64::try_from(unix_seconds(now)).unwrap() + seconds;
-        let kept = |expires| Kept { expires, pod: None, since: Instant::now() };
-        let mut index: HashMap<_, _> =
-            (1..=5).map(|number| (vec![number], kept(at(i64::from(number) * 100)))).collect();
-        let mut gone = excess(&mut index, Some(&[1]), 3, now);
-        gone.sort();
-        assert_eq!(gone, [vec![2], vec![3]]);
-        assert_eq!(index.len(), 3);
-    }
-
-    #[test]
-    fn rubbish_is_an_error() {
-        assert!(Request::parse("a", "b", true, &Bytes::from_static(b"{}")).is_err());
-        assert!(Request::parse("a", "b", false, &Bytes::from_static(b"k8s\0")).is_err());
-    }
-}
+mod tests;

@@ -50,7 +50,7 @@ impl Views {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn save(&self) -> Result<(), StoreError> {
+    pub(crate) async fn save(&self) -> Result<(), StoreError> {
         let mut views = self.inner.catalogue.all();
         views.retain(|view| view.is_complete());
         let changes: Vec<_> =

@@ -16,7 +16,7 @@ impl Views {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn apply_local(
+    pub(crate) async fn apply_local(
         &self,
         permit: &Permit,
         resource: &Resource,
@@ -40,7 +40,7 @@ impl Views {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
-    pub async fn drop_local(
+    pub(crate) async fn drop_local(
         &self,
         permit: &Permit,
         resource: &Resource,

@@ -26,7 +26,7 @@ use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, UpstreamConfig};
 use crate::view::{Lookup, Since, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream};
 use crate::wire::frame::decode_event;
-use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource};
+use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource, split_list};
 use yurt_fakes::api_server::{self, FakeApi, Kind};
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
@@ -145,6 +145,11 @@ impl Watch {
         let next = tokio::time::timeout(Duration::from_millis(100), self.stream.next()).await;
         assert!(next.is_err(), "{next:?}");
     }
+}
+
+/// resourceVersion of the list that a client is sent.
+fn listed_version(view: &View) -> u64 {
+    split_list(view.spec().encoding(), &view.list().unwrap().body).unwrap().resource_version
 }
 
 async fn caught_up(view: &View, version: u64) {

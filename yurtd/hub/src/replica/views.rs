@@ -20,7 +20,7 @@ const WARM_SECONDS: u64 = 7200;
 
 /// All views of the node. Cheap to clone.
 #[derive(Clone)]
-pub struct Views {
+pub(crate) struct Views {
     pub(super) inner: Arc<Inner>,
 }
 
@@ -48,7 +48,7 @@ impl Views {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn load(
+    pub(crate) fn load(
         store: &Store,
         upstream: &Upstream,
         link: &Link,
@@ -87,7 +87,7 @@ impl Views {
     /// # Errors
     ///
     /// [`ViewError`].
-    pub async fn open(&self, permit: &Permit, spec: &ViewSpec) -> Result<Arc<View>, ViewError> {
+    pub(crate) async fn open(&self, permit: &Permit, spec: &ViewSpec) -> Result<Arc<View>, ViewError> {
         self.open_with(permit, spec, Start::Fresh).await
     }
 
@@ -97,7 +97,7 @@ impl Views {
     /// # Errors
     ///
     /// [`ViewError`].
-    pub async fn open_at(
+    pub(crate) async fn open_at(
         &self,
         permit: &Permit,
         spec: &ViewSpec,
@@ -107,23 +107,23 @@ impl Views {
     }
 
     /// A complete view. Starts nothing, never waits.
-    pub fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
         self.inner.catalogue.find(permit, spec)
     }
 
     /// Whether the API server's last word on this view was a 403.
-    pub fn is_refused(&self, permit: &Permit, spec: &ViewSpec) -> bool {
+    pub(crate) fn is_refused(&self, permit: &Permit, spec: &ViewSpec) -> bool {
         self.inner.catalogue.is_refused(permit, spec)
     }
 
     /// How many views there are, and how many of them are complete.
-    pub fn count(&self) -> (usize, usize) {
+    pub(crate) fn count(&self) -> (usize, usize) {
         self.inner.catalogue.count()
     }
 
     /// A single object out of any complete view of the identity in one of the `accept`ed encodings, those that follow
     /// upstream first.
-    pub fn lookup(
+    pub(crate) fn lookup(
         &self,
         permit: &Permit,
         resource: &Resource,
@@ -135,7 +135,7 @@ impl Views {
     }
 
     /// Starts a view ahead of need, and keeps it up to date for two hours although nobody uses it.
-    pub fn warm(&self, permit: &Permit, spec: &ViewSpec) {
+    pub(crate) fn warm(&self, permit: &Permit, spec: &ViewSpec) {
         if let Some(view) = self.enter(permit, spec) {
             view.keep_warm(WARM_SECONDS);
             self.inner.followers.start(permit, &view, Start::Resume);

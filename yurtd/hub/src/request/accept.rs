@@ -19,13 +19,13 @@ enum Clause {
 
 /// A parsed `Accept` header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accept {
+pub(crate) struct Accept {
     clauses: Vec<Clause>,
 }
 
 impl Accept {
     /// Reads the header; without one, everything is accepted.
-    pub fn from_headers(headers: &HeaderMap) -> Self {
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
         let text: Vec<_> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
         Self::parse(&text.join(","))
     }
@@ -42,7 +42,7 @@ impl Accept {
 
     /// The encodings a view may answer in, best first. Empty when the caller would rather have something that only
     /// the API server can make, even if it would make do with less.
-    pub fn view_encodings(&self) -> Vec<Encoding> {
+    pub(crate) fn view_encodings(&self) -> Vec<Encoding> {
         let mut encodings = Vec::new();
         for clause in &self.clauses {
             match clause {
@@ -55,7 +55,7 @@ impl Accept {
     }
 
     /// Whether an answer with this content type would be accepted.
-    pub fn accepts(&self, content_type: &str) -> bool {
+    pub(crate) fn accepts(&self, content_type: &str) -> bool {
         match parse_clause(content_type) {
             Some((_, clause @ Clause::View(_))) => self.clauses.contains(&clause),
             _ => false,
@@ -63,7 +63,7 @@ impl Accept {
     }
 
     /// The encoding for errors: protobuf for those who ask for it first, JSON for everybody else.
-    pub fn status_encoding(&self) -> Encoding {
+    pub(crate) fn status_encoding(&self) -> Encoding {
         match self.clauses.iter().find(|clause| !matches!(clause, Clause::Declined)) {
             Some(Clause::View(Encoding::Protobuf | Encoding::PartialProtobuf)) => Encoding::Protobuf,
             _ => Encoding::Json,

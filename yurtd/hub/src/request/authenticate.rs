@@ -18,6 +18,7 @@ use super::tokens::Tokens;
 use crate::caller::{Caller, Credential, Identity};
 use crate::clock::unix_seconds;
 use crate::link::Link;
+use yurt_node::certificate::node_of;
 use yurt_node::token::BearerToken;
 
 /// Longest bearer token.
@@ -25,7 +26,7 @@ const MAX_TOKEN: usize = 16 << 10;
 
 /// What a connection's client certificate says, decided once a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// No certificate.
     Anonymous,
     /// This node, from and until (seconds since 1970).
@@ -39,9 +40,11 @@ pub enum Peer {
     Stranger(String),
 }
 
-/// Tells the node's certificate from all others.
-pub struct NodeVerifier {
+/// Tells the node's certificate from all others. Whose it is is read by [`node_of`]; that its time is no reason to turn
+/// it away before it is known whether the link is up is the hub's own rule.
+pub(crate) struct NodeVerifier {
     anchors: Vec<TrustAnchor<'static>>,
+    node: String,
     user: String,
 }
 
@@ -51,21 +54,21 @@ impl NodeVerifier {
     /// # Errors
     ///
     /// When one of them is no CA certificate.
-    pub fn new(ca: &[CertificateDer<'static>], node_name: &str) -> Result<Self, webpki::Error> {
+    pub(crate) fn new(ca: &[CertificateDer<'static>], node_name: &str) -> Result<Self, webpki::Error> {
         let anchors = ca
             .iter()
             .map(|certificate| webpki::anchor_from_trusted_cert(certificate).map(|anchor| anchor.to_owned()))
             .collect::<Result<_, _>>()?;
-        Ok(Self { anchors, user: format!("system:node:{node_name}") })
+        Ok(Self { anchors, node: node_name.to_owned(), user: format!("system:node:{node_name}") })
     }
 
     /// The node's user name.
-    pub fn user(&self) -> &str {
+    pub(crate) fn user(&self) -> &str {
         &self.user
     }
 
     /// Decides what a certificate chain, the peer's own first, is worth.
-    pub fn identify(&self, chain: Option<&[CertificateDer<'_>]>, now: SystemTime) -> Peer {
+    pub(crate) fn identify(&self, chain: Option<&[CertificateDer<'_>]>, now: SystemTime) -> Peer {
         let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return Peer::Anonymous };
         match self.check(leaf, intermediates, now) {
             Ok(peer) => peer,
@@ -79,10 +82,8 @@ impl NodeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: SystemTime,
     ) -> Result<Peer, String> {
-        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
-        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
-        let not_before = seconds(parsed.validity().not_before.timestamp());
-        let not_after = seconds(parsed.validity().not_after.timestamp());
+        let claimed = node_of(leaf).map_err(|error| error.to_string())?;
+        let (not_before, not_after) = (unix_seconds(claimed.not_before), unix_seconds(claimed.not_after));
         // The chain is checked at a moment at which the certificate was valid: whether it is now is decided by
         // every request.
         let moment = unix_seconds(now).clamp(not_before, not_after.max(not_before));
@@ -98,19 +99,15 @@ impl NodeVerifier {
                 None,
             )
             .map_err(|error| format!("the cluster's client CA did not sign it ({error})"))?;
-        let names: Vec<_> = parsed.subject().iter_common_name().map(|name| name.as_str().ok()).collect();
-        if names != [Some(self.user.as_str())] {
-            return Err(format!("its subject is {}, this node is {}", parsed.subject(), self.user));
-        }
-        if !parsed.subject().iter_organization().any(|name| name.as_str() == Ok("system:nodes")) {
-            return Err("it is not in the organization system:nodes".into());
+        if claimed.node != self.node {
+            return Err(format!("it is for the node {}, this node is {}", claimed.node, self.node));
         }
         Ok(Peer::Node { not_before, not_after })
     }
 }
 
 /// Decides who sent a request.
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     node: NodeVerifier,
     tokens: Tokens,
     link: Link,
@@ -118,22 +115,17 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// Puts the two ways together.
-    pub fn new(node: NodeVerifier, tokens: Tokens, link: Link) -> Self {
+    pub(crate) fn new(node: NodeVerifier, tokens: Tokens, link: Link) -> Self {
         Self { node, tokens, link }
     }
 
     /// What a connection's certificate is worth.
-    pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Peer {
+    pub(crate) fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Peer {
         self.node.identify(chain, SystemTime::now())
     }
 
-    /// The node's user name.
-    pub fn node_user(&self) -> &str {
-        self.node.user()
-    }
-
     /// The tokens that are known.
-    pub fn tokens(&self) -> &Tokens {
+    pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
@@ -142,7 +134,7 @@ impl Authenticator {
     /// # Errors
     ///
     /// [`AuthError`], always a 401.
-    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    pub(crate) async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
         if let Peer::Node { not_before, not_after } = peer {
             let valid = (*not_before..=*not_after).contains(&unix_seconds(SystemTime::now()));
             if !valid && self.link.is_online() {

@@ -14,24 +14,24 @@ use crate::wire::{Encoding, Resource};
 
 /// A request, understood.
 #[derive(Debug, Clone)]
-pub struct Class {
+pub(crate) struct RequestInfo {
     /// What it is about.
-    pub target: Target,
+    pub(crate) target: Target,
     /// Its decoded query.
-    pub query: Query,
+    pub(crate) query: Query,
     /// What it accepts.
-    pub accept: Accept,
+    pub(crate) accept: Accept,
     /// SPDY or WebSocket: a connection of its own.
-    pub upgrade: bool,
+    pub(crate) upgrade: bool,
     /// Asks in somebody else's name: only the API server can say whether it may, and as whom.
-    pub impersonates: bool,
+    pub(crate) impersonates: bool,
     /// A list or watch that a view could answer.
-    pub collection: Option<Collection>,
+    pub(crate) collection: Option<Collection>,
 }
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// A resource of the API.
     Resource(ResourceTarget),
     /// Discovery, health, OpenAPI and so on.
@@ -43,7 +43,7 @@ pub enum Target {
 
 /// The Kubernetes verbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// GET of one object.
     Get,
     /// GET of a collection.
@@ -66,39 +66,39 @@ pub enum Verb {
 
 /// A resource request's parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResourceTarget {
+pub(crate) struct ResourceTarget {
     /// The verb.
-    pub verb: Verb,
+    pub(crate) verb: Verb,
     /// Group, version and plural.
-    pub resource: Resource,
+    pub(crate) resource: Resource,
     /// Namespace, if there is one in the path.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Name, if there is one in the path.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Subresource (`status`, `log`, `token`), if there is one.
-    pub subresource: Option<String>,
+    pub(crate) subresource: Option<String>,
 }
 
 /// A list or watch of a whole collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Collection {
+pub(crate) struct Collection {
     /// Group, version and plural.
-    pub resource: Resource,
+    pub(crate) resource: Resource,
     /// The namespace; `None` for all of them and for cluster-scoped resources.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// As the client wrote it.
-    pub label_selector: String,
+    pub(crate) label_selector: String,
     /// As the client wrote it.
-    pub field_selector: String,
+    pub(crate) field_selector: String,
     /// Acceptable encodings, best first; never empty.
-    pub encodings: Vec<Encoding>,
+    pub(crate) encodings: Vec<Encoding>,
     /// List or watch.
-    pub read: Read,
+    pub(crate) read: Read,
 }
 
 /// What is read of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
+pub(crate) enum Read {
     /// A list.
     List(Freshness),
     /// A watch.
@@ -107,7 +107,7 @@ pub enum Read {
 
 /// How fresh a list must be (`resourceVersion` and `resourceVersionMatch`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// No resourceVersion: the most recent.
     Consistent,
     /// `0`: any.
@@ -118,20 +118,20 @@ pub enum Freshness {
 
 /// A watch's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watch {
+pub(crate) struct Watch {
     /// `None` for no resourceVersion or `0`: the current state first.
-    pub since: Option<u64>,
+    pub(crate) since: Option<u64>,
     /// `sendInitialEvents`.
-    pub send_initial_events: bool,
+    pub(crate) send_initial_events: bool,
     /// `allowWatchBookmarks`.
-    pub bookmarks: bool,
+    pub(crate) bookmarks: bool,
     /// `timeoutSeconds`.
-    pub timeout_seconds: Option<u64>,
+    pub(crate) timeout_seconds: Option<u64>,
 }
 
-impl Class {
+impl RequestInfo {
     /// Classifies a request's head.
-    pub fn of(parts: &Parts) -> Self {
+    pub(crate) fn of(parts: &Parts) -> Self {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let accept = Accept::from_headers(&parts.headers);
         let target = target(&parts.method, parts.uri.path(), &query);
@@ -147,7 +147,7 @@ impl Class {
     }
 
     /// The resource that the request is about, if it is about one.
-    pub fn resource(&self) -> Option<&ResourceTarget> {
+    pub(crate) fn resource(&self) -> Option<&ResourceTarget> {
         match &self.target {
             Target::Resource(resource) => Some(resource),
             Target::NonResource { .. } => None,
@@ -155,12 +155,12 @@ impl Class {
     }
 
     /// Whether the request only pretends to write (`dryRun`).
-    pub fn is_dry_run(&self) -> bool {
+    pub(crate) fn is_dry_run(&self) -> bool {
         self.query.get("dryRun").is_some_and(|value| !value.is_empty())
     }
 
     /// Whether the answer may take for ever: watches, logs, exec, attach, port-forward, proxy.
-    pub fn is_long_running(&self) -> bool {
+    pub(crate) fn is_long_running(&self) -> bool {
         let Some(target) = self.resource() else { return false };
         self.upgrade
             || matches!(target.verb, Verb::Watch | Verb::Other)
@@ -173,7 +173,7 @@ impl Class {
 
 impl ResourceTarget {
     /// Whether this is `group/plural[/subresource]`, whatever the version.
-    pub fn is(&self, group: &str, plural: &str, subresource: Option<&str>) -> bool {
+    pub(crate) fn is(&self, group: &str, plural: &str, subresource: Option<&str>) -> bool {
         self.resource.group == group
             && self.resource.plural == plural
             && self.subresource.as_deref() == subresource
@@ -361,217 +361,4 @@ fn is_builtin(group: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn class(method: &str, uri: &str) -> Class {
-        class_accepting(method, uri, "application/vnd.kubernetes.protobuf,application/json")
-    }
-
-    fn class_accepting(method: &str, uri: &str, accept: &str) -> Class {
-        let request =
-            http::Request::builder().method(method).uri(uri).header("accept", accept).body(()).unwrap();
-        Class::of(&request.into_parts().0)
-    }
-
-    fn resource(method: &str, uri: &str) -> ResourceTarget {
-        class(method, uri).resource().unwrap().clone()
-    }
-
-    /// (method, path) → verb, group, plural, namespace, name, subresource
-    #[test]
-    fn paths_are_understood_as_the_api_server_understands_them() {
-        type Row = (
-            &'static str,
-            &'static str,
-            (
-                Verb,
-                &'static str,
-                &'static str,
-                Option<&'static str>,
-                Option<&'static str>,
-                Option<&'static str>,
-            ),
-        );
-        let table: &[Row] = &[
-            ("GET", "/api/v1/nodes", (Verb::List, "", "nodes", None, None, None)),
-            ("GET", "/api/v1/nodes?watch=true", (Verb::Watch, "", "nodes", None, None, None)),
-            ("GET", "/api/v1/nodes?watch=0", (Verb::List, "", "nodes", None, None, None)),
-            ("HEAD", "/api/v1/nodes/a", (Verb::Get, "", "nodes", None, Some("a"), None)),
-            ("PATCH", "/api/v1/nodes/a/status", (Verb::Patch, "", "nodes", None, Some("a"), Some("status"))),
-            ("GET", "/api/v1/namespaces", (Verb::List, "", "namespaces", None, None, None)),
-            ("GET", "/api/v1/namespaces/d", (Verb::Get, "", "namespaces", None, Some("d"), None)),
-            (
-                "PUT",
-                "/api/v1/namespaces/d/finalize",
-                (Verb::Update, "", "namespaces", None, Some("d"), Some("finalize")),
-            ),
-            ("GET", "/api/v1/namespaces/d/pods", (Verb::List, "", "pods", Some("d"), None, None)),
-            (
-                "GET",
-                "/api/v1/namespaces/d/pods/p/log",
-                (Verb::Get, "", "pods", Some("d"), Some("p"), Some("log")),
-            ),
-            (
-                "POST",
-                "/api/v1/namespaces/d/serviceaccounts/s/token",
-                (Verb::Create, "", "serviceaccounts", Some("d"), Some("s"), Some("token")),
-            ),
-            (
-                "DELETE",
-                "/api/v1/namespaces/d/pods",
-                (Verb::DeleteCollection, "", "pods", Some("d"), None, None),
-            ),
-            ("DELETE", "/api/v1/namespaces/d/pods/p", (Verb::Delete, "", "pods", Some("d"), Some("p"), None)),
-            (
-                "GET",
-                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge",
-                (Verb::Get, "coordination.k8s.io", "leases", Some("kube-node-lease"), Some("edge"), None),
-            ),
-            (
-                "GET",
-                "/apis/storage.k8s.io/v1/csinodes/a",
-                (Verb::Get, "storage.k8s.io", "csinodes", None, Some("a"), None),
-            ),
-            ("GET", "/api/v1/watch/nodes", (Verb::Other, "", "nodes", None, None, None)),
-            ("GET", "/api/v1/proxy/nodes/a/x", (Verb::Other, "", "nodes", None, Some("a"), None)),
-            ("GET", "/api/v1/nodes/", (Verb::List, "", "nodes", None, None, None)),
-            ("GET", "/api/v1/no%64es", (Verb::List, "", "nodes", None, None, None)),
-        ];
-        for (method, uri, (verb, group, plural, namespace, name, subresource)) in table {
-            let found = resource(method, uri);
-            assert_eq!(found.verb, *verb, "{method} {uri}");
-            assert_eq!(found.resource.group, *group, "{method} {uri}");
-            assert_eq!(found.resource.plural, *plural, "{method} {uri}");
-            assert_eq!(found.namespace.as_deref(), *namespace, "{method} {uri}");
-            assert_eq!(found.name.as_deref(), *name, "{method} {uri}");
-            assert_eq!(found.subresource.as_deref(), *subresource, "{method} {uri}");
-        }
-    }
-
-    #[test]
-    fn discovery_is_no_resource() {
-        for path in [
-            "/",
-            "/api",
-            "/api/v1",
-            "/apis",
-            "/apis/apps",
-            "/apis/apps/v1",
-            "/version",
-            "/openapi/v3/api/v1/x",
-            "/healthz/etcd/x",
-        ] {
-            assert_eq!(class("GET", path).target, Target::NonResource { path: path.into() });
-        }
-    }
-
-    #[test]
-    fn kubelets_pod_watch_is_a_collection() {
-        let uri = "/api/v1/pods?allowWatchBookmarks=true&fieldSelector=spec.nodeName%3Dedge&resourceVersionMatch=NotOlderThan&sendInitialEvents=true&timeout=7m1s&timeoutSeconds=421&watch=true";
-        let collection = class("GET", uri).collection.unwrap();
-        assert_eq!(collection.field_selector, "spec.nodeName=edge");
-        assert_eq!(
-            collection.read,
-            Read::Watch(Watch {
-                since: None,
-                send_initial_events: true,
-                bookmarks: true,
-                timeout_seconds: Some(421)
-            })
-        );
-    }
-
-    fn read(uri: &str) -> Option<Read> {
-        class("GET", uri).collection.map(|collection| collection.read)
-    }
-
-    #[test]
-    fn the_resource_version_says_how_fresh_a_list_must_be() {
-        assert_eq!(read("/api/v1/services"), Some(Read::List(Freshness::Consistent)));
-        assert_eq!(read("/api/v1/services?limit=500&resourceVersion=0"), Some(Read::List(Freshness::Any)));
-        assert_eq!(
-            read("/api/v1/services?resourceVersion=17"),
-            Some(Read::List(Freshness::NotOlderThan(17)))
-        );
-        assert_eq!(
-            read("/api/v1/services?limit=5&resourceVersion=17&resourceVersionMatch=NotOlderThan"),
-            Some(Read::List(Freshness::NotOlderThan(17)))
-        );
-        // Exact, and pages of an exact list, are the API server's.
-        assert_eq!(read("/api/v1/services?limit=5&resourceVersion=17"), None);
-        assert_eq!(read("/api/v1/services?resourceVersion=17&resourceVersionMatch=Exact"), None);
-        assert_eq!(read("/api/v1/services?limit=5&continue=abc"), None);
-        assert_eq!(read("/api/v1/services?resourceVersion=abc"), None);
-    }
-
-    #[test]
-    fn what_a_view_cannot_answer_is_left_to_the_api_server() {
-        assert_eq!(read("/api/v1/events"), None);
-        assert_eq!(read("/apis/events.k8s.io/v1/events?watch=1"), None);
-        assert_eq!(read("/apis/certificates.k8s.io/v1/certificatesigningrequests?watch=1"), None);
-        assert_eq!(read("/api/v1/pods?pretty=true"), None);
-        assert_eq!(read("/api/v1/pods?shardSelector=x"), None);
-        assert_eq!(read("/api/v1/pods?watch=1&sendInitialEvents=true"), None);
-        assert_eq!(read("/api/v1/namespaces/d/pods/p"), None);
-        let table = class_accepting(
-            "GET",
-            "/api/v1/pods?resourceVersion=0",
-            "application/json;as=Table;v=v1;g=meta.k8s.io",
-        );
-        assert_eq!(table.collection, None);
-    }
-
-    #[test]
-    fn custom_resources_are_read_as_json() {
-        let custom = class("GET", "/apis/example.com/v1/widgets?resourceVersion=0").collection.unwrap();
-        assert_eq!(custom.encodings, [Encoding::Json]);
-        let builtin =
-            class("GET", "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0").collection.unwrap();
-        assert_eq!(builtin.encodings, [Encoding::Protobuf, Encoding::Json]);
-    }
-
-    #[test]
-    fn an_escaped_name_that_would_be_another_path_is_for_the_api_server() {
-        for path in
-            ["/api/v1/namespaces/a%3Fwatch=1/pods", "/api/v1/namespaces/../pods", "/apis/a%23b/v1/pods"]
-        {
-            assert_eq!(class("GET", &format!("{path}?resourceVersion=0")).collection, None, "{path}");
-        }
-    }
-
-    #[test]
-    fn impersonation_never_reads_a_view() {
-        let request = http::Request::builder()
-            .uri("/api/v1/secrets?resourceVersion=0")
-            .header("Impersonate-User", "admin")
-            .body(())
-            .unwrap();
-        let class = Class::of(&request.into_parts().0);
-        assert!(class.impersonates);
-        assert_eq!(class.collection, None);
-    }
-
-    #[test]
-    fn upgrades_need_both_headers() {
-        let class = |connection: &str| {
-            let request = http::Request::builder()
-                .method("POST")
-                .uri("/api/v1/namespaces/d/pods/p/exec?command=sh")
-                .header("Connection", connection)
-                .header("Upgrade", "SPDY/3.1")
-                .body(())
-                .unwrap();
-            Class::of(&request.into_parts().0)
-        };
-        assert!(class("keep-alive, Upgrade").upgrade);
-        assert!(!class("keep-alive").upgrade);
-        assert!(class("keep-alive").is_long_running());
-    }
-
-    #[test]
-    fn dry_run_is_seen() {
-        assert!(class("POST", "/api/v1/namespaces/d/pods?dryRun=All").is_dry_run());
-        assert!(!class("POST", "/api/v1/namespaces/d/pods").is_dry_run());
-    }
-}
+mod tests;

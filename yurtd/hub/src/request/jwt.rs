@@ -10,17 +10,17 @@ const MAX_TOKEN: usize = 16 << 10;
 
 /// The claims the hub looks at.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// Seconds since 1970 at which the token ends; legacy tokens have none.
     #[serde(default)]
-    pub exp: Option<i64>,
+    pub(crate) exp: Option<i64>,
     /// `system:serviceaccount:NAMESPACE:NAME`
     #[serde(default)]
-    pub sub: Option<String>,
+    pub(crate) sub: Option<String>,
 }
 
 /// Reads the claims; `None` for what is no JWT.
-pub fn claims(token: &str) -> Option<Claims> {
+pub(crate) fn claims(token: &str) -> Option<Claims> {
     if token.len() > MAX_TOKEN {
         return None;
     }

@@ -43,28 +43,28 @@ type Hash = [u8; 32];
 /// What is on the disk about a token, under its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Record {
+struct TokenRecord {
     user: String,
     /// The token's `exp`; legacy tokens have none.
     #[serde(default)]
     expires: Option<i64>,
 }
 
-struct Known {
-    record: Record,
+struct Reviewed {
+    record: TokenRecord,
     /// When the API server last said so in this process' life.
     checked: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Memory {
-    known: HashMap<Hash, Known>,
+    known: HashMap<Hash, Reviewed>,
     refused: HashMap<Hash, (Instant, String)>,
 }
 
 /// The tokens that are known.
 #[derive(Clone)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     inner: Arc<Inner>,
 }
 
@@ -89,7 +89,7 @@ enum Verdict {
 
 impl Tokens {
     /// Reads what is on the disk; tokens that have expired are forgotten.
-    pub async fn open(store: Store, client: NodeClient, link: Link, tasks: Tasks) -> Self {
+    pub(crate) async fn open(store: Store, client: NodeClient, link: Link, tasks: Tasks) -> Self {
         let now = SystemTime::now();
         let mut memory = Memory::default();
         let mut forget = Vec::new();
@@ -98,10 +98,10 @@ impl Tokens {
             Vec::new()
         });
         for (key, value) in stored {
-            let record = serde_json::from_slice::<Record>(&value).ok();
+            let record = serde_json::from_slice::<TokenRecord>(&value).ok();
             match (Hash::try_from(key.as_slice()), record) {
                 (Ok(hash), Some(record)) if !expired(record.expires, now) => {
-                    memory.known.insert(hash, Known { record, checked: None });
+                    memory.known.insert(hash, Reviewed { record, checked: None });
                 }
                 _ => forget.push(key),
             }
@@ -118,7 +118,7 @@ impl Tokens {
     /// # Errors
     ///
     /// [`AuthError`] when it stands for nobody, or nobody can tell.
-    pub async fn identity_of(&self, token: &BearerToken) -> Result<Identity, AuthError> {
+    pub(crate) async fn identity_of(&self, token: &BearerToken) -> Result<Identity, AuthError> {
         let hash = hash(token);
         match self.verdict(token, &hash) {
             Verdict::Accept(identity) => Ok(identity),
@@ -144,7 +144,7 @@ impl Tokens {
     }
 
     /// Remembers a token that the API server has just issued for `user`.
-    pub async fn learn(&self, token: &BearerToken, user: &str) {
+    pub(crate) async fn learn(&self, token: &BearerToken, user: &str) {
         self.accept(token, hash(token), user).await;
     }
 
@@ -207,10 +207,10 @@ impl Tokens {
 
     async fn accept(&self, token: &BearerToken, hash: Hash, user: &str) {
         let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
-        let record = Record { user: user.to_owned(), expires };
+        let record = TokenRecord { user: user.to_owned(), expires };
         let (new, evicted) = {
             let mut memory = lock(&self.inner.memory);
-            let known = Known { record: record.clone(), checked: Some(Instant::now()) };
+            let known = Reviewed { record: record.clone(), checked: Some(Instant::now()) };
             let new = memory.known.insert(hash, known).is_none_or(|before| before.record != record);
             memory.refused.remove(&hash);
             let evicted = if memory.known.len() > MAX_KNOWN { memory.evict(&hash) } else { None };

@@ -27,7 +27,7 @@ const MAX_FILTERED: usize = 48 << 20;
 const JSON: &[u8] = b"application/json";
 
 /// Sends a request upstream; returns when the head of the response is there, or as soon as the link is lost.
-pub async fn send(
+pub(crate) async fn send(
     hub: &Hub,
     permit: &Permit,
     parts: &Parts,
@@ -51,7 +51,7 @@ pub async fn send(
 }
 
 /// The response for the local client; the observer gets the whole of it once it has passed.
-pub fn relay(
+pub(crate) fn relay(
     hub: &Hub,
     response: Response<upstream::ResponseBody>,
     observer: Option<Observer>,
@@ -79,7 +79,7 @@ pub fn relay(
 }
 
 /// The same for an answer that the hub changes: it has to be there as a whole. The observer gets it as it was.
-pub async fn relay_filtered(
+pub(crate) async fn relay_filtered(
     hub: &Hub,
     response: Response<upstream::ResponseBody>,
     observer: Option<Observer>,
@@ -104,7 +104,7 @@ pub async fn relay_filtered(
 }
 
 /// Forwards an upgrade (exec, attach, port-forward in SPDY or WebSocket) and then copies both ways until one side ends.
-pub async fn upgrade(
+pub(crate) async fn upgrade(
     hub: &Hub,
     permit: &Permit,
     mut parts: Parts,

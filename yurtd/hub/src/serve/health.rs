@@ -4,21 +4,18 @@
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
 //!   answered or the node's own Node is known. The body says what is missing.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use yurt_node::accept::http::{Http, Protocol};
+use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
-use super::{Body, Hub, listener, respond};
+use super::{Body, Hub, respond};
 use crate::caller::Permit;
 use crate::certificate::{CertificateState, InstalledCertificate};
 use crate::offline::Answer;
@@ -29,7 +26,8 @@ use yurt_node::link::LinkState;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// A probe sends its request at once.
-const HEAD: Duration = Duration::from_secs(5);
+const HTTP: Http =
+    Http { first_head: Duration::from_secs(5), idle: Duration::from_secs(5), head_bytes: 8192, streams: 1 };
 
 /// What `/readyz` shows.
 #[derive(Debug, Serialize)]
@@ -58,20 +56,20 @@ pub struct Readiness {
 }
 
 /// Answers probes.
-pub struct Health {
+pub(crate) struct Health {
     /// The hub.
-    pub hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     /// Its certificate.
-    pub certificate: Arc<InstalledCertificate>,
+    pub(crate) certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
-    pub certificate_state: tokio::sync::watch::Receiver<CertificateState>,
+    pub(crate) certificate_state: tokio::sync::watch::Receiver<CertificateState>,
     /// The node's permit and name.
-    pub node: (Permit, String),
+    pub(crate) node: (Permit, String),
 }
 
 impl Health {
     /// What `/readyz` shows now.
-    pub fn readiness(&self) -> Readiness {
+    pub(crate) fn readiness(&self) -> Readiness {
         let link = *self.hub.link.subscribe().borrow();
         let (permit, name) = &self.node;
         let node = Resource::new("", "v1", "nodes");
@@ -124,31 +122,21 @@ fn text(code: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// Serves probes until the hub stops.
-pub async fn serve(health: Arc<Health>, listener: TcpListener) {
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub(crate) async fn serve(health: Arc<Health>, listener: TcpListener) {
+    let places = Places::new(Limits { total: MAX_CONNECTIONS, per_peer: None, over: Over::Wait });
     let (stop, tasks) = (health.hub.stop.clone(), health.hub.tasks.clone());
-    loop {
-        let (stream, place) = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener::accept(&listener, &limit) => accepted,
-        };
-        let (health, stop) = (health.clone(), stop.clone());
+    accept(listener, places, stop, move |accepted| {
+        let (health, connections) = (health.clone(), tasks.clone());
         tasks.passing(async move {
-            let _place = place;
-            let service = service_fn(move |request: Request<Incoming>| {
+            let Accepted { stream, at, place: _place, .. } = accepted;
+            let answer = move |request| {
                 let health = health.clone();
-                async move { Ok::<_, Infallible>(health.answer(&request)) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::select! {
-                () = stop.cancelled() => {}
-                outcome = connection => if let Err(error) = outcome {
-                    tracing::debug!(%error, "a probe's connection ended with an error");
-                },
+                async move { health.answer(&request) }
+            };
+            if let Err(error) = HTTP.serve(stream, Protocol::Http1, at, &connections, answer).await {
+                tracing::debug!(%error, "a probe's connection ended with an error");
             }
         });
-    }
+    })
+    .await;
 }

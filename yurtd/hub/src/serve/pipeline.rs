@@ -18,7 +18,7 @@ use crate::offline::journal::{Claim, ObjectKey};
 use crate::offline::{Answer, OfflineError, Row};
 use crate::request::accept::Accept;
 use crate::request::classify::Verb;
-use crate::request::{Class, Peer, authorise};
+use crate::request::{Peer, RequestInfo, authorise};
 use crate::upstream::{RequestBody, UpstreamError};
 use crate::wire::Encoding;
 use yurt_node::link::LinkState;
@@ -29,12 +29,12 @@ const MAX_BODY: usize = 3 << 20;
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// Answers a request; what goes wrong becomes a Status.
-pub async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let class = Class::of(&parts);
-    let encoding = class.accept.status_encoding();
+    let info = RequestInfo::of(&parts);
+    let encoding = info.accept.status_encoding();
     tracing::trace!(method = %parts.method, uri = %parts.uri, "request");
-    match answer(&hub, &peer, parts, body, class).await {
+    match answer(&hub, &peer, parts, body, info).await {
         Ok(response) => response,
         Err(failure) => respond::failure(failure, encoding),
     }
@@ -45,41 +45,41 @@ async fn answer(
     peer: &Peer,
     mut parts: Parts,
     body: Incoming,
-    mut class: Class,
+    mut info: RequestInfo,
 ) -> Result<Response<Body>, Failure> {
     let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
     let permit = authorise(caller);
-    if class.upgrade {
+    if info.upgrade {
         return forward::upgrade(hub, &permit, parts, body).await;
     }
-    if let Some(collection) = &class.collection
+    if let Some(collection) = &info.collection
         && let Some(response) = read::collection(hub, &permit, collection).await?
     {
         return Ok(response);
     }
 
-    let filter = filter_of_forwarded(hub, &permit, &class, &parts.method);
+    let filter = filter_of_forwarded(hub, &permit, &info, &parts.method);
     if filter.is_some() {
         // What the hub is to change it has to read.
         parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        class.accept = Accept::from_headers(&parts.headers);
+        info.accept = Accept::from_headers(&parts.headers);
     }
-    let row = hub.offline.row(&class, &parts, &permit);
+    let row = hub.offline.row(&info, &parts, &permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
     let mut state = *hub.link.subscribe().borrow();
     if state == LinkState::Unknown {
         // Just started. What is known without the API server need not wait for it.
-        if let Ok(answer) = hub.offline.answer(&permit, &class, row, &parts, body.bytes()).await {
-            return Ok(respond::answer(filtered(hub, &permit, &class, row, answer)?));
+        if let Ok(answer) = hub.offline.answer(&permit, &info, row, &parts, body.bytes()).await {
+            return Ok(respond::answer(filtered(hub, &permit, &info, row, answer)?));
         }
         state = hub.link.settled(SETTLE).await;
     }
     if state != LinkState::Online {
-        return offline(hub, &permit, &class, row, &parts, &body).await;
+        return offline(hub, &permit, &info, row, &parts, &body).await;
     }
     // One of the replay at the same time could overtake it.
-    let patched = if row == Row::PatchStatus { patched_object(hub, &class) } else { None };
+    let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
     let claim = match &patched {
         Some(object) => claim(hub, object).await,
         None => None,
@@ -94,12 +94,12 @@ async fn answer(
     drop(claim);
     match response {
         Ok(response) => {
-            let known = class.collection.as_ref().is_some_and(|list| read::is_known(hub, &permit, list));
+            let known = info.collection.as_ref().is_some_and(|list| read::has_view(hub, &permit, list));
             let tokens = hub.authenticator.tokens();
             let observer = if known {
                 None
             } else {
-                hub.offline.observer(tokens, &permit, &class, row, &parts, body.bytes())
+                hub.offline.observer(tokens, &permit, &info, row, &parts, body.bytes())
             };
             match filter {
                 Some(filter) => {
@@ -111,7 +111,7 @@ async fn answer(
             }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
-            match offline(hub, &permit, &class, row, &parts, &body).await {
+            match offline(hub, &permit, &info, row, &parts, &body).await {
                 // The link may be up again already: then the reason says more.
                 Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
                     Err(error.into())
@@ -143,30 +143,30 @@ async fn exchange(
 async fn offline(
     hub: &Hub,
     permit: &Permit,
-    class: &Class,
+    info: &RequestInfo,
     row: Row,
     parts: &Parts,
     body: &Sent,
 ) -> Result<Response<Body>, Failure> {
-    if let Some(collection) = &class.collection
+    if let Some(collection) = &info.collection
         && let Some(response) = read::last_known(hub, permit, collection)?
     {
         return Ok(response);
     }
-    let answer = hub.offline.answer(permit, class, row, parts, body.bytes()).await?;
-    Ok(respond::answer(filtered(hub, permit, class, row, answer)?))
+    let answer = hub.offline.answer(permit, info, row, parts, body.bytes()).await?;
+    Ok(respond::answer(filtered(hub, permit, info, row, answer)?))
 }
 
 /// The filter for a GET or list of kubelet's that the API server answers; nothing when kubelet would not take JSON.
-fn filter_of_forwarded(hub: &Hub, permit: &Permit, class: &Class, method: &Method) -> Option<Filter> {
-    let target = class.resource()?;
+fn filter_of_forwarded(hub: &Hub, permit: &Permit, info: &RequestInfo, method: &Method) -> Option<Filter> {
+    let target = info.resource()?;
     let read = *method == Method::GET
         && matches!(target.verb, Verb::Get | Verb::List)
         && target.subresource.is_none();
     let filterable = permit.is_node()
         && read
-        && !class.impersonates
-        && class.accept.view_encodings().contains(&Encoding::Json);
+        && !info.impersonates
+        && info.accept.view_encodings().contains(&Encoding::Json);
     if !filterable {
         return None;
     }
@@ -174,8 +174,14 @@ fn filter_of_forwarded(hub: &Hub, permit: &Permit, class: &Class, method: &Metho
 }
 
 /// What kubelet is answered without the API server, changed like what it reads from views.
-fn filtered(hub: &Hub, permit: &Permit, class: &Class, row: Row, answer: Answer) -> Result<Answer, Failure> {
-    let Some(target) = class.resource() else { return Ok(answer) };
+fn filtered(
+    hub: &Hub,
+    permit: &Permit,
+    info: &RequestInfo,
+    row: Row,
+    answer: Answer,
+) -> Result<Answer, Failure> {
+    let Some(target) = info.resource() else { return Ok(answer) };
     let json = answer.content_type.starts_with("application/json") && answer.content_encoding.is_none();
     if !permit.is_node() || !json {
         return Ok(answer);
@@ -192,8 +198,8 @@ fn filtered(hub: &Hub, permit: &Permit, class: &Class, row: Row, answer: Answer)
 }
 
 /// The object of a status patch that has older ones in the journal.
-fn patched_object(hub: &Hub, class: &Class) -> Option<ObjectKey> {
-    let target = class.resource()?;
+fn patched_object(hub: &Hub, info: &RequestInfo) -> Option<ObjectKey> {
+    let target = info.resource()?;
     let object = ObjectKey {
         plural: target.resource.plural.clone(),
         namespace: target.namespace.clone(),

@@ -36,7 +36,7 @@ const WATCH_AT_LEAST: Duration = Duration::from_secs(30 * 60);
 const WATCH_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Answers from a view; `None` when the request has to be forwarded.
-pub async fn collection(
+pub(crate) async fn collection(
     hub: &Hub,
     permit: &Permit,
     collection: &Collection,
@@ -88,7 +88,7 @@ async fn open(
 }
 
 /// The list as last known, for a list that should have been forwarded and could not be.
-pub fn last_known(
+pub(crate) fn last_known(
     hub: &Hub,
     permit: &Permit,
     collection: &Collection,
@@ -104,7 +104,7 @@ pub fn last_known(
 }
 
 /// Whether a view has what this list asks for.
-pub fn is_known(hub: &Hub, permit: &Permit, collection: &Collection) -> bool {
+pub(crate) fn has_view(hub: &Hub, permit: &Permit, collection: &Collection) -> bool {
     find(hub, permit, &specs(permit, collection)).is_some()
 }
 

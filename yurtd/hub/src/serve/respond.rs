@@ -22,7 +22,7 @@ use crate::wire::{Encoding, Status};
 
 /// Why a request is not answered as it asks.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// Nobody we know.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -67,7 +67,7 @@ pub enum Failure {
 }
 
 /// A whole answer.
-pub fn answer(answer: Answer) -> Response<Body> {
+pub(crate) fn answer(answer: Answer) -> Response<Body> {
     let mut response = Response::new(full(answer.body));
     *response.status_mut() = answer.code;
     let headers = response.headers_mut();
@@ -85,12 +85,12 @@ pub fn answer(answer: Answer) -> Response<Body> {
 }
 
 /// A body in one piece.
-pub fn full(body: Bytes) -> Body {
+pub(crate) fn full(body: Bytes) -> Body {
     Body::new(Full::new(body).map_err(|never| match never {}))
 }
 
 /// A refusal.
-pub fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
+pub(crate) fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
     if let Failure::View(ViewError::Upstream(upstream)) = failure {
         // The API server's own words.
         let mut response = Response::new(full(upstream.body.clone()));

@@ -36,7 +36,7 @@ type Raw = Database<'static, Bytes, Bytes>;
 /// The tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Table {
+pub(crate) enum Table {
     /// What the store says about itself.
     Meta,
     /// View records.
@@ -349,7 +349,7 @@ impl Environment {
 }
 
 /// One state of the store, to read.
-pub struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     environment: &'a Environment,
     transaction: &'a RoTxn<'a, WithoutTls>,
 }
@@ -360,7 +360,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<&'a [u8]>, StoreError> {
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&'a [u8]>, StoreError> {
         Ok(self.environment.table(table).get(self.transaction, key)?)
     }
 
@@ -369,7 +369,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// [`StoreError`], the visitor's or the database's.
-    pub fn scan(
+    pub(crate) fn scan(
         &self,
         table: Table,
         prefix: &[u8],
@@ -380,13 +380,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Opens sealed values.
-    pub fn sealer(&self) -> &'a Sealer {
+    pub(crate) fn sealer(&self) -> &'a Sealer {
         &self.environment.sealer
     }
 }
 
 /// A transaction that writes.
-pub struct Tx<'a> {
+pub(crate) struct Tx<'a> {
     environment: &'a Environment,
     transaction: RwTxn<'a>,
 }
@@ -397,7 +397,7 @@ impl Tx<'_> {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
         Ok(self.environment.table(table).get(&self.transaction, key)?)
     }
 
@@ -406,7 +406,7 @@ impl Tx<'_> {
     /// # Errors
     ///
     /// [`StoreError`], also for a key that is too long.
-    pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         if key.is_empty() || key.len() > MAX_KEY {
             return Err(StoreError::Failed(format!("a key has {} bytes, not 1 to {MAX_KEY}", key.len())));
         }
@@ -418,7 +418,7 @@ impl Tx<'_> {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
         Ok(self.environment.table(table).delete(&mut self.transaction, key)?)
     }
 
@@ -427,7 +427,7 @@ impl Tx<'_> {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), StoreError> {
         let end = successor(prefix);
         let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         self.environment.table(table).delete_range(&mut self.transaction, &(Bound::Included(prefix), end))?;
@@ -439,7 +439,7 @@ impl Tx<'_> {
     /// # Errors
     ///
     /// [`StoreError`], the visitor's or the database's.
-    pub fn scan<'t>(
+    pub(crate) fn scan<'t>(
         &'t self,
         table: Table,
         prefix: &[u8],
@@ -450,7 +450,7 @@ impl Tx<'_> {
     }
 
     /// Seals and opens values.
-    pub fn sealer(&self) -> &Sealer {
+    pub(crate) fn sealer(&self) -> &Sealer {
         &self.environment.sealer
     }
 }

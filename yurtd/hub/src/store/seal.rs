@@ -16,7 +16,7 @@ use super::StoreError;
 const KEY_LEN: usize = 32;
 
 /// Seals and opens values.
-pub struct Sealer {
+pub(crate) struct Sealer {
     key: LessSafeKey,
     random: SystemRandom,
 }
@@ -73,7 +73,7 @@ impl Sealer {
     /// # Errors
     ///
     /// [`StoreError::Failed`] when the system has no randomness.
-    pub fn seal(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn seal(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
         let failed = |_| StoreError::Failed("cannot seal a value".to_owned());
         let mut nonce = [0; NONCE_LEN];
         self.random.fill(&mut nonce).map_err(failed)?;
@@ -94,7 +94,7 @@ impl Sealer {
     /// # Errors
     ///
     /// [`StoreError::Damaged`] when it was not sealed for this record with this key.
-    pub fn open(&self, key: &[u8], sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn open(&self, key: &[u8], sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
         let damaged = || StoreError::Damaged("a sealed value does not open".to_owned());
         let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or_else(damaged)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;

@@ -36,11 +36,11 @@ async fn a_scan_stays_in_its_bucket_and_goes_on_behind_a_key() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     for key in ["a/1", "a/2", "a/3", "b/1"] {
-        store.put(Bucket::Events, key.as_bytes(), key.as_bytes()).await.unwrap();
+        store.put(Bucket::Misc, key.as_bytes(), key.as_bytes()).await.unwrap();
         store.put(Bucket::Journal, key.as_bytes(), b"other").await.unwrap();
     }
     let keys = |prefix: &str, after: Option<&str>, limit| -> Vec<String> {
-        let found = store.scan(Bucket::Events, prefix.as_bytes(), after.map(str::as_bytes), limit).unwrap();
+        let found = store.scan(Bucket::Misc, prefix.as_bytes(), after.map(str::as_bytes), limit).unwrap();
         found
             .into_iter()
             .map(|(key, value)| {
@@ -53,7 +53,7 @@ async fn a_scan_stays_in_its_bucket_and_goes_on_behind_a_key() {
     assert_eq!(keys("a/", Some("a/1"), 10), ["a/2", "a/3"]);
     assert_eq!(keys("a/", None, 2), ["a/1", "a/2"]);
     assert_eq!(keys("", None, 0), [""; 0]);
-    store.delete(Bucket::Events, &[b"a/1".to_vec(), b"a/3".to_vec()]).await.unwrap();
+    store.delete(Bucket::Misc, &[b"a/1".to_vec(), b"a/3".to_vec()]).await.unwrap();
     assert_eq!(keys("", None, 10), ["a/2", "b/1"]);
 }
 
@@ -213,22 +213,22 @@ async fn a_full_disk_keeps_what_is_there() {
     let (store, _) = Store::open(dir.path()).unwrap();
     let mut stored = 0_u32;
     let error = loop {
-        match store.put_durable(Bucket::Events, &stored.to_be_bytes(), &[9; 20_000]).await {
+        match store.put_durable(Bucket::Misc, &stored.to_be_bytes(), &[9; 20_000]).await {
             Ok(()) => stored += 1,
             Err(error) => break error,
         }
     };
     assert!(matches!(error, StoreError::Full(_)), "{error}");
     assert!(stored > 5);
-    assert!(store.put_durable(Bucket::Events, b"more", &[9; 20_000]).await.is_err());
-    let all = |store: &Store| store.scan(Bucket::Events, b"", None, usize::MAX).unwrap().len() as u32;
+    assert!(store.put_durable(Bucket::Misc, b"more", &[9; 20_000]).await.is_err());
+    let all = |store: &Store| store.scan(Bucket::Misc, b"", None, usize::MAX).unwrap().len() as u32;
     assert_eq!(all(&store), stored);
     drop(store);
     // The next start finds it, and has room again once something goes.
     let (store, opened) = Store::open(dir.path()).unwrap();
     assert_eq!((opened, all(&store)), (Opened::Existing, stored));
     mount(&["mount", "-o", "remount,size=2m"]);
-    store.put_durable(Bucket::Events, b"more", &[9; 20_000]).await.unwrap();
+    store.put_durable(Bucket::Misc, b"more", &[9; 20_000]).await.unwrap();
     assert_eq!(all(&store), stored + 1);
     drop(store);
     mount(&["umount"]);

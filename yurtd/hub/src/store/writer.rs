@@ -21,7 +21,7 @@ const SYNC_WITHIN: Duration = Duration::from_secs(1);
 
 /// When a write is on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
+pub(crate) enum Durability {
     /// Before it is acknowledged.
     Durable,
     /// Within a second; until then a power cut may undo it.

@@ -11,13 +11,11 @@ use crate::wire::list::{ListSize, ListWriter};
 
 /// A complete list.
 #[derive(Debug, Clone)]
-pub struct ListBody {
-    /// The collection's resourceVersion.
-    pub resource_version: u64,
+pub(crate) struct ListBody {
     /// Of the body.
-    pub content_type: &'static str,
+    pub(crate) content_type: &'static str,
     /// The encoded `*List`.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 pub(super) struct SharedList {
@@ -41,7 +39,7 @@ impl View {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn list(&self) -> Result<ListBody, StoreError> {
+    pub(crate) fn list(&self) -> Result<ListBody, StoreError> {
         self.touch();
         // Read before the transaction: whatever happened up to there is in it.
         let known = *self.progress.borrow();
@@ -55,7 +53,6 @@ impl View {
             }
         };
         Ok(ListBody {
-            resource_version: shared.resource_version,
             content_type: self.spec.encoding().content_type(),
             body: Bytes::from_owner(SharedBody(shared)),
         })

@@ -9,7 +9,7 @@ use crate::wire::{Encoding, Resource};
 
 /// What is known of one object.
 #[derive(Debug, Clone)]
-pub enum Lookup {
+pub(crate) enum Lookup {
     /// It exists, as a GET would answer it.
     Found {
         /// Encoding of the body.

@@ -8,7 +8,7 @@ use crate::wire::{Encoding, Resource};
 /// selector are one view and two selectors never are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ViewSpec {
+pub(crate) struct ViewSpec {
     resource: Resource,
     namespace: Option<String>,
     label_selector: String,
@@ -18,7 +18,7 @@ pub struct ViewSpec {
 
 impl ViewSpec {
     /// Takes selectors as a client writes them.
-    pub fn new(
+    pub(crate) fn new(
         resource: Resource,
         namespace: Option<&str>,
         label_selector: &str,
@@ -35,39 +35,33 @@ impl ViewSpec {
     }
 
     /// The collection.
-    pub fn resource(&self) -> &Resource {
+    pub(crate) fn resource(&self) -> &Resource {
         &self.resource
     }
 
     /// One namespace, or all.
-    pub fn namespace(&self) -> Option<&str> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
     }
 
     /// Canonical label selector; empty for all.
-    pub fn label_selector(&self) -> &str {
+    pub(crate) fn label_selector(&self) -> &str {
         &self.label_selector
     }
 
     /// Canonical field selector; empty for all.
-    pub fn field_selector(&self) -> &str {
+    pub(crate) fn field_selector(&self) -> &str {
         &self.field_selector
     }
 
     /// How objects are written.
-    pub fn encoding(&self) -> Encoding {
+    pub(crate) fn encoding(&self) -> Encoding {
         self.encoding
-    }
-
-    /// The same collection in another encoding.
-    #[must_use]
-    pub fn with_encoding(&self, encoding: Encoding) -> Self {
-        Self { encoding, ..self.clone() }
     }
 
     /// Whether the view, when complete, has every object of the resource with this name: then its silence about
     /// one proves that there is none.
-    pub fn covers(&self, namespace: Option<&str>, name: &str) -> bool {
+    pub(crate) fn covers(&self, namespace: Option<&str>, name: &str) -> bool {
         let right_namespace = self.namespace.is_none() || self.namespace.as_deref() == namespace;
         let selected = self.field_selector.is_empty()
             || self.field_selector.split(',').all(|requirement| match requirement.split_once('=') {

@@ -24,7 +24,7 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BEFORE_END: Duration = Duration::from_secs(2);
 
 /// Frames of one watch. Ends at the deadline, or after an ERROR frame.
-pub struct WatchStream {
+pub(crate) struct WatchStream {
     inner: BoxStream<'static, Bytes>,
 }
 

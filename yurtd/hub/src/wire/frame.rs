@@ -16,7 +16,7 @@ const WHAT: &str = "watch event";
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventType {
+pub(crate) enum EventType {
     /// It is new, or newly selected.
     Added,
     /// It changed.
@@ -37,7 +37,7 @@ impl EventType {
 
 /// One watch event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// Something happened to an object.
     Object {
         /// What.
@@ -58,7 +58,7 @@ pub enum Event {
 
 /// Cuts a watch stream into frames.
 #[derive(Debug)]
-pub struct FrameDecoder {
+pub(crate) struct FrameDecoder {
     encoding: Encoding,
     buffer: BytesMut,
     /// Bytes of the buffer known to hold no line end.
@@ -67,17 +67,17 @@ pub struct FrameDecoder {
 
 impl FrameDecoder {
     /// For one stream.
-    pub fn new(encoding: Encoding) -> Self {
+    pub(crate) fn new(encoding: Encoding) -> Self {
         Self { encoding, buffer: BytesMut::new(), searched: 0 }
     }
 
     /// Takes the next chunk of the body.
-    pub fn push(&mut self, chunk: &[u8]) {
+    pub(crate) fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
     /// Bytes that are waiting.
-    pub fn buffered(&self) -> usize {
+    pub(crate) fn buffered(&self) -> usize {
         self.buffer.len()
     }
 
@@ -86,7 +86,7 @@ impl FrameDecoder {
     /// # Errors
     ///
     /// [`WireError::TooLarge`] before more than the bound is kept.
-    pub fn next_frame(&mut self) -> Result<Option<Bytes>, WireError> {
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Bytes>, WireError> {
         if self.encoding.is_protobuf() {
             let Some(length) = self.buffer.first_chunk::<4>() else { return Ok(None) };
             let size = u32::from_be_bytes(*length) as usize;
@@ -114,7 +114,7 @@ impl FrameDecoder {
     }
 
     /// Whether the stream ended between two frames.
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.buffer.trim_ascii().is_empty()
     }
 }
@@ -128,7 +128,7 @@ fn check(size: usize) -> Result<(), WireError> {
 /// # Errors
 ///
 /// [`WireError`].
-pub fn decode_event(encoding: Encoding, frame: &Bytes) -> Result<Event, WireError> {
+pub(crate) fn decode_event(encoding: Encoding, frame: &Bytes) -> Result<Event, WireError> {
     if encoding.is_protobuf() { decode_protobuf(frame) } else { decode_json(encoding, frame) }
 }
 
@@ -193,7 +193,12 @@ fn decode_json(encoding: Encoding, frame: &Bytes) -> Result<Event, WireError> {
 }
 
 /// A frame about a stored object.
-pub fn encode_event(encoding: Encoding, event_type: EventType, kind: &TypeMeta, stored: &[u8]) -> Bytes {
+pub(crate) fn encode_event(
+    encoding: Encoding,
+    event_type: EventType,
+    kind: &TypeMeta,
+    stored: &[u8],
+) -> Bytes {
     if encoding.is_protobuf() {
         protobuf_frame(event_type.as_str(), &proto::envelope(kind, stored))
     } else {
@@ -206,7 +211,12 @@ pub fn encode_event(encoding: Encoding, event_type: EventType, kind: &TypeMeta, 
 
 /// A bookmark: an object of the view's kind with the collection's resourceVersion and nothing else. The one that
 /// ends the initial events of a WatchList carries the annotation that says so (KEP-3157).
-pub fn encode_bookmark(encoding: Encoding, kind: &TypeMeta, version: u64, initial_events_end: bool) -> Bytes {
+pub(crate) fn encode_bookmark(
+    encoding: Encoding,
+    kind: &TypeMeta,
+    version: u64,
+    initial_events_end: bool,
+) -> Bytes {
     const ANNOTATION: &str = "k8s.io/initial-events-end";
     let version = version.to_string();
     if encoding.is_protobuf() {
@@ -236,7 +246,7 @@ pub fn encode_bookmark(encoding: Encoding, kind: &TypeMeta, version: u64, initia
 }
 
 /// The frame that ends a watch with an error.
-pub fn encode_error(encoding: Encoding, status: &Status) -> Bytes {
+pub(crate) fn encode_error(encoding: Encoding, status: &Status) -> Bytes {
     if encoding.is_protobuf() {
         protobuf_frame("ERROR", &status.encode(encoding))
     } else {

@@ -42,7 +42,7 @@ fn parse(text: &str) -> Result<Object<'_>, WireError> {
 /// # Errors
 ///
 /// [`WireError`] when it is no object with a name.
-pub fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), WireError> {
+pub(crate) fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), WireError> {
     let object = parse(text)?;
     let resource_version = match &*object.metadata.resource_version {
         "" => 0,
@@ -67,7 +67,7 @@ pub fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), W
 /// # Errors
 ///
 /// [`WireError`] when it is no object with a name.
-pub fn decode_object(encoding: Encoding, body: &[u8]) -> Result<(TypeMeta, Item), WireError> {
+pub(crate) fn decode_object(encoding: Encoding, body: &[u8]) -> Result<(TypeMeta, Item), WireError> {
     let text = std::str::from_utf8(body).map_err(|error| WireError::malformed("object", error))?;
     decode_item(encoding, text)
 }
@@ -77,7 +77,7 @@ pub fn decode_object(encoding: Encoding, body: &[u8]) -> Result<(TypeMeta, Item)
 /// # Errors
 ///
 /// [`WireError`] when it has none.
-pub fn bookmark_version(text: &str) -> Result<u64, WireError> {
+pub(crate) fn bookmark_version(text: &str) -> Result<u64, WireError> {
     parse_resource_version(&parse(text)?.metadata.resource_version)
 }
 
@@ -150,7 +150,7 @@ fn compact(text: &str) -> Cow<'_, str> {
 }
 
 /// A stored object with its `kind` and `apiVersion` in front, unless it carries them itself.
-pub fn typed(kind: &TypeMeta, stored: &[u8], newline: bool) -> Bytes {
+pub(crate) fn typed(kind: &TypeMeta, stored: &[u8], newline: bool) -> Bytes {
     let mut out = Vec::with_capacity(stored.len() + kind.kind.len() + kind.api_version.len() + 32);
     write_typed(&mut out, kind, stored);
     if newline {
@@ -164,7 +164,7 @@ fn carries_type(stored: &[u8]) -> bool {
 }
 
 /// Appends [`typed`].
-pub fn write_typed(out: &mut Vec<u8>, kind: &TypeMeta, stored: &[u8]) {
+pub(crate) fn write_typed(out: &mut Vec<u8>, kind: &TypeMeta, stored: &[u8]) {
     if carries_type(stored) || kind.kind.is_empty() {
         out.extend_from_slice(stored);
         return;
@@ -181,7 +181,7 @@ pub fn write_typed(out: &mut Vec<u8>, kind: &TypeMeta, stored: &[u8]) {
 }
 
 /// `"kind":"K","apiVersion":"V"`.
-pub fn write_type_fields(out: &mut Vec<u8>, kind: &TypeMeta) {
+pub(crate) fn write_type_fields(out: &mut Vec<u8>, kind: &TypeMeta) {
     out.extend_from_slice(b"\"kind\":");
     write_string(out, &kind.kind);
     out.extend_from_slice(b",\"apiVersion\":");
@@ -189,7 +189,7 @@ pub fn write_type_fields(out: &mut Vec<u8>, kind: &TypeMeta) {
 }
 
 /// A JSON string.
-pub fn write_string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     // Writing a string to memory cannot fail.
     out.extend_from_slice(&serde_json::to_vec(text).unwrap_or_default());
 }
@@ -199,7 +199,7 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 /// # Errors
 ///
 /// [`WireError`] when it has none.
-pub fn with_resource_version(stored: &[u8], version: u64) -> Result<Bytes, WireError> {
+pub(crate) fn with_resource_version(stored: &[u8], version: u64) -> Result<Bytes, WireError> {
     #[derive(Deserialize)]
     struct Outer<'a> {
         #[serde(borrow)]

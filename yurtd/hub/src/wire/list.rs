@@ -9,15 +9,15 @@ use super::{Encoding, Item, TypeMeta, WireError, json, parse_resource_version};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListPage {
+pub(crate) struct ListPage {
     /// Of the objects, not of the list.
-    pub kind: TypeMeta,
+    pub(crate) kind: TypeMeta,
     /// Of the collection.
-    pub resource_version: u64,
+    pub(crate) resource_version: u64,
     /// Where the next page starts.
-    pub continue_token: Option<String>,
+    pub(crate) continue_token: Option<String>,
     /// Objects in the order of the API server.
-    pub items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
 }
 
 /// Takes a page apart.
@@ -25,7 +25,7 @@ pub struct ListPage {
 /// # Errors
 ///
 /// [`WireError`]: then nothing of the page may be used.
-pub fn split_list(encoding: Encoding, body: &Bytes) -> Result<ListPage, WireError> {
+pub(crate) fn split_list(encoding: Encoding, body: &Bytes) -> Result<ListPage, WireError> {
     if encoding.is_protobuf() { split_protobuf(body) } else { split_json(encoding, body) }
 }
 
@@ -97,7 +97,7 @@ fn split_json(encoding: Encoding, body: &[u8]) -> Result<ListPage, WireError> {
 
 /// How large a list will be, so that it is written into memory of exactly that size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListSize {
+pub(crate) struct ListSize {
     encoding: Encoding,
     items: usize,
     bytes: usize,
@@ -105,25 +105,20 @@ pub struct ListSize {
 
 impl ListSize {
     /// Of an empty list.
-    pub fn new(encoding: Encoding) -> Self {
+    pub(crate) fn new(encoding: Encoding) -> Self {
         Self { encoding, items: 0, bytes: 0 }
     }
 
     /// Adds a stored object of `length` bytes.
-    pub fn add(&mut self, length: usize) {
+    pub(crate) fn add(&mut self, length: usize) {
         self.items += 1;
         self.bytes += if self.encoding.is_protobuf() { proto::field_size(length) } else { length };
-    }
-
-    /// Number of objects.
-    pub fn items(&self) -> usize {
-        self.items
     }
 }
 
 /// Writes a whole list.
 #[derive(Debug)]
-pub struct ListWriter {
+pub(crate) struct ListWriter {
     state: WriterState,
 }
 
@@ -135,7 +130,7 @@ enum WriterState {
 
 impl ListWriter {
     /// Starts a list of objects of `kind` with the collection's resourceVersion.
-    pub fn new(kind: &TypeMeta, resource_version: u64, size: &ListSize) -> Self {
+    pub(crate) fn new(kind: &TypeMeta, resource_version: u64, size: &ListSize) -> Self {
         let list = TypeMeta::new(&kind.api_version, &format!("{}List", kind.kind));
         let version = resource_version.to_string();
         let state = if size.encoding.is_protobuf() {
@@ -162,7 +157,7 @@ impl ListWriter {
     }
 
     /// Appends a stored object.
-    pub fn item(&mut self, stored: &[u8]) {
+    pub(crate) fn item(&mut self, stored: &[u8]) {
         match &mut self.state {
             WriterState::Protobuf(out) => out.bytes(2, stored),
             WriterState::Json { out, first } => {
@@ -175,7 +170,7 @@ impl ListWriter {
     }
 
     /// The body.
-    pub fn finish(self) -> Bytes {
+    pub(crate) fn finish(self) -> Bytes {
         match self.state {
             WriterState::Protobuf(out) => proto::finish_envelope(out),
             WriterState::Json { mut out, .. } => {

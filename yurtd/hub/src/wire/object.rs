@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Encoding, Item, TypeMeta, WireError, json, proto};
 
 /// Key of an object in a view: `namespace/name`, or `name`.
-pub fn object_key(namespace: Option<&str>, name: &str) -> String {
+pub(crate) fn object_key(namespace: Option<&str>, name: &str) -> String {
     match namespace {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
@@ -13,7 +13,7 @@ pub fn object_key(namespace: Option<&str>, name: &str) -> String {
 }
 
 /// Encodes a stored object as the answer of a GET.
-pub fn encode_object(encoding: Encoding, kind: &TypeMeta, stored: &[u8]) -> Bytes {
+pub(crate) fn encode_object(encoding: Encoding, kind: &TypeMeta, stored: &[u8]) -> Bytes {
     if encoding.is_protobuf() { proto::envelope(kind, stored) } else { json::typed(kind, stored, true) }
 }
 
@@ -22,7 +22,7 @@ pub fn encode_object(encoding: Encoding, kind: &TypeMeta, stored: &[u8]) -> Byte
 /// # Errors
 ///
 /// [`WireError`] when it is no Kubernetes object in this encoding.
-pub fn decode_object(encoding: Encoding, body: &Bytes) -> Result<(TypeMeta, Item), WireError> {
+pub(crate) fn decode_object(encoding: Encoding, body: &Bytes) -> Result<(TypeMeta, Item), WireError> {
     if encoding.is_protobuf() {
         let (kind, raw) = proto::open_envelope(body)?;
         let meta = proto::object_meta(&raw)?;
@@ -37,7 +37,11 @@ pub fn decode_object(encoding: Encoding, body: &Bytes) -> Result<(TypeMeta, Item
 /// # Errors
 ///
 /// [`WireError`] when the stored bytes are damaged.
-pub fn with_resource_version(encoding: Encoding, stored: &[u8], version: u64) -> Result<Bytes, WireError> {
+pub(crate) fn with_resource_version(
+    encoding: Encoding,
+    stored: &[u8],
+    version: u64,
+) -> Result<Bytes, WireError> {
     if encoding.is_protobuf() {
         proto::with_resource_version(stored, version)
     } else {

@@ -10,7 +10,7 @@ const MAGIC: &[u8; 4] = b"k8s\0";
 
 /// Value of one field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value<'a> {
+pub(crate) enum Value<'a> {
     /// Wire type 0.
     Number(u64),
     /// Wire type 2.
@@ -21,14 +21,14 @@ pub enum Value<'a> {
 
 /// Fields of one message in order.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     what: &'static str,
     rest: &'a [u8],
     failed: bool,
 }
 
 /// Reads the fields of a message; `what` names it in errors.
-pub fn fields<'a>(what: &'static str, raw: &'a [u8]) -> Fields<'a> {
+pub(crate) fn fields<'a>(what: &'static str, raw: &'a [u8]) -> Fields<'a> {
     Fields { what, rest: raw, failed: false }
 }
 
@@ -101,42 +101,42 @@ impl<'a> Iterator for Fields<'a> {
 /// # Errors
 ///
 /// [`WireError::Malformed`] when it is not UTF-8.
-pub fn text<'a>(what: &'static str, raw: &'a [u8]) -> Result<&'a str, WireError> {
+pub(crate) fn text<'a>(what: &'static str, raw: &'a [u8]) -> Result<&'a str, WireError> {
     std::str::from_utf8(raw).map_err(|error| WireError::malformed(what, error))
 }
 
 /// Builds a message field by field.
 #[derive(Debug, Default)]
-pub struct Writer {
+pub(crate) struct Writer {
     out: Vec<u8>,
 }
 
 impl Writer {
     /// With room for `capacity` bytes.
-    pub fn with_capacity(capacity: usize) -> Self {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self { out: Vec::with_capacity(capacity) }
     }
 
     /// A field of wire type 2, also when empty: Go's encoder writes empty strings.
-    pub fn bytes(&mut self, number: u32, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, number: u32, value: &[u8]) {
         self.header(number, value.len());
         self.out.extend_from_slice(value);
     }
 
     /// Only tag and length of a field of wire type 2: its bytes follow by [`Self::raw`].
-    pub fn header(&mut self, number: u32, length: usize) {
+    pub(crate) fn header(&mut self, number: u32, length: usize) {
         self.number(u64::from(number) << 3 | 2);
         self.number(length as u64);
     }
 
     /// A field of wire type 0.
-    pub fn varint(&mut self, number: u32, value: u64) {
+    pub(crate) fn varint(&mut self, number: u32, value: u64) {
         self.number(u64::from(number) << 3);
         self.number(value);
     }
 
     /// Bytes as they are.
-    pub fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
 
@@ -149,13 +149,13 @@ impl Writer {
     }
 
     /// The message.
-    pub fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.out
     }
 }
 
 /// Bytes of a field of wire type 2 with a field number below 16.
-pub fn field_size(length: usize) -> usize {
+pub(crate) fn field_size(length: usize) -> usize {
     1 + varint_size(length as u64) + length
 }
 
@@ -173,7 +173,7 @@ fn type_meta(kind: &TypeMeta) -> Vec<u8> {
 
 /// Starts a body: magic, typeMeta and the header of `raw`, whose `length` bytes follow, then
 /// [`finish_envelope`]. runtime.Unknown{typeMeta 1, raw 2, contentEncoding 3, contentType 4}.
-pub fn start_envelope(kind: &TypeMeta, length: usize) -> Writer {
+pub(crate) fn start_envelope(kind: &TypeMeta, length: usize) -> Writer {
     let meta = type_meta(kind);
     let mut out = Writer::with_capacity(MAGIC.len() + field_size(meta.len()) + field_size(length) + 4);
     out.raw(MAGIC);
@@ -183,14 +183,14 @@ pub fn start_envelope(kind: &TypeMeta, length: usize) -> Writer {
 }
 
 /// Ends what [`start_envelope`] began.
-pub fn finish_envelope(mut out: Writer) -> Bytes {
+pub(crate) fn finish_envelope(mut out: Writer) -> Bytes {
     out.bytes(3, &[]);
     out.bytes(4, &[]);
     out.finish().into()
 }
 
 /// A body with its envelope.
-pub fn envelope(kind: &TypeMeta, raw: &[u8]) -> Bytes {
+pub(crate) fn envelope(kind: &TypeMeta, raw: &[u8]) -> Bytes {
     let mut out = start_envelope(kind, raw.len());
     out.raw(raw);
     finish_envelope(out)
@@ -201,7 +201,7 @@ pub fn envelope(kind: &TypeMeta, raw: &[u8]) -> Bytes {
 /// # Errors
 ///
 /// [`WireError`] when there is none, or its content is encoded in a way that we do not know.
-pub fn open_envelope(body: &Bytes) -> Result<(TypeMeta, Bytes), WireError> {
+pub(crate) fn open_envelope(body: &Bytes) -> Result<(TypeMeta, Bytes), WireError> {
     let what = "protobuf envelope";
     let unknown = body.strip_prefix(MAGIC).ok_or_else(|| WireError::malformed(what, "it lacks the magic"))?;
     let mut kind = TypeMeta::new("", "");
@@ -232,7 +232,7 @@ pub fn open_envelope(body: &Bytes) -> Result<(TypeMeta, Bytes), WireError> {
 /// # Errors
 ///
 /// [`WireError`] when the object is malformed or has no name.
-pub fn object_meta(object: &[u8]) -> Result<ObjectMeta, WireError> {
+pub(crate) fn object_meta(object: &[u8]) -> Result<ObjectMeta, WireError> {
     let what = "object";
     let mut meta = ObjectMeta::default();
     for field in fields(what, object) {
@@ -258,7 +258,7 @@ pub fn object_meta(object: &[u8]) -> Result<ObjectMeta, WireError> {
 /// # Errors
 ///
 /// [`WireError`] when it has none.
-pub fn bookmark_version(object: &[u8]) -> Result<u64, WireError> {
+pub(crate) fn bookmark_version(object: &[u8]) -> Result<u64, WireError> {
     for field in fields("bookmark", object) {
         let (1, Value::Bytes(raw)) = field? else { continue };
         for field in fields("bookmark", raw) {
@@ -275,7 +275,7 @@ pub fn bookmark_version(object: &[u8]) -> Result<u64, WireError> {
 /// # Errors
 ///
 /// [`WireError`] when the object is malformed.
-pub fn with_resource_version(object: &[u8], version: u64) -> Result<Bytes, WireError> {
+pub(crate) fn with_resource_version(object: &[u8], version: u64) -> Result<Bytes, WireError> {
     let metadata = replace_field("object", object, 1, |meta| {
         replace_field("object metadata", meta, 6, |_| Ok(version.to_string().into_bytes()))
     })?;

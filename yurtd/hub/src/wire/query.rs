@@ -5,13 +5,13 @@ use std::borrow::Cow;
 
 /// A decoded query string.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Query {
+pub(crate) struct Query {
     pairs: Vec<(String, String)>,
 }
 
 impl Query {
     /// Decodes `a=b&c=%20`. What is not valid percent-encoding is kept as it stands.
-    pub fn parse(query: &str) -> Self {
+    pub(crate) fn parse(query: &str) -> Self {
         let pairs = query
             .split('&')
             .filter(|pair| !pair.is_empty())
@@ -24,22 +24,22 @@ impl Query {
     }
 
     /// The first value of `key`.
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// A boolean as Kubernetes decodes it from a query: present and neither `false` nor `0`.
-    pub fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| !value.eq_ignore_ascii_case("false") && value != "0")
     }
 
     /// All keys.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.pairs.iter().map(|(key, _)| key.as_str())
     }
 
     /// The pairs in a canonical order, encoded again: equal for queries that mean the same.
-    pub fn canonical(&self, skip: &[&str]) -> String {
+    pub(crate) fn canonical(&self, skip: &[&str]) -> String {
         let mut pairs: Vec<_> = self.pairs.iter().filter(|(key, _)| !skip.contains(&key.as_str())).collect();
         // Stable: of a repeated key the first value counts.
         pairs.sort_by(|(left, _), (right, _)| left.cmp(right));
@@ -53,13 +53,13 @@ impl Query {
 
 /// A query string that is being written.
 #[derive(Debug, Default)]
-pub struct QueryString {
+pub(crate) struct QueryString {
     text: String,
 }
 
 impl QueryString {
     /// Adds a pair; the value is percent-encoded.
-    pub fn add(&mut self, name: &str, value: &str) {
+    pub(crate) fn add(&mut self, name: &str, value: &str) {
         if !self.text.is_empty() {
             self.text.push('&');
         }
@@ -69,7 +69,7 @@ impl QueryString {
     }
 
     /// Without the question mark.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 }
@@ -88,7 +88,7 @@ fn encode(text: &str) -> String {
 }
 
 /// Percent-decodes; `plus` for query strings, where `+` is a space.
-pub fn decode(text: &str, plus: bool) -> Cow<'_, str> {
+pub(crate) fn decode(text: &str, plus: bool) -> Cow<'_, str> {
     let encoded = |character| character == '%' || (plus && character == '+');
     if !text.contains(encoded) {
         return Cow::Borrowed(text);

@@ -9,40 +9,40 @@ use super::{Encoding, TypeMeta, WireError, proto};
 /// A failure as Kubernetes clients understand it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Status {
+pub(crate) struct Status {
     /// HTTP status code.
-    pub code: u16,
+    pub(crate) code: u16,
     /// `NotFound`, `Expired`, `Timeout`: clients decide by it.
-    pub reason: String,
+    pub(crate) reason: String,
     /// For people.
-    pub message: String,
+    pub(crate) message: String,
     /// What it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub details: Option<StatusDetails>,
+    pub(crate) details: Option<StatusDetails>,
 }
 
 /// What a [`Status`] is about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct StatusDetails {
+pub(crate) struct StatusDetails {
     /// Name of the object.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
+    pub(crate) name: String,
     /// API group.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub group: String,
+    pub(crate) group: String,
     /// Resource in the plural, as the API server puts it there.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub kind: String,
+    pub(crate) kind: String,
     /// The object's uid.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub uid: String,
+    pub(crate) uid: String,
     /// Single causes (`ResourceVersionTooLarge`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub causes: Vec<StatusCause>,
+    pub(crate) causes: Vec<StatusCause>,
     /// Seconds before another try. Never set while offline: client-go sleeps that long, ten times.
     #[serde(skip_serializing_if = "is_zero")]
-    pub retry_after_seconds: i32,
+    pub(crate) retry_after_seconds: i32,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
@@ -53,14 +53,14 @@ fn is_zero(value: &i32) -> bool {
 /// One cause in [`StatusDetails`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct StatusCause {
+pub(crate) struct StatusCause {
     /// `ResourceVersionTooLarge`
-    pub reason: String,
+    pub(crate) reason: String,
     /// For people.
-    pub message: String,
+    pub(crate) message: String,
     /// Field of the object.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub field: String,
+    pub(crate) field: String,
 }
 
 #[derive(Serialize)]
@@ -79,17 +79,17 @@ struct Document<'a> {
 
 impl Status {
     /// A failure without details.
-    pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
         Self { code, reason: reason.to_owned(), message: message.into(), details: None }
     }
 
     /// 410: the resourceVersion is older than what is remembered.
-    pub fn expired() -> Self {
+    pub(crate) fn expired() -> Self {
         Self::new(410, "Expired", "The resourceVersion for the provided watch is too old.")
     }
 
     /// Encodes it as a response body.
-    pub fn encode(&self, encoding: Encoding) -> Bytes {
+    pub(crate) fn encode(&self, encoding: Encoding) -> Bytes {
         if encoding.is_protobuf() {
             proto::envelope(&TypeMeta::new("v1", "Status"), &self.to_proto())
         } else {
@@ -104,7 +104,7 @@ impl Status {
     /// # Errors
     ///
     /// [`WireError`] when it is none.
-    pub fn decode(encoding: Encoding, body: &Bytes) -> Result<Self, WireError> {
+    pub(crate) fn decode(encoding: Encoding, body: &Bytes) -> Result<Self, WireError> {
         if encoding.is_protobuf() {
             let (kind, raw) = proto::open_envelope(body)?;
             if kind.kind != "Status" {

@@ -18,10 +18,8 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
     api.cut();
     hub.reaches(LinkState::Offline).await;
     assert!(!view.is_live());
-    assert_eq!(
-        hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().list().unwrap().resource_version,
-        bookmark
-    );
+    let offline = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
+    assert_eq!(listed_version(&offline), bookmark);
     let changed = api.put_data("pods", "n", "a", "x", "2");
     api.delete("/api/v1/namespaces/n/pods/z");
     let gone = api.version();

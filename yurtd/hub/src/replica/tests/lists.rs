@@ -16,7 +16,7 @@ async fn a_local_list_is_byte_for_byte_the_upstream_list() {
             let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
             let list = view.list().unwrap();
             assert_eq!(list.body, api.list("pods", "Pod", "", encoding));
-            assert_eq!(list.resource_version, api.version());
+            assert_eq!(listed_version(&view), api.version());
             assert_eq!(list.content_type, encoding.content_type());
             // And from the disk, by a process that finds it there, offline.
             let remains = hub.remains(dir.path());
@@ -115,7 +115,7 @@ async fn a_collection_without_versions_is_no_view() {
         );
     }
     assert_eq!(api.lists(), 2);
-    hub.views.open(&node(), &only.with_encoding(Encoding::Json)).await.unwrap();
+    hub.views.open(&node(), &spec("jsonly", "", "", Encoding::Json)).await.unwrap();
     let missing = hub.views.open(&node(), &spec("nonsense", "", "", Encoding::Json)).await;
     assert!(matches!(&missing, Err(ViewError::Upstream(response)) if response.code == 404), "{missing:?}");
 }

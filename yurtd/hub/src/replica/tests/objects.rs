@@ -53,7 +53,7 @@ async fn a_local_change_is_seen_at_once_and_gives_way_to_upstream() {
         matches!(decode(Encoding::Json, &frame), Event::Object { event_type: Modified, item, .. } if item.meta.resource_version == pod.version)
     );
     assert!(has(&view.list().unwrap().body, "local"));
-    assert_eq!(view.list().unwrap().resource_version, api.version());
+    assert_eq!(listed_version(&view), api.version());
     // A watcher that comes with the newest version hears of it, also after a crash.
     let remains = hub.remains(dir.path());
     let mut late = Watch::start(&view, options(Since::Exactly(view.resource_version())));

@@ -1,0 +1,236 @@
+//! What is answered without a link, and what becomes of it afterwards.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rows_of_an_offline_reboot() {
+    let cluster = Cluster::new().await;
+    cluster.api.put(
+        "/apis/storage.k8s.io/v1/csinodes",
+        json!({"kind": "CSINode", "apiVersion": "storage.k8s.io/v1",
+        "metadata": {"name": "edge"}, "spec": {"drivers": []}}),
+    );
+    cluster.api.put(
+        LEASES,
+        json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+        "metadata": {"name": "edge"}, "spec": {"renewTime": "t0"}}),
+    );
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    for path in [OWN_NODE, NODE_PODS, "/api/v1/services?"] {
+        kubelet.get(&format!("{path}&resourceVersion=0")).await.expect(200);
+    }
+    let csinode = kubelet.get("/apis/storage.k8s.io/v1/csinodes/edge").await.expect(200).json();
+    let lease = kubelet.get(&format!("{LEASES}/edge")).await.expect(200).json();
+    let renewed =
+        kubelet.write(Method::PUT, &format!("{LEASES}/edge"), "application/json", &lease).await.expect(200);
+    kubelet.get("/version").await.expect(200);
+    let token_path = "/api/v1/namespaces/shop/serviceaccounts/web/token";
+    let token_request = |uid: &str| {
+        json!({"kind": "TokenRequest", "spec": {"expirationSeconds": 3607,
+        "boundObjectRef": {"kind": "Pod", "name": "web-0", "uid": uid}}})
+    };
+    let token =
+        kubelet.write(Method::POST, token_path, "application/json", &token_request("u-1")).await.expect(201);
+
+    hub.stop().await;
+    cluster.link.set(Mode::Cut);
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let post =
+        async |path: &str, body: &Value| kubelet.write(Method::POST, path, "application/json", body).await;
+
+    let node = kubelet.get("/api/v1/nodes/edge").await.expect(200).json();
+    assert_eq!((&node["kind"], &node["metadata"]["name"]), (&json!("Node"), &json!("edge")));
+    assert_eq!(post("/api/v1/nodes", &node).await.expect(409).json()["reason"], "AlreadyExists");
+    let list = kubelet.get(NODE_PODS).await.expect(200).json();
+    assert_eq!(names(&list), ["web-0", "web-1"]);
+    // A reboot must not end in pulling an image that is there.
+    assert_eq!(list["items"][0]["spec"]["containers"][0]["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(kubelet.get("/apis/storage.k8s.io/v1/csinodes/edge").await.expect(200).json(), csinode);
+    let put = async |body: &Value| {
+        kubelet.write(Method::PUT, "/apis/storage.k8s.io/v1/csinodes/edge", "application/json", body).await
+    };
+    put(&csinode).await.expect(200);
+    let mut changed = csinode.clone();
+    changed["spec"]["drivers"] = json!([{"name": "x"}]);
+    put(&changed).await.expect(503);
+
+    let lease = kubelet.get(&format!("{LEASES}/edge")).await.expect(200).json();
+    assert_eq!(lease["metadata"]["uid"], renewed.json()["metadata"]["uid"]);
+    let renewed =
+        kubelet.write(Method::PUT, &format!("{LEASES}/edge"), "application/json", &lease).await.expect(200);
+    assert_eq!(renewed.json()["metadata"]["resourceVersion"], lease["metadata"]["resourceVersion"]);
+    post(LEASES, &lease).await.expect(409);
+
+    let replayed = post(token_path, &token_request("u-1")).await.expect(201);
+    assert_eq!(replayed.body, token.body);
+    post(token_path, &token_request("u-2")).await.expect(503);
+    assert_eq!(kubelet.get("/version").await.expect(200).json()["gitVersion"], "v1.36.3");
+
+    // Everything else fails, fast and honestly.
+    for (method, path) in [
+        (Method::POST, "/api/v1/namespaces/shop/pods"),
+        (Method::DELETE, "/api/v1/namespaces/shop/pods/web-0"),
+        (Method::POST, "/api/v1/namespaces/shop/events"),
+        (Method::POST, "/apis/certificates.k8s.io/v1/certificatesigningrequests"),
+        (Method::GET, "/api/v1/namespaces/shop/configmaps/never-seen"),
+        (Method::GET, "/apis/apps/v1"),
+    ] {
+        let failed = kubelet.write(method, path, "application/json", &json!({})).await.expect(503);
+        assert_eq!(failed.json()["reason"], "ServiceUnavailable", "{path}");
+        assert!(failed.json()["message"].as_str().unwrap().contains("the edge node is offline"), "{path}");
+        assert_eq!(failed.headers.get("retry-after"), None, "{path}");
+    }
+    // Proven: the view of the node's name is complete and has no such Node.
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_patch_offline_is_seen_by_a_watch_and_replayed() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list = kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json();
+    kubelet.get(&format!("{OWN_NODE}&resourceVersion=0")).await.expect(200);
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let mut watch = kubelet.watch(&format!("{NODE_PODS}&watch=1&resourceVersion={version}")).await;
+
+    cluster.cut(&hub).await;
+    // The images' policy changes with the link.
+    for _ in 0..2 {
+        let (event, pod) = watch.change().await;
+        assert_eq!(event, "MODIFIED");
+        assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], "IfNotPresent");
+    }
+    let status = "/api/v1/namespaces/shop/pods/web-0/status";
+    let patch = |uid: &str| {
+        json!({"metadata": {"uid": uid}, "status": {
+        "$setElementOrder/conditions": [{"type": "Ready"}], "conditions": [{"type": "Ready", "status": "True"}],
+        "phase": "Running", "podIP": "10.85.0.7"}})
+    };
+    let patched =
+        kubelet.write(Method::PATCH, status, STRATEGIC, &patch("uid-web-0")).await.expect(200).json();
+    assert_eq!(patched["status"]["podIP"], "10.85.0.7");
+    assert_eq!(patched["metadata"]["resourceVersion"], list["items"][0]["metadata"]["resourceVersion"]);
+    let (event, pod) = watch.change().await;
+    assert_eq!((event.as_str(), &pod["status"]["phase"]), ("MODIFIED", &json!("Running")));
+    assert_eq!(pod["kind"], "Pod");
+    // A pod that was made anew is not touched.
+    let conflict = kubelet.write(Method::PATCH, status, STRATEGIC, &patch("uid-other")).await.expect(409);
+    assert_eq!(conflict.json()["reason"], "Conflict");
+    let node = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    kubelet.write(Method::PATCH, "/api/v1/nodes/edge/status", STRATEGIC, &node).await.expect(200);
+
+    // Power cut: what was answered is still there.
+    drop(watch);
+    hub.stop().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let pod = kubelet.get("/api/v1/namespaces/shop/pods/web-0").await.expect(200).json();
+    assert_eq!(pod["status"]["phase"], "Running");
+    assert_eq!(hub.server.readiness().pending_status_patches, 2);
+    assert!(cluster.api.seen("PATCH", status).is_empty());
+
+    cluster.restore(&hub).await;
+    until("the replay", async || (hub.server.readiness().pending_status_patches == 0).then_some(())).await;
+    let replayed = cluster.api.seen("PATCH", status);
+    assert_eq!(replayed.len(), 1);
+    assert_eq!(replayed[0].headers["content-type"], STRATEGIC);
+    assert_eq!(replayed[0].user.as_deref(), Some("system:node:edge"));
+    assert_eq!(serde_json::from_slice::<Value>(&replayed[0].body).unwrap(), patch("uid-web-0"));
+    assert_eq!(cluster.api.get(&format!("{PODS}/web-0")).unwrap()["status"]["podIP"], "10.85.0.7");
+    assert_eq!(cluster.api.seen("PATCH", "/api/v1/nodes/edge/status").len(), 1);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_patch_that_fails_holds_up_no_other_and_gives_way_to_a_newer_one() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200);
+    cluster.cut(&hub).await;
+    let status = |name: &str| format!("{PODS}/{name}/status");
+    let patch = async |name: &str, ip: &str| {
+        let patch = json!({"metadata": {"uid": format!("uid-{name}")}, "status": {"podIP": ip}});
+        kubelet.write(Method::PATCH, &status(name), STRATEGIC, &patch).await
+    };
+    for name in ["web-0", "web-1"] {
+        patch(name, "10.0.0.1").await.expect(200);
+    }
+    cluster.api.fault(When::path(&status("web-0")).method("PATCH"), Fault::Answer(500));
+    cluster.restore(&hub).await;
+    let pending = || hub.server.readiness().pending_status_patches;
+    until("the other object's replay", async || (pending() == 1).then_some(())).await;
+    assert_eq!(cluster.api.get(&format!("{PODS}/web-1")).unwrap()["status"]["podIP"], "10.0.0.1");
+    // It waits for its own next try; nobody waits for it.
+    let asked = tokio::time::Instant::now();
+    patch("web-0", "10.0.0.2").await.expect(500);
+    assert!(asked.elapsed().as_secs() < 2, "{:?}", asked.elapsed());
+    assert_eq!(pending(), 1, "what fails changes nothing");
+    cluster.api.no_faults();
+    patch("web-0", "10.0.0.3").await.expect(200);
+    assert_eq!(pending(), 0, "the older patch is no longer wanted");
+    let sent = cluster.api.seen("PATCH", &status("web-0"));
+    let last: Value = serde_json::from_slice(&sent.last().unwrap().body).unwrap();
+    assert_eq!(last["status"]["podIP"], "10.0.0.3");
+    let view = until("upstream's version", async || {
+        let pods = kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json();
+        (pods["items"][0]["status"]["podIP"] == "10.0.0.3").then_some(pods)
+    })
+    .await;
+    assert_eq!(names(&view), ["web-0", "web-1"]);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_gone_is_not_remembered() {
+    let cluster = Cluster::new().await;
+    const CLAIMS: &str = "/api/v1/namespaces/shop/persistentvolumeclaims";
+    for name in ["kept", "gone"] {
+        cluster.api.put(
+            CLAIMS,
+            json!({"kind": "PersistentVolumeClaim", "apiVersion": "v1", "metadata": {"name": name}}),
+        );
+    }
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    for name in ["kept", "gone"] {
+        kubelet.get(&format!("{CLAIMS}/{name}?timeout=10s")).await.expect(200);
+    }
+    cluster.api.delete(&format!("{CLAIMS}/gone"));
+    kubelet.get(&format!("{CLAIMS}/gone")).await.expect(404);
+    cluster.cut(&hub).await;
+    let kept = kubelet.get(&format!("{CLAIMS}/kept")).await.expect(200).json();
+    assert_eq!(kept["metadata"]["name"], "kept");
+    kubelet.get(&format!("{CLAIMS}/gone")).await.expect(503);
+    // Nor is it anybody else's.
+    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web"}));
+    cluster.client(&hub, &As::Token(token)).await.get(&format!("{CLAIMS}/kept")).await.expect(401);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_views_of_kube_proxy_and_coredns_are_opened_with_their_own_tokens() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let request =
+        json!({"kind": "TokenRequest", "spec": {"boundObjectRef": {"kind": "Pod", "name": "p", "uid": "u"}}});
+    let path = "/api/v1/namespaces/kube-system/serviceaccounts/coredns/token";
+    let reply = kubelet.write(Method::POST, path, "application/json", &request).await.expect(201).json();
+    let token = reply["status"]["token"].as_str().unwrap().to_owned();
+    cluster.api.accept_token(&token, "system:serviceaccount:kube-system:coredns");
+    for path in ["/api/v1/namespaces", "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"] {
+        let seen = until(path, async || cluster.api.seen("GET", path).pop()).await;
+        assert_eq!(seen.headers["authorization"], format!("Bearer {token}"));
+        assert!(seen.headers["accept"].to_str().unwrap().contains("protobuf"));
+    }
+    // And the pod is known without a TokenReview, even if it never came before the link went.
+    cluster.cut(&hub).await;
+    let coredns = cluster.client(&hub, &As::Token(token)).await;
+    coredns.get("/api/v1/namespaces/shop/configmaps/x").await.expect(503);
+    assert!(cluster.api.seen("POST", "/apis/authentication.k8s.io/v1/tokenreviews").is_empty());
+    hub.stop().await;
+}

@@ -1,0 +1,118 @@
+//! Watches, across connections, restarts and lost links.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_hub_resumes_and_lists_nothing() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list = kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json();
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    drop(kubelet);
+    hub.stop().await;
+    let lists = || {
+        let seen = cluster.api.seen("GET", "/api/v1/pods");
+        seen.iter()
+            .filter(|seen| !seen.query.contains("watch=") || seen.query.contains("sendInitialEvents"))
+            .count()
+    };
+    let before = lists();
+    // What happens while nobody looks.
+    cluster.api.put(PODS, json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "web-2"}, "spec": {"nodeName": "edge"}}));
+    cluster.api.delete(&format!("{PODS}/web-0"));
+
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let mut watch = kubelet.watch(&format!("{NODE_PODS}&watch=1&resourceVersion={version}")).await;
+    for expected in [("ADDED", "web-2"), ("DELETED", "web-0")] {
+        let (event, pod) = watch.change().await;
+        assert_eq!((event.as_str(), pod["metadata"]["name"].as_str().unwrap()), expected);
+    }
+    let list = kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json();
+    assert_eq!(names(&list), ["web-1", "web-2"]);
+    assert_eq!(lists(), before, "neither the hub nor kubelet has listed");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_over_http1_streams() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let request = Request::builder()
+        .uri("/api/v1/services?watch=1&resourceVersion=0")
+        .header("host", "127.0.0.1")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let response = client::http1(hub.address, &cluster.ca, &cluster.kubelet(), request).await;
+    assert_eq!(response.status(), 200);
+    let mut watch = client::Watch::of(response);
+    assert_eq!(watch.change().await.1["metadata"]["name"], "kubernetes");
+    cluster.api.put(
+        "/api/v1/namespaces/shop/services",
+        json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "new"}, "spec": {}}),
+    );
+    assert_eq!(watch.change().await.1["metadata"]["name"], "new");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_outlives_the_link_and_nothing_is_missed() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let path = "/api/v1/configmaps?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    cluster.api.put(
+        "/api/v1/namespaces/shop/configmaps",
+        json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}}),
+    );
+    let mut watch = kubelet.watch(path).await;
+    let first = watch.next().await.unwrap();
+    assert_eq!((&first["type"], &first["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
+    let end = watch.next().await.unwrap();
+    assert_eq!(end["type"], "BOOKMARK");
+    assert_eq!(end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    for name in ["b", "c"] {
+        cluster.cut(&hub).await;
+        cluster.api.put(
+            "/api/v1/namespaces/shop/configmaps",
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}}),
+        );
+        cluster.restore(&hub).await;
+        let (event, object) = watch.change().await;
+        assert_eq!((event.as_str(), &object["metadata"]["name"]), ("ADDED", &json!(name)));
+    }
+    cluster.api.delete("/api/v1/namespaces/shop/configmaps/a");
+    let (event, object) = watch.change().await;
+    assert_eq!((event.as_str(), &object["metadata"]["name"]), ("DELETED", &json!("a")));
+    hub.stop().await;
+    assert_eq!(watch.next().await, None, "a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_watches_on_one_connection_see_the_same_change() {
+    const WATCHES: usize = 1000;
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list = kubelet.get("/api/v1/services?resourceVersion=0").await.expect(200).json();
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let mut watches = Vec::with_capacity(WATCHES);
+    for _ in 0..WATCHES {
+        watches.push(kubelet.watch(&format!("/api/v1/services?watch=1&resourceVersion={version}")).await);
+    }
+    cluster.api.put(
+        "/api/v1/namespaces/shop/services",
+        json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "new"}, "spec": {}}),
+    );
+    for watch in &mut watches {
+        let (event, object) = watch.change().await;
+        assert_eq!((event.as_str(), &object["metadata"]["name"]), ("ADDED", &json!("new")));
+    }
+    let upstream = cluster.api.seen("GET", "/api/v1/services");
+    let watching = upstream.iter().filter(|seen| seen.query.contains("watch")).count();
+    assert_eq!(watching, 1, "one watch upstream, whatever there is here");
+    hub.stop().await;
+}
