@@ -7,7 +7,7 @@ ARCH    ?= $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 IMAGE   ?= ghcr.io/kubectl-yurt/yurtd:v$(VERSION)
 PROFILE ?= release
 
-.PHONY: help build fmt lint deny test test-unit test-kernel tools image plugin print-image completions dist clean
+.PHONY: help build fmt lint deny test test-unit test-kernel fuzz tools image plugin print-image completions dist clean
 
 # The program leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
 # names up through NSS; the program has its own resolver.
@@ -22,8 +22,8 @@ OUTPUT       := target/$(if $(CROSS),$(TRIPLE)/)$(PROFILE_DIR)
 PROGRAMS     := yurtd yurtd-cloud
 BINARIES     := $(addprefix $(OUTPUT)/,$(PROGRAMS))
 IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
-# What is published is built with the profile for it; another one is quicker to try.
-DIST_PROFILE      ?= dist
+# Another profile is quicker to try.
+DIST_PROFILE      ?= release
 DIST              := target/dist/kubectl-yurt-linux-$(ARCH).tar.gz
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 # arm64 on another machine: Debian's gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, `rustup target add`.
@@ -44,7 +44,7 @@ lint: tools ## Format check, and clippy: warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 deny: tools ## Licences, sources and banned crates
-	cargo deny --locked check bans licenses sources
+	cargo deny --locked check --deny unmatched-skip --deny unnecessary-skip --deny license-not-encountered bans licenses sources
 
 # The story is played with the build for development here, which shares its dependencies with the tests and has overflow
 # checks and debug assertions on; `make demo` and `make test-e2e` play it with the release build.
@@ -67,6 +67,22 @@ test-kernel: ## The tests that need namespaces of their own (root)
 	  cargo test --locked --workspace --exclude yurt-tests --lib -- --ignored --skip a_real_systemd --test-threads=1 && \
 	  cargo test --locked --package yurt-tests --lib --bins -- --ignored'
 
+# libFuzzer with the pinned compiler: coverage is asked for by flags that a stable compiler has, of our crates alone
+# (`fuzz/rustc`), so that the build of everything else is shared. A sample of the same is in `test-unit`.
+FUZZ_RUNS    ?= 200000
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+FUZZ_PROFILE ?= release
+FUZZ_DIR     := target/fuzz
+fuzz: ## Fuzz every parser of what comes over a wire (FUZZ_RUNS=200000 inputs each, FUZZ_TARGETS="…"; C++ compiler)
+	RUSTC_WORKSPACE_WRAPPER='$(CURDIR)/fuzz/rustc' cargo build --locked --profile $(FUZZ_PROFILE) \
+	  --package yurt-fuzz --features libfuzzer --bin fuzz
+	@set -e; program=$$PWD/target/$(if $(filter dev,$(FUZZ_PROFILE)),debug,$(FUZZ_PROFILE))/fuzz; \
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p $(FUZZ_DIR)/$$target $(FUZZ_DIR)/failures; echo "fuzz: $$target"; \
+	  FUZZ_TARGET=$$target "$$program" -runs=$(FUZZ_RUNS) -seed=1 -verbosity=0 -print_final_stats=1 -timeout=10 \
+	    -artifact_prefix=$(FUZZ_DIR)/failures/$$target- $(FUZZ_DIR)/$$target fuzz/corpus/$$target; \
+	done
+
 # One version of everything that is not part of the Rust toolchain.
 CARGO_DENY := 0.20.2
 tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
@@ -75,7 +91,7 @@ tools: ## Install what the checks need: rustfmt, clippy, cargo-deny
 	@cargo deny --version 2>/dev/null | grep -qF ' $(CARGO_DENY)' || \
 	  cargo install --locked --debug --no-default-features --version $(CARGO_DENY) cargo-deny
 
-image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dist|dev)
+image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|arm64 PROFILE=release|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	for program in $(PROGRAMS); do \
 	  cargo rustc --locked --profile $(PROFILE) $(CROSS) --package yurtd --bin $$program -- \
@@ -89,7 +105,7 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 
 # The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; the two programs
 # share the build of what they have in common.
-plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dist|dev)
+plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	cargo build --locked --profile $(PROFILE) $(CROSS) --package kubectl-yurt
 	@mkdir -p target/plugin

@@ -11,6 +11,7 @@
 //! - [`cluster`], [`kubectl`]: Kubernetes on those machines, and the unmodified kubectl to talk to it.
 //! - [`collect`]: what is kept when a test fails.
 //! - [`sections`]: what a program is made of.
+//! - `repository`, in the tests alone: what the repository says about itself.
 //! - [`observe`], [`story`]: looking at a cluster from outside, and the story that must come true on it.
 
 pub mod build;
@@ -25,6 +26,8 @@ pub mod machine;
 pub mod net;
 pub mod observe;
 pub mod paths;
+#[cfg(test)]
+mod repository;
 pub mod run;
 pub mod sections;
 pub mod story;

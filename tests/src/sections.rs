@@ -26,11 +26,33 @@ impl Bytes {
 /// Every crate with its bytes, largest first.
 pub fn by_crate(map: &str) -> Vec<(String, Bytes)> {
     let mut found: BTreeMap<String, Bytes> = BTreeMap::new();
+    if map.trim_start().starts_with("VMA") {
+        lld(map, |section, size| add(&mut found, section, size));
+    } else {
+        gnu(map, |section, size| add(&mut found, section, size));
+    }
+    let mut sorted: Vec<_> = found.into_iter().collect();
+    sorted.sort_by_key(|(name, bytes)| (std::cmp::Reverse(bytes.all()), name.clone()));
+    sorted
+}
+
+/// LLVM's linker, which rustc takes on x86-64: `VMA LMA SIZE ALIGN FILE:(.text.symbol)` an input section.
+fn lld(map: &str, mut add: impl FnMut(&str, u64)) {
+    for line in map.lines() {
+        let Some((numbers, section)) = line.split_once(":(") else { continue };
+        let size = numbers.split_whitespace().nth(2).and_then(|word| u64::from_str_radix(word, 16).ok());
+        if let (Some(size), Some(section)) = (size, section.strip_suffix(')')) {
+            add(section, size);
+        }
+    }
+}
+
+/// GNU's linker: ` .text.symbol 0xADDRESS 0xSIZE FILE`, on two lines if the name is long.
+fn gnu(map: &str, mut add: impl FnMut(&str, u64)) {
     let mut waiting: Option<&str> = None;
     let body = map.split_once("Linker script and memory map").map_or(map, |(_, body)| body);
     for line in body.lines() {
         let mut words = line.split_whitespace();
-        // A long name has its numbers on the next line.
         let section = match (waiting.take(), line.strip_prefix(' ').is_some_and(|rest| rest.starts_with('.')))
         {
             (_, true) => words.next(),
@@ -43,12 +65,9 @@ pub fn by_crate(map: &str) -> Vec<(String, Bytes)> {
         };
         // What the linker has dropped is at no address.
         if let (Some(1..), Some(size)) = (hex(address), words.next().and_then(hex)) {
-            add(&mut found, section, size);
+            add(section, size);
         }
     }
-    let mut sorted: Vec<_> = found.into_iter().collect();
-    sorted.sort_by_key(|(name, bytes)| (std::cmp::Reverse(bytes.all()), name.clone()));
-    sorted
 }
 
 fn hex(word: &str) -> Option<u64> {
@@ -115,5 +134,14 @@ mod tests {
                 (UNWIND.to_owned(), Bytes { text: 0, data: 7 }),
             ]
         );
+    }
+
+    #[test]
+    fn both_linkers_maps_are_read() {
+        let map = "             VMA              LMA     Size Align Out     In      Symbol\n             \
+                   2a8              2a8       40     4 .text\n             2a8              2a8       \
+                   1f     4         /x/y.o:(.text._ZN5hyper5proto17h0E)\n             2a8              2a8       \
+                   1f     1                 hyper::proto\n";
+        assert_eq!(by_crate(map), [("hyper".to_owned(), Bytes { text: 0x1f, data: 0 })]);
     }
 }

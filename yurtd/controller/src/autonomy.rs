@@ -5,14 +5,14 @@
 //! are: the policies go on working while this controller does not.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use yurt_api::names;
+use yurt_api::node::{Autonomy, Kind, Limit};
 
-/// What a node's annotations say.
+/// What becomes of a node by its annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Autonomy {
+pub(super) struct Verdict {
     /// Whether the node's pods stay when its link is lost.
     pub on: bool,
     /// CamelCase, for the condition.
@@ -25,56 +25,43 @@ pub(super) struct Autonomy {
 
 /// Whether the node is an edge node.
 pub(super) fn is_edge(node: &Node) -> bool {
-    let label = |name: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(name));
-    label(names::LABEL_EDGE_WORKER).or_else(|| label(names::LABEL_EDGE_WORKER_LEGACY)).map(String::as_str)
-        == Some("true")
+    Kind::of(node.metadata.labels.as_ref()).is_edge()
 }
 
 /// Reads label and annotations. `None`: not an edge node, autonomy does not concern it.
-pub(super) fn of(node: &Node) -> Option<Autonomy> {
+pub(super) fn of(node: &Node) -> Option<Verdict> {
     if !is_edge(node) {
         return None;
     }
-    let annotations = node.metadata.annotations.as_ref();
-    let annotation = |name: &str| annotations.and_then(|annotations| annotations.get(name)).map(|v| v.trim());
-    let plain = [names::ANNOTATION_AUTONOMY, names::ANNOTATION_AUTONOMY_LEGACY]
-        .into_iter()
-        .find(|name| annotation(name) == Some("true"));
-    let duration = annotation(names::ANNOTATION_AUTONOMY_DURATION);
-
-    let mut fault = String::new();
-    if let Some(text) = duration {
-        match go_duration(text) {
-            Some(length) => {
-                let limit = if length.is_zero() {
-                    "for ever".to_owned()
-                } else {
-                    // The time limit is a later version's; saying otherwise would be a lie.
-                    format!("(the limit of {text} is not yet enforced)")
-                };
-                return Some(Autonomy {
-                    on: true,
-                    reason: "AutonomyDuration",
-                    message: format!("pods stay on the node while its link is lost {limit}"),
-                    fault: false,
-                });
-            }
-            None => {
-                fault = format!(
-                    "; annotation {} has {text:?}, which is not a duration like 30m or 2h45m",
-                    names::ANNOTATION_AUTONOMY_DURATION
-                );
-            }
-        }
+    let asked = Autonomy::of(node.metadata.annotations.as_ref());
+    if let Some(Limit { text, length: Ok(length) }) = &asked.duration {
+        let limit = if length.is_zero() {
+            "for ever".to_owned()
+        } else {
+            // The time limit is a later version's; saying otherwise would be a lie.
+            format!("(the limit of {text} is not yet enforced)")
+        };
+        return Some(Verdict {
+            on: true,
+            reason: "AutonomyDuration",
+            message: format!("pods stay on the node while its link is lost {limit}"),
+            fault: false,
+        });
     }
-    Some(match plain {
-        Some(name) => Autonomy {
+    let fault = asked.fault().map_or_else(String::new, |(text, _)| {
+        format!(
+            "; annotation {} has {text:?}, which is not a duration like 30m or 2h45m",
+            names::ANNOTATION_AUTONOMY_DURATION
+        )
+    });
+    Some(match asked.switch {
+        Some(name) => Verdict {
             on: true,
             reason: "AutonomyAnnotation",
             message: format!("pods stay on the node while its link is lost (annotation {name}){fault}"),
             fault: !fault.is_empty(),
         },
-        None => Autonomy {
+        None => Verdict {
             on: false,
             reason: "NotAutonomous",
             message: format!("pods are evicted when the node's link is lost for long{fault}"),
@@ -83,58 +70,10 @@ pub(super) fn of(node: &Node) -> Option<Autonomy> {
     })
 }
 
-/// A duration as Go's `time.ParseDuration` reads it: `1h30m`, `2.5s`, `0`. Negative ones have no meaning
-/// here. `None`: not a duration.
-pub(super) fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut nanos: u128 = 0;
-    while !rest.is_empty() {
-        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
-        let whole_length = digits(rest);
-        let (whole, after) = rest.split_at(whole_length);
-        let (fraction, after) = match after.strip_prefix('.') {
-            Some(after) => after.split_at(digits(after)),
-            None => ("", after),
-        };
-        if whole.is_empty() && fraction.is_empty() {
-            return None;
-        }
-        let unit_length = after.bytes().take_while(|byte| !byte.is_ascii_digit() && *byte != b'.').count();
-        let (unit, after) = (after.get(..unit_length)?, after.get(unit_length..)?);
-        let unit: u128 = match unit {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        // Go's range is an i64 of nanoseconds, 292 years.
-        let number = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u64>().ok() };
-        nanos = nanos.checked_add(u128::from(number(whole)?).checked_mul(unit)?)?;
-        // Digits beyond a nanosecond change nothing.
-        let fraction = fraction.get(..fraction.len().min(15))?;
-        let scale = 10u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-        nanos = nanos.checked_add(u128::from(number(fraction)?).checked_mul(unit)? / scale)?;
-        if nanos > u128::try_from(i64::MAX).ok()? {
-            return None;
-        }
-        rest = after;
-    }
-    u64::try_from(nanos).ok().map(Duration::from_nanos)
-}
-
 /// The policies' parameter, `spec.nodes`: a key for every autonomous node.
 pub(super) fn parameter<'a>(nodes: impl Iterator<Item = &'a Node>) -> BTreeMap<String, String> {
     nodes
-        .filter(|node| of(node).is_some_and(|autonomy| autonomy.on))
+        .filter(|node| of(node).is_some_and(|verdict| verdict.on))
         .filter_map(|node| node.metadata.name.clone())
         .map(|name| (name, String::new()))
         .collect()
@@ -151,7 +90,7 @@ pub(super) enum Change {
     /// Write this; `turned` when the node has become autonomous, or has ceased to be.
     Set {
         /// What to write.
-        autonomy: Autonomy,
+        verdict: Verdict,
         /// Whether the status changed, not only its explanation.
         turned: bool,
     },
@@ -168,13 +107,13 @@ pub(super) fn change(node: &Node) -> Change {
         (None, None) => Change::None,
         (None, Some(_)) => Change::Remove,
         // A node that never was autonomous needs no condition that says so, unless somebody mistyped.
-        (Some(autonomy), None) if !autonomy.on && !autonomy.fault => Change::None,
-        (Some(autonomy), None) => Change::Set { turned: autonomy.on, autonomy },
-        (Some(autonomy), Some(shown)) => {
-            let turned = (shown.status == "True") != autonomy.on;
-            let told = shown.reason.as_deref() == Some(autonomy.reason)
-                && shown.message.as_deref() == Some(&autonomy.message);
-            if turned || !told { Change::Set { autonomy, turned } } else { Change::None }
+        (Some(verdict), None) if !verdict.on && !verdict.fault => Change::None,
+        (Some(verdict), None) => Change::Set { turned: verdict.on, verdict },
+        (Some(verdict), Some(shown)) => {
+            let turned = (shown.status == "True") != verdict.on;
+            let told = shown.reason.as_deref() == Some(verdict.reason)
+                && shown.message.as_deref() == Some(&verdict.message);
+            if turned || !told { Change::Set { verdict, turned } } else { Change::None }
         }
     }
 }
@@ -238,32 +177,6 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_read_as_go_reads_them() {
-        let seconds = |text| go_duration(text).map(|duration| duration.as_secs_f64());
-        for (text, expected) in [
-            ("0", 0.0),
-            ("0s", 0.0),
-            ("+5s", 5.0),
-            ("1h15m30.5s", 4530.5),
-            ("1.5h", 5400.0),
-            (".5m", 30.0),
-            ("5.s", 5.0),
-            ("100ms", 0.1),
-            ("3us", 0.000_003),
-            ("3µs", 0.000_003),
-            ("1m1m", 120.0),
-            ("0.1234567890123456789s", 0.123_456_789),
-        ] {
-            assert_eq!(seconds(text), Some(expected), "{text}");
-        }
-        for text in
-            ["", "+", "-5m", "5", "5 m", "m", "1d", "1h ", "1..5s", ".s", "五分", "9999999h", "1h-5m", "é"]
-        {
-            assert_eq!(go_duration(text), None, "{text}");
-        }
-    }
-
-    #[test]
     fn a_mistyped_duration_is_shown_and_the_plain_annotation_decides() {
         let bad = (names::ANNOTATION_AUTONOMY_DURATION, "soon");
         let off = of(&node("a", &[EDGE], &[bad])).unwrap();
@@ -278,12 +191,12 @@ mod tests {
         let off = node("a", &[EDGE], &[]);
         assert_eq!(change(&off), Change::None);
         let on = node("a", &[EDGE], &[ON]);
-        let Change::Set { autonomy, turned: true } = change(&on) else { panic!() };
-        let shown = with_condition(on, "True", autonomy.reason, &autonomy.message);
+        let Change::Set { verdict, turned: true } = change(&on) else { panic!() };
+        let shown = with_condition(on, "True", verdict.reason, &verdict.message);
         assert_eq!(change(&shown), Change::None);
-        let back = with_condition(off, "True", autonomy.reason, &autonomy.message);
-        let Change::Set { autonomy, turned: true } = change(&back) else { panic!() };
-        assert!(!autonomy.on);
+        let back = with_condition(off, "True", verdict.reason, &verdict.message);
+        let Change::Set { verdict, turned: true } = change(&back) else { panic!() };
+        assert!(!verdict.on);
     }
 
     #[test]

@@ -53,9 +53,9 @@ impl NodeCache {
         self.changed.clone()
     }
 
-    /// Until all nodes are known.
+    /// Until all nodes are known. (The store's own wait wakes only the last of several tasks that wait.)
     pub(super) async fn ready(&self) {
-        if self.store.wait_until_ready().await.is_err() {
+        if self.changes().wait_for(|changes| *changes > 0).await.is_err() {
             // The one who follows has ended; so will the one who waits.
             std::future::pending::<()>().await;
         }

@@ -1,9 +1,7 @@
-//! Who of several controllers works: one Lease, by the rules of client-go.
+//! Who of several controllers works: one Lease, as [`yurt_api::lease`] decides.
 //!
-//! A holder counts as gone when *we* have not seen its record change for the length of the lease; its
-//! clock is never compared with ours. Every write carries the resourceVersion that was read, so of two
-//! that try at the same time one gets a conflict. The holder stops working when it could not renew for
-//! two thirds of the lease: a third of it is left before anybody else may begin.
+//! The holder stops working when it could not renew for two thirds of the lease: a third of it is left before anybody
+//! else may begin.
 
 use std::time::{Duration, Instant};
 
@@ -12,101 +10,80 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::PostParams;
+use yurt_api::lease::{Candidate, Record, Step, Timing};
 use yurt_api::names;
 
+use super::context::label_ours;
+
 /// How long a silent holder keeps the lease.
-pub(super) const LEASE: Duration = Duration::from_secs(15);
+const LEASE: Duration = Duration::from_secs(15);
 /// How long the holder goes on without having renewed.
 pub(super) const RENEW: Duration = Duration::from_secs(10);
 /// How often anybody tries.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
-/// What a candidate has seen of the record, and when it last changed.
-#[derive(Debug, Clone)]
-struct Sighting {
-    record: LeaseSpec,
-    since: Instant,
+/// Whose the lease is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Ours.
+    Holder,
+    /// Somebody else's.
+    Other(String),
+    /// Somebody wrote it while we did; the next look says who has it.
+    Raced,
 }
 
-/// What to do next.
-#[derive(Debug, Clone, PartialEq)]
-enum Step {
-    /// There is no lease: create this.
-    Create(Box<LeaseSpec>),
-    /// Ours, or for the taking: write this.
-    Write(Box<LeaseSpec>),
-    /// Somebody else has it.
-    Wait,
-}
-
-/// Pure: from what is there to what to write.
-fn decide(me: &str, lease: Option<&LeaseSpec>, unchanged_for: Duration, now: Timestamp) -> Step {
-    let fresh = |transitions: i32, acquired: Option<MicroTime>| {
-        Box::new(LeaseSpec {
-            holder_identity: Some(me.to_owned()),
-            lease_duration_seconds: Some(i32::try_from(LEASE.as_secs()).unwrap_or(i32::MAX)),
-            acquire_time: Some(acquired.unwrap_or(MicroTime(now))),
-            renew_time: Some(MicroTime(now)),
-            lease_transitions: Some(transitions),
-            ..LeaseSpec::default()
-        })
-    };
-    let Some(lease) = lease else { return Step::Create(fresh(0, None)) };
-    let transitions = lease.lease_transitions.unwrap_or_default();
-    let holder = lease.holder_identity.as_deref().unwrap_or_default();
-    if holder == me {
-        return Step::Write(fresh(transitions, lease.acquire_time.clone()));
-    }
-    let length = lease.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    let length = length.map_or(LEASE, Duration::from_secs);
-    if holder.is_empty() || unchanged_for >= length {
-        return Step::Write(fresh(transitions.saturating_add(1), None));
-    }
-    Step::Wait
-}
-
-/// A candidate.
+/// A candidate, and the object it looks at.
 pub(super) struct Election {
     api: Api<Lease>,
-    me: String,
-    seen: Option<Sighting>,
+    candidate: Candidate<MicroTime>,
 }
 
 impl Election {
     /// `me` has to be unique: a pod's name is.
-    pub(super) fn new(client: kube::Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, seen: None }
+    pub(super) fn new(client: kube::Client, namespace: &str, me: &str) -> Self {
+        let candidate = Candidate::new(me, Timing { length: LEASE, renew_within: RENEW }).adopting();
+        Self { api: Api::namespaced(client, namespace), candidate }
     }
 
     /// Tries once to get or to keep the lease.
     ///
     /// # Errors
     ///
-    /// When the API server did not do it; a lost race is `Ok(false)`.
-    pub(super) async fn try_hold(&mut self) -> Result<bool, kube::Error> {
+    /// When the API server did not answer, or refused.
+    pub(super) async fn stand(&mut self) -> Result<Standing, kube::Error> {
         let found = self.api.get_opt(names::CONTROLLER).await?;
-        let record = found.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
-        let unchanged_for = record.as_ref().map_or(Duration::ZERO, |record| self.observe(record));
-        let lease = match decide(&self.me, record.as_ref(), unchanged_for, Timestamp::now()) {
-            Step::Wait => return Ok(false),
-            Step::Create(spec) => {
-                let mut lease = Lease { spec: Some(*spec), ..Lease::default() };
+        let asked = Instant::now();
+        let record = found.as_ref().map(|lease| record(lease.spec.as_ref()));
+        let params = PostParams::default();
+        let (record, written) = match self.candidate.step(record.as_ref(), asked, MicroTime(Timestamp::now()))
+        {
+            Step::Wait(other) => return Ok(Standing::Other(other.holder)),
+            Step::Create(record) => {
+                let mut lease = Lease { spec: Some(spec(record.clone())), ..Lease::default() };
                 lease.metadata.name = Some(names::CONTROLLER.into());
-                lease.metadata.labels =
-                    Some([(names::LABEL_PART_OF.to_owned(), names::PART_OF.to_owned())].into());
-                self.api.create(&PostParams::default(), &lease).await
+                label_ours(&mut lease.metadata);
+                (record, self.api.create(&params, &lease).await)
             }
-            Step::Write(spec) => {
+            Step::Renew(record) | Step::Take(record) => {
                 let mut lease = found.unwrap_or_default();
-                lease.spec = Some(*spec);
-                self.api.replace(names::CONTROLLER, &PostParams::default(), &lease).await
+                lease.spec = Some(spec(record.clone()));
+                (record, self.api.replace(names::CONTROLLER, &params, &lease).await)
             }
         };
-        match lease {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        match written {
+            Ok(_) => {
+                self.candidate.wrote(record, asked);
+                Ok(Standing::Holder)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Standing::Raced),
             Err(error) => Err(error),
         }
+    }
+
+    /// For how long the holder may go on working; `None` when it is not the holder.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        self.candidate.time_left(Instant::now())
     }
 
     /// Lets go, so that another one need not wait.
@@ -114,77 +91,74 @@ impl Election {
     /// # Errors
     ///
     /// When the API server did not take it; the lease then runs out.
-    pub(super) async fn release(&self) -> Result<(), kube::Error> {
+    pub(super) async fn release(&mut self) -> Result<(), kube::Error> {
         let Some(mut lease) = self.api.get_opt(names::CONTROLLER).await? else { return Ok(()) };
-        let spec = lease.spec.get_or_insert_default();
-        if spec.holder_identity.as_deref() != Some(&self.me) {
-            return Ok(());
-        }
-        spec.holder_identity = Some(String::new());
-        spec.lease_duration_seconds = Some(1);
-        spec.renew_time = Some(MicroTime(Timestamp::now()));
+        let found = record(lease.spec.as_ref());
+        let Some(free) = self.candidate.release(&found, MicroTime(Timestamp::now())) else { return Ok(()) };
+        lease.spec = Some(spec(free));
         self.api.replace(names::CONTROLLER, &PostParams::default(), &lease).await.map(|_| ())
     }
+}
 
-    /// For how long the record has not changed, by our own clock.
-    fn observe(&mut self, record: &LeaseSpec) -> Duration {
-        match &self.seen {
-            Some(seen) if seen.record == *record => seen.since.elapsed(),
-            _ => {
-                self.seen = Some(Sighting { record: record.clone(), since: Instant::now() });
-                Duration::ZERO
-            }
-        }
+fn record(spec: Option<&LeaseSpec>) -> Record<MicroTime> {
+    let spec = spec.cloned().unwrap_or_default();
+    Record {
+        holder: spec.holder_identity.unwrap_or_default(),
+        seconds: spec.lease_duration_seconds,
+        acquired: spec.acquire_time,
+        renewed: spec.renew_time,
+        transitions: spec.lease_transitions.unwrap_or_default(),
+    }
+}
+
+fn spec(record: Record<MicroTime>) -> LeaseSpec {
+    LeaseSpec {
+        holder_identity: Some(record.holder),
+        lease_duration_seconds: record.seconds,
+        acquire_time: record.acquired,
+        renew_time: record.renewed,
+        lease_transitions: Some(record.transitions),
+        ..LeaseSpec::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::FakeCluster;
 
-    fn now() -> Timestamp {
-        "2026-11-23T08:00:00Z".parse().unwrap()
-    }
-
-    fn held_by(holder: &str) -> LeaseSpec {
-        LeaseSpec {
-            holder_identity: Some(holder.into()),
-            lease_duration_seconds: Some(15),
-            lease_transitions: Some(3),
-            acquire_time: Some(MicroTime("2026-11-23T07:00:00Z".parse().unwrap())),
-            // Far in the future: its clock is not ours and does not count.
-            renew_time: Some(MicroTime("2030-01-01T00:00:00Z".parse().unwrap())),
-            ..LeaseSpec::default()
-        }
-    }
+    const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/yurt-controller";
 
     #[test]
-    fn a_missing_lease_is_created() {
-        let Step::Create(spec) = decide("a", None, Duration::ZERO, now()) else { panic!() };
-        assert_eq!(spec.holder_identity.as_deref(), Some("a"));
-        assert_eq!(spec.lease_transitions, Some(0));
+    fn a_record_is_the_fields_of_a_lease() {
+        let time = |text: &str| Some(MicroTime(text.parse().unwrap()));
+        let whole = Record {
+            holder: "a".into(),
+            seconds: Some(15),
+            acquired: time("2026-11-23T07:00:00Z"),
+            renewed: time("2026-11-23T08:00:00Z"),
+            transitions: 3,
+        };
+        assert_eq!(record(Some(&spec(whole.clone()))), whole);
+        assert_eq!(record(None).holder, "");
     }
 
-    #[test]
-    fn ours_is_renewed_and_keeps_its_beginning() {
-        let Step::Write(spec) = decide("a", Some(&held_by("a")), Duration::ZERO, now()) else { panic!() };
-        assert_eq!(spec.lease_transitions, Some(3));
-        assert_eq!(spec.acquire_time, held_by("a").acquire_time);
-        assert_eq!(spec.renew_time, Some(MicroTime(now())));
-    }
-
-    #[test]
-    fn another_ones_is_left_until_it_has_been_silent_for_its_length() {
-        let lease = held_by("b");
-        assert_eq!(decide("a", Some(&lease), Duration::from_secs(14), now()), Step::Wait);
-        let Step::Write(spec) = decide("a", Some(&lease), Duration::from_secs(15), now()) else { panic!() };
-        assert_eq!(spec.holder_identity.as_deref(), Some("a"));
-        assert_eq!(spec.lease_transitions, Some(4));
-        assert_eq!(spec.acquire_time, Some(MicroTime(now())));
-    }
-
-    #[test]
-    fn a_released_lease_is_free_at_once() {
-        assert!(matches!(decide("a", Some(&held_by("")), Duration::ZERO, now()), Step::Write(_)));
+    #[tokio::test]
+    async fn one_of_two_gets_it_and_the_other_when_it_is_let_go() {
+        let cluster = FakeCluster::start().await;
+        let election = |me| Election::new(cluster.client(), "kube-system", me);
+        let (mut a, mut b) = (election("a"), election("b"));
+        assert_eq!(a.stand().await.unwrap(), Standing::Holder);
+        assert_eq!(cluster.get(PATH).unwrap()["metadata"]["labels"][names::LABEL_PART_OF], names::PART_OF);
+        assert_eq!(b.stand().await.unwrap(), Standing::Other("a".into()));
+        assert!(a.time_left().is_some() && b.time_left().is_none());
+        // The pod's container was restarted: its name is its own.
+        assert_eq!(election("a").stand().await.unwrap(), Standing::Holder);
+        a.release().await.unwrap();
+        assert_eq!(b.stand().await.unwrap(), Standing::Holder);
+        assert_eq!(cluster.get(PATH).unwrap()["spec"]["leaseTransitions"], 1);
+        // Letting go of what is not ours changes nothing.
+        a.release().await.unwrap();
+        assert_eq!(cluster.get(PATH).unwrap()["spec"]["holderIdentity"], "b");
     }
 }

@@ -3,26 +3,26 @@
 //! It says nothing about the API server: a controller that cannot reach it does not get better by being
 //! restarted.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use yurt_node::accept::http::{Http, Protocol};
+use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
+use yurt_node::supervise::Tasks;
 
 /// How long the election may take for one round, the API server's silence included.
 const STUCK: Duration = Duration::from_secs(90);
-/// How long a probe may take to ask.
-const HEADER: Duration = Duration::from_secs(5);
-/// Probes at a time.
-const CONNECTIONS: usize = 16;
+/// Probes are kubelet's, and few.
+const LIMITS: Limits = Limits { total: 16, per_peer: Some(8), over: Over::Wait };
+/// A probe sends its request at once.
+const HTTP: Http =
+    Http { first_head: Duration::from_secs(5), idle: Duration::from_secs(5), head_bytes: 8192, streams: 1 };
 
 /// When the election last went round.
 #[derive(Clone)]
@@ -42,57 +42,39 @@ impl Pulse {
         self.last.store(self.began.elapsed().as_secs(), Ordering::Relaxed);
     }
 
+    fn answer(&self, path: &str) -> Response<Full<Bytes>> {
+        let (code, text) = match path {
+            "/healthz" if self.is_alive(self.began.elapsed()) => (StatusCode::OK, "ok"),
+            "/healthz" => (StatusCode::SERVICE_UNAVAILABLE, "the leader election is stuck"),
+            _ => (StatusCode::NOT_FOUND, "not found"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = code;
+        response
+    }
+
     fn is_alive(&self, at: Duration) -> bool {
         at.as_secs().saturating_sub(self.last.load(Ordering::Relaxed)) <= STUCK.as_secs()
     }
 }
 
-/// Serves until `stop`.
-pub(super) async fn serve(listener: TcpListener, pulse: Pulse, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = async {
-                let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                listener.accept().await.map(|(socket, _)| (socket, slot))
-            } => accepted,
-        };
-        let (socket, slot) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a probe");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (pulse, stop) = (pulse.clone(), stop.clone());
-        tokio::spawn(async move {
-            let _slot = slot;
-            let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
-                let code = match request.uri().path() {
-                    "/healthz" if pulse.is_alive(pulse.began.elapsed()) => StatusCode::OK,
-                    "/healthz" => StatusCode::SERVICE_UNAVAILABLE,
-                    _ => StatusCode::NOT_FOUND,
-                };
-                let mut response = Response::new(Full::new(Bytes::from_static(match code {
-                    StatusCode::OK => b"ok",
-                    StatusCode::NOT_FOUND => b"not found",
-                    _ => b"the leader election is stuck",
-                })));
-                *response.status_mut() = code;
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER)
-                .serve_connection(TokioIo::new(socket), service);
-            tokio::select! {
-                _ = connection => {}
-                () = stop.cancelled() => {}
+/// Serves probes until `tasks` are told to stop.
+pub(super) async fn serve(listener: TcpListener, pulse: Pulse, tasks: Tasks) {
+    let stop = tasks.stop().clone();
+    accept(listener, Places::new(LIMITS), stop, |accepted| {
+        let (pulse, probes) = (pulse.clone(), tasks.clone());
+        tasks.passing(async move {
+            let Accepted { stream, at, place: _place, .. } = accepted;
+            let answer = move |request: Request<Incoming>| {
+                let response = pulse.answer(request.uri().path());
+                async move { response }
+            };
+            if let Err(error) = HTTP.serve(stream, Protocol::Http1, at, &probes, answer).await {
+                tracing::debug!(%error, "a probe's connection ended with an error");
             }
         });
-    }
+    })
+    .await;
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use yurt_api::names;
 
-use super::autonomy::{self, Autonomy, CONDITION, Change};
+use super::autonomy::{self, CONDITION, Change, Verdict};
 use super::context::{Context, Unwritten, label_ours, within};
 
 /// Keeps parameter and conditions as the nodes' annotations say.
@@ -133,7 +133,7 @@ impl Nodes {
         let (condition, told) = match autonomy::change(node) {
             Change::None => return Ok(()),
             Change::Remove => (json!({"type": CONDITION, "$patch": "delete"}), None),
-            Change::Set { autonomy, turned } => (shown(node, &autonomy, turned), Some((autonomy, turned))),
+            Change::Set { verdict, turned } => (shown(node, &verdict, turned), Some((verdict, turned))),
         };
         let patch = json!({"status": {"conditions": [condition]}});
         let api: Api<Node> = Api::all(self.context.client.clone());
@@ -141,9 +141,9 @@ impl Nodes {
         let answer = api.patch_status(&name, &params, &Patch::Strategic(patch)).await?;
         self.written.insert(name.clone(), self::version(&answer));
         match told {
-            Some((autonomy, turned)) => {
-                tracing::info!(node = name, autonomous = autonomy.on, message = autonomy.message, "node");
-                self.tell(node, &autonomy, turned).await;
+            Some((verdict, turned)) => {
+                tracing::info!(node = name, autonomous = verdict.on, message = verdict.message, "node");
+                self.tell(node, &verdict, turned).await;
             }
             None => tracing::info!(node = name, "no edge node any more: condition removed"),
         }
@@ -151,8 +151,8 @@ impl Nodes {
     }
 
     /// An Event that is lost is no reason to write the condition again.
-    async fn tell(&self, node: &Node, autonomy: &Autonomy, turned: bool) {
-        let (type_, reason) = match (autonomy.fault, turned, autonomy.on) {
+    async fn tell(&self, node: &Node, verdict: &Verdict, turned: bool) {
+        let (type_, reason) = match (verdict.fault, turned, verdict.on) {
             (true, _, _) => (EventType::Warning, "AutonomyDurationInvalid"),
             (false, true, true) => (EventType::Normal, "AutonomyEnabled"),
             (false, true, false) => (EventType::Normal, "AutonomyDisabled"),
@@ -161,7 +161,7 @@ impl Nodes {
         let event = Event {
             type_,
             reason: reason.into(),
-            note: Some(autonomy.message.clone()),
+            note: Some(verdict.message.clone()),
             action: "Autonomy".into(),
             secondary: None,
         };
@@ -195,7 +195,7 @@ fn nodes_of(object: &DynamicObject) -> Option<BTreeMap<String, String>> {
 }
 
 /// The condition as it is to be. The transition time stays where the status does.
-fn shown(node: &Node, autonomy: &Autonomy, turned: bool) -> serde_json::Value {
+fn shown(node: &Node, verdict: &Verdict, turned: bool) -> serde_json::Value {
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let known = node
         .status
@@ -204,9 +204,9 @@ fn shown(node: &Node, autonomy: &Autonomy, turned: bool) -> serde_json::Value {
         .is_some_and(|all| all.iter().any(|condition| condition.type_ == CONDITION));
     let mut condition = json!({
         "type": CONDITION,
-        "status": if autonomy.on { "True" } else { "False" },
-        "reason": autonomy.reason,
-        "message": autonomy.message,
+        "status": if verdict.on { "True" } else { "False" },
+        "reason": verdict.reason,
+        "message": verdict.message,
         "lastHeartbeatTime": now,
     });
     if turned || !known {

@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use yurt_node::supervise::Ended;
 
+use super::elect::elect;
+use super::health::Pulse;
+use super::term::Settings;
 use super::testing::FakeCluster;
-use super::*;
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/yurt-controller";
 const PARAMETER: &str = "/apis/autonomy.openyurt.io/v1alpha1/autonomousnodes/yurt-autonomous-nodes";
@@ -13,7 +18,7 @@ const SERVING: &str = "/api/v1/namespaces/kube-system/secrets/yurt-tunnel-server
 /// Long enough for a busy machine, short enough to fail.
 const SOON: Duration = Duration::from_secs(30);
 
-fn start(cluster: &FakeCluster, identity: &str) -> (CancellationToken, AbortOnDropHandle<()>) {
+fn start(cluster: &FakeCluster, identity: &str) -> (CancellationToken, AbortOnDropHandle<Result<(), Ended>>) {
     let settings = Settings {
         namespace: "kube-system".into(),
         identity: identity.into(),
@@ -69,13 +74,13 @@ async fn one_works_and_hands_over_when_it_stops() {
     .await;
 
     stop_a.cancel();
-    a.await.unwrap();
+    a.await.unwrap().unwrap();
     assert!(matches!(holder(&cluster).as_deref(), Some("" | "b")), "a lets go before it ends");
     until("b is elected", || holder(&cluster).as_deref() == Some("b")).await;
     cluster.delete(PARAMETER);
     until("b works", || cluster.get(PARAMETER).is_some()).await;
     stop_b.cancel();
-    b.await.unwrap();
+    b.await.unwrap().unwrap();
     assert_eq!(holder(&cluster).as_deref(), Some(""));
 }
 

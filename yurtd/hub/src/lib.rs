@@ -12,6 +12,8 @@ pub mod caller;
 pub mod certificate;
 pub mod clock;
 pub mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod node_client;
 pub mod offline;

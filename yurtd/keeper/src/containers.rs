@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::{Deserialize, Serialize};
 
 /// A container that runs for less is expected to come and go.
@@ -51,17 +50,6 @@ pub(crate) struct End {
     pub reason: String,
 }
 
-impl From<&ContainerStateTerminated> for End {
-    fn from(ended: &ContainerStateTerminated) -> Self {
-        Self {
-            id: ended.container_id.clone(),
-            finished: ended.finished_at.as_ref().map(|time| time.0),
-            code: ended.exit_code,
-            reason: ended.reason.clone().unwrap_or_default(),
-        }
-    }
-}
-
 impl End {
     /// Whether nobody asked it to end, or not the kubelet that was started at `restarted`.
     fn was_by_itself(&self, restarted: i64) -> bool {
@@ -69,24 +57,6 @@ impl End {
             || self.reason == OUT_OF_MEMORY
             || !ASKED_TO_END.contains(&self.code)
     }
-}
-
-/// The containers of pods that are to stay. Ephemeral containers are people's, and end with them.
-pub(crate) fn running(pods: &[Pod]) -> Running {
-    let mut found = Running::new();
-    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-        let (Some(uid), Some(status)) = (&pod.metadata.uid, &pod.status) else { continue };
-        let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-        for container in containers {
-            let state = container.state.as_ref().and_then(|state| state.running.as_ref());
-            let started = state.and_then(|running| running.started_at.as_ref());
-            let (Some(id), Some(started)) = (&container.container_id, started) else { continue };
-            let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-            let known = Container { id: id.clone(), started: started.0, previous: last.map(End::from) };
-            found.insert(format!("{uid}/{}", container.name), known);
-        }
-    }
-    found
 }
 
 /// Ids of those that have been running for a while.
@@ -117,14 +87,18 @@ pub(crate) fn replaced(before: &Before, now: &Running) -> Vec<String> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::cluster::Pod;
     use super::*;
 
     const RESTARTED: &str = "2026-01-01T00:10:00Z";
 
-    fn pods(statuses: Value, metadata: Value) -> Vec<Pod> {
+    fn running(statuses: Value, metadata: Value) -> Running {
         let mut metadata = metadata;
         metadata["uid"] = json!("uid");
-        vec![serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap()]
+        let pod: Pod = serde_json::from_value(json!({"metadata": metadata, "status": statuses})).unwrap();
+        let mut running = Running::new();
+        pod.add_to(&mut running);
+        running
     }
 
     fn status(id: &str, state: Value, last: Value) -> Value {
@@ -154,15 +128,15 @@ mod tests {
     }
 
     fn replaced_by(kind: &str, now: Value) -> Vec<String> {
-        replaced(&before(), &running(&pods(json!({kind: [now]}), json!({}))))
+        replaced(&before(), &running(json!({kind: [now]}), json!({})))
     }
 
     #[test]
     fn only_containers_that_run_for_a_while_are_held_to_stay() {
         let now: Timestamp = RESTARTED.parse().unwrap();
         let ids = |started: &str, metadata: Value| {
-            let found = pods(json!({"containerStatuses": [runs("old", started)]}), metadata);
-            settled(&running(&found), now).into_keys().collect::<Vec<_>>()
+            let found = running(json!({"containerStatuses": [runs("old", started)]}), metadata);
+            settled(&found, now).into_keys().collect::<Vec<_>>()
         };
         assert_eq!(ids("2026-01-01T00:00:00Z", json!({})), ["uid/app"]);
         assert!(ids("2026-01-01T00:09:30Z", json!({})).is_empty());
@@ -216,7 +190,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_being_deleted_does_not_count() {
         let statuses = json!({"containerStatuses": [runs("new", "2026-01-01T00:10:02Z")]});
-        let going = running(&pods(statuses, json!({"deletionTimestamp": "2026-01-01T00:10:01Z"})));
+        let going = running(statuses, json!({"deletionTimestamp": "2026-01-01T00:10:01Z"}));
         assert!(replaced(&before(), &going).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! The level-triggered engine: compares what the node should be with what the journal says it is, and goes on from
 //! there. Killed anywhere, the next run finishes or undoes the work.
 //!
-//! This file is the order of things; what each step does and how it is undone is in `steps`, keeping a converted
+//! This file is the order of things; what each step does and how it is undone is in `parts`, keeping a converted
 //! node as it should be in `maintain`.
 
 use std::net::SocketAddr;

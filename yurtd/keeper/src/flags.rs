@@ -6,35 +6,60 @@
 
 use yurt_api::names;
 
-use super::host::Host;
-use super::look::{Arguments, LookError};
+use super::arguments::Arguments;
+use super::host::{Host, HostError};
 use super::systemd::Unit;
 use super::units::KUBECONFIG_VARIABLE;
 
 /// The flags that are ours to set.
 const OURS: [&str; 2] = ["kubeconfig", "bootstrap-kubeconfig"];
 
+/// Why our drop-in could not point this kubelet at the hub.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FlagsError {
+    #[error(
+        "kubelet's drop-in {path} is read after {ours} and {does} ${variable}; give it a name that sorts before {ours} first",
+        ours = names::KUBELET_DROP_IN.rsplit('/').next().unwrap_or_default(),
+        variable = KUBECONFIG_VARIABLE
+    )]
+    LaterDropIn { path: String, does: &'static str },
+    #[error(
+        "kubelet's environment file {path} sets ${variable}, which outweighs every drop-in; move that to a drop-in first",
+        variable = KUBECONFIG_VARIABLE
+    )]
+    EnvironmentFile { path: String },
+    #[error(
+        "kubelet does not run with the --kubeconfig that ${variable} of its unit gives it: an environment file ({files}) or a later argument outweighs it, or it was not restarted since",
+        variable = KUBECONFIG_VARIABLE
+    )]
+    Overridden { files: String },
+    #[error("{word:?} in ${variable} of kubelet's unit cannot be carried over; move it to $KUBELET_EXTRA_ARGS first", variable = KUBECONFIG_VARIABLE)]
+    OddFlag { word: String },
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
 /// Refuses a kubelet whose variable a drop-in of ours cannot set. Returns the other flags in it.
-pub(crate) fn check(host: &Host, kubelet: &Unit, cmdline: &[String]) -> Result<Vec<String>, LookError> {
+pub(crate) fn check(host: &Host, kubelet: &Unit, cmdline: &[String]) -> Result<Vec<String>, FlagsError> {
     for path in &kubelet.drop_in_paths {
         if file_name(path) <= file_name(names::KUBELET_DROP_IN) {
             continue;
         }
         match host.read_text(path)? {
             Some(text) if !drop_in_sets(&text) => {}
-            Some(_) => return Err(LookError::LaterDropIn { path: path.clone(), does: "sets" }),
+            Some(_) => return Err(FlagsError::LaterDropIn { path: path.clone(), does: "sets" }),
             // Outside of what is mounted here.
-            None => return Err(LookError::LaterDropIn { path: path.clone(), does: "may set" }),
+            None => return Err(FlagsError::LaterDropIn { path: path.clone(), does: "may set" }),
         }
     }
     let files = &kubelet.service.environment_files;
     for path in files {
         if host.read_text(path)?.is_some_and(|text| file_sets(&text)) {
-            return Err(LookError::EnvironmentFile { path: path.clone() });
+            return Err(FlagsError::EnvironmentFile { path: path.clone() });
         }
     }
     // What cannot be read here is seen by what it does.
-    let overridden = || LookError::Overridden { files: files.join(", ") };
+    let overridden = || FlagsError::Overridden { files: files.join(", ") };
     let given = words(value(&kubelet.service.environment).ok_or_else(overridden)?);
     let found = Arguments::of(cmdline);
     let is_given = cmdline.windows(given.len().max(1)).any(|part| part == given);
@@ -43,7 +68,7 @@ pub(crate) fn check(host: &Host, kubelet: &Unit, cmdline: &[String]) -> Result<V
     }
     let others = others(&given);
     match others.iter().find(|word| !is_plain(word)) {
-        Some(word) => Err(LookError::OddFlag { word: word.clone() }),
+        Some(word) => Err(FlagsError::OddFlag { word: word.clone() }),
         None => Ok(others),
     }
 }
@@ -126,7 +151,7 @@ mod tests {
         cmdline: &str,
         drop_ins: &[(&str, &str)],
         files: &[(&str, &str)],
-    ) -> Result<Vec<String>, LookError> {
+    ) -> Result<Vec<String>, FlagsError> {
         let folder = tempfile::tempdir().unwrap();
         for (path, text) in drop_ins.iter().chain(files).filter(|(_, text)| !text.is_empty()) {
             let path = folder.path().join(path.trim_start_matches('/'));
@@ -185,10 +210,10 @@ mod tests {
         let file = "/etc/default/kubelet";
         let text = "KUBELET_KUBECONFIG_ARGS=--kubeconfig=/x";
         let error = check_with(GIVEN, &cmdline(GIVEN), &[], &[(file, text)]).unwrap_err();
-        assert!(matches!(&error, LookError::EnvironmentFile { path } if path == file), "{error}");
+        assert!(matches!(&error, FlagsError::EnvironmentFile { path } if path == file), "{error}");
         for found in ["--kubeconfig=/x", &format!("{GIVEN} --kubeconfig=/x")] {
             let error = check_with(GIVEN, &cmdline(found), &[], &[(file, "")]).unwrap_err();
-            assert!(matches!(&error, LookError::Overridden { files } if files == file), "{error}");
+            assert!(matches!(&error, FlagsError::Overridden { files } if files == file), "{error}");
         }
     }
 
@@ -201,6 +226,6 @@ mod tests {
         let words = ["/usr/bin/kubelet", "--kubeconfig=/k", "--node-labels=a=b c"].map(str::to_owned);
         assert_eq!(super::words(quoted), words[1..]);
         let odd = "--kubeconfig=/k --node-labels=a\\b";
-        assert!(matches!(check_with(odd, &cmdline(odd), &[], &[]), Err(LookError::OddFlag { .. })));
+        assert!(matches!(check_with(odd, &cmdline(odd), &[], &[]), Err(FlagsError::OddFlag { .. })));
     }
 }

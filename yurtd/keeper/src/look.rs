@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use yurt_api::names;
 
-use super::flags;
+use super::arguments::{Arguments, command_line};
+use super::flags::{self, FlagsError};
 use super::host::{Host, HostError};
 use super::kubeconfig::{self, CaSource, KubeconfigError};
 use super::systemd::{self, Systemd, SystemdError};
@@ -41,24 +42,8 @@ pub(crate) enum LookError {
     OtherUnit,
     #[error("kubelet's arguments name no kubeconfig file")]
     NoKubeconfig,
-    #[error(
-        "kubelet's drop-in {path} is read after {ours} and {does} ${variable}; give it a name that sorts before {ours} first",
-        ours = names::KUBELET_DROP_IN.rsplit('/').next().unwrap_or_default(),
-        variable = units::KUBECONFIG_VARIABLE
-    )]
-    LaterDropIn { path: String, does: &'static str },
-    #[error(
-        "kubelet's environment file {path} sets ${variable}, which outweighs every drop-in; move that to a drop-in first",
-        variable = units::KUBECONFIG_VARIABLE
-    )]
-    EnvironmentFile { path: String },
-    #[error(
-        "kubelet does not run with the --kubeconfig that ${variable} of its unit gives it: an environment file ({files}) or a later argument outweighs it, or it was not restarted since",
-        variable = units::KUBECONFIG_VARIABLE
-    )]
-    Overridden { files: String },
-    #[error("{word:?} in ${variable} of kubelet's unit cannot be carried over; move it to $KUBELET_EXTRA_ARGS first", variable = units::KUBECONFIG_VARIABLE)]
-    OddFlag { word: String },
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
     #[error("kubelet already uses {ours}, but there is no journal of a conversion; remove {drop_in} and restart kubelet first", ours = names::KUBELET_KUBECONFIG, drop_in = names::KUBELET_DROP_IN)]
     AlreadyOurs,
     #[error("{path} is not mounted or does not exist")]
@@ -91,64 +76,6 @@ pub(crate) struct Original {
     /// What the variable for the kubeconfig carries besides.
     #[serde(default)]
     pub other_flags: Vec<String>,
-}
-
-/// kubelet's arguments, as far as they matter here. The last of several wins, as with kubelet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Arguments {
-    pub kubeconfig: Option<String>,
-    pub config: Option<String>,
-    pub client_ca_file: Option<String>,
-    pub port: Option<u16>,
-}
-
-impl Arguments {
-    /// Takes a command line apart; the program's own name is of no interest.
-    pub(crate) fn of(words: &[String]) -> Self {
-        let mut found = Self::default();
-        let mut words = words.iter().peekable();
-        while let Some(word) = words.next() {
-            let Some(flag) = word.strip_prefix('-').map(|rest| rest.strip_prefix('-').unwrap_or(rest)) else {
-                continue;
-            };
-            let (name, value) = match flag.split_once('=') {
-                Some((name, value)) => (name, value.to_owned()),
-                None => {
-                    let value = words.next_if(|next| !next.starts_with('-')).cloned().unwrap_or_default();
-                    (flag, value)
-                }
-            };
-            let value = (!value.is_empty()).then_some(value);
-            match name {
-                "kubeconfig" => found.kubeconfig = value,
-                "config" => found.config = value,
-                "client-ca-file" => found.client_ca_file = value,
-                "port" => found.port = value.and_then(|port| port.parse().ok()),
-                _ => {}
-            }
-        }
-        found
-    }
-}
-
-/// Arguments of the running kubelet; `None` when it does not run.
-pub(crate) fn arguments(host: &Host, main_pid: u32) -> Result<Option<Arguments>, HostError> {
-    Ok(command_line(host, main_pid)?.map(|words| Arguments::of(&words)))
-}
-
-/// The words of a process's command line; `None` when it does not run.
-fn command_line(host: &Host, pid: u32) -> Result<Option<Vec<String>>, HostError> {
-    if pid == 0 {
-        return Ok(None);
-    }
-    let cmdline = host.read(format!("/proc/{pid}/cmdline"))?;
-    Ok(cmdline.filter(|cmdline| !cmdline.is_empty()).map(|cmdline| split(&cmdline)))
-}
-
-/// The words of `/proc/PID/cmdline`.
-pub(crate) fn split(cmdline: &[u8]) -> Vec<String> {
-    let cmdline = cmdline.strip_suffix(&[0]).unwrap_or(cmdline);
-    cmdline.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Finds kubelet and how it is configured, or says why this node cannot be converted.
@@ -282,31 +209,4 @@ pub(crate) fn facts(host: &Host, original: &Original) -> Result<Facts, LookError
 /// The hub as kubelet's kubeconfig names it.
 pub(crate) fn hub_url() -> String {
     format!("https://127.0.0.1:{}", names::HUB_PORT)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_of_kubelets_arguments_wins_in_every_spelling() {
-        let cmdline = b"/usr/bin/kubelet\0--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf\0\
-            --kubeconfig\0/etc/kubernetes/kubelet.conf\0--config=/var/lib/kubelet/config.yaml\0--v=2\0\
-            -kubeconfig=/second.conf\0--port=10255\0--fail-swap-on\0--client-ca-file=/ca.crt\0";
-        assert_eq!(
-            Arguments::of(&split(cmdline)),
-            Arguments {
-                kubeconfig: Some("/second.conf".into()),
-                config: Some("/var/lib/kubelet/config.yaml".into()),
-                client_ca_file: Some("/ca.crt".into()),
-                port: Some(10255),
-            }
-        );
-    }
-
-    #[test]
-    fn an_empty_value_is_none() {
-        assert_eq!(Arguments::of(&split(b"kubelet\0--kubeconfig=\0")).kubeconfig, None);
-        assert_eq!(Arguments::of(&split(b"")), Arguments::default());
-    }
 }

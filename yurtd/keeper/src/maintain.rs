@@ -71,7 +71,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let relinked = self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
         let reconfigured = self.configure(journal).await?;
         self.ensure_service(journal, relinked || reconfigured).await?;
-        self.ensure_kubelet(journal).await?;
+        self.ensure_drop_in(journal).await?;
         installed
     }
 
@@ -118,18 +118,5 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let limit = self.settings.upgrade_limit;
         self.hub_ready(limit).await?;
         self.hub_serves(limit).await
-    }
-
-    fn remove_other_releases(&self, current: &Release) -> Result<(), KeeperError> {
-        for entry in self.host.list(names::INSTALL_DIR)? {
-            let folder = format!("{}/{entry}", names::INSTALL_DIR);
-            if entry != current.folder()
-                && self.host.exists(format!("{folder}/yurtd"))
-                && self.host.read_link(&folder).is_none()
-            {
-                self.host.remove_tree(&folder)?;
-            }
-        }
-        Ok(())
     }
 }

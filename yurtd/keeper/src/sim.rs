@@ -1,7 +1,11 @@
 //! A node in memory, for tests: systemd, kubelet, the hub and the API server around a real temporary folder, and a
 //! fuse that stops the world before any one of its effects, as `kill -9` would.
 
-use std::cell::{Cell, RefCell};
+mod cluster;
+mod fuse;
+mod systemd;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,42 +15,13 @@ use jiff::Timestamp;
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 
-use super::cluster::{Access, Cluster, ClusterError, OwnNode};
-use super::containers::{Container, End, Running};
-use super::kubeconfig;
-use super::systemd::{Service, Systemd, SystemdError, Unit};
-use super::units;
-
-/// How many effects may still happen. Once blown nothing happens any more, so an error path cannot tidy up either.
-#[derive(Debug, Clone)]
-pub(crate) struct Fuse(Rc<Cell<u32>>);
-
-impl Default for Fuse {
-    fn default() -> Self {
-        Self(Rc::new(Cell::new(u32::MAX)))
-    }
-}
-
-impl Fuse {
-    pub(crate) fn set(&self, effects: u32) {
-        self.0.set(effects);
-    }
-
-    pub(crate) fn is_blown(&self) -> bool {
-        self.0.get() == 0
-    }
-
-    pub(crate) fn burn(&self) -> Result<(), &'static str> {
-        match self.0.get() {
-            0 => Err("killed"),
-            u32::MAX => Ok(()),
-            left => {
-                self.0.set(left - 1);
-                Ok(())
-            }
-        }
-    }
-}
+pub(crate) use self::cluster::FakeCluster;
+pub(crate) use self::fuse::Fuse;
+pub(crate) use self::systemd::FakeSystemd;
+use crate::cluster::ClusterError;
+use crate::containers::{Container, End, Running};
+use crate::systemd::SystemdError;
+use crate::{arguments, kubeconfig, units};
 
 /// The node and what is around it.
 #[derive(Debug)]
@@ -244,7 +219,7 @@ impl World {
     }
 
     pub(crate) fn kubelet_uses_hub(&self) -> bool {
-        let arguments = super::look::Arguments::of(&super::look::split(
+        let arguments = arguments::Arguments::of(&arguments::split(
             &std::fs::read(self.root.join(format!("proc/{}/cmdline", self.kubelet_pid))).unwrap_or_default(),
         ));
         arguments.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG)
@@ -318,127 +293,6 @@ impl World {
     }
 }
 
-/// systemd of the world.
-pub(crate) struct FakeSystemd(pub Shared);
-
-impl FakeSystemd {
-    fn act(&self) -> Result<std::cell::RefMut<'_, World>, SystemdError> {
-        let world = self.0.borrow_mut();
-        world.fuse.burn().map_err(|error| SystemdError::Simulated(error.into()))?;
-        Ok(world)
-    }
-}
-
-impl Systemd for FakeSystemd {
-    async fn version(&mut self) -> Result<String, SystemdError> {
-        Ok(self.0.borrow().systemd_version.clone())
-    }
-
-    async fn unit(&mut self, unit: &str) -> Result<Unit, SystemdError> {
-        let mut world = self.0.borrow_mut();
-        if unit == units::KUBELET {
-            return Ok(Unit {
-                load_state: "loaded".into(),
-                active_state: "active".into(),
-                need_reload: world.kubelet_arguments != world.drop_in_arguments(),
-                drop_in_paths: world.drop_ins.clone(),
-                service: Service {
-                    main_pid: world.kubelet_pid,
-                    exec_start: world.exec_start.clone(),
-                    environment: vec![format!("{}={}", units::KUBECONFIG_VARIABLE, world.kubelet_arguments)],
-                    environment_files: world.environment_files.clone(),
-                    ..Service::default()
-                },
-            });
-        }
-        if world.others.contains(unit) {
-            return Ok(Unit {
-                load_state: "loaded".into(),
-                active_state: "active".into(),
-                ..Unit::default()
-            });
-        }
-        let on_disk = world.text(&format!("{}/{unit}", names::SYSTEMD_DIR));
-        if let Some(text) = &on_disk
-            && !world.loaded.contains_key(unit)
-        {
-            world.loaded.insert(unit.into(), text.clone());
-        }
-        let loaded = world.loaded.get(unit).cloned();
-        Ok(Unit {
-            load_state: if loaded.is_some() { "loaded" } else { "not-found" }.into(),
-            active_state: if world.is_active(unit) { "active" } else { "inactive" }.into(),
-            need_reload: loaded.is_some() && loaded != on_disk,
-            ..Unit::default()
-        })
-    }
-
-    async fn reload(&mut self) -> Result<(), SystemdError> {
-        self.act()?.reload();
-        Ok(())
-    }
-
-    async fn start(&mut self, unit: &str) -> Result<(), SystemdError> {
-        self.act()?.start(unit)
-    }
-
-    async fn restart(&mut self, unit: &str) -> Result<(), SystemdError> {
-        let mut world = self.act()?;
-        if unit == units::SOCKET.name && world.is_active(units::SERVICE.name) {
-            return Err(SystemdError::Simulated("socket service already active, refusing".into()));
-        }
-        world.start(unit)
-    }
-
-    async fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
-        let mut world = self.act()?;
-        world.active.remove(unit);
-        if unit == units::SOCKET.name {
-            world.active.remove(units::SERVICE.name);
-        }
-        Ok(())
-    }
-
-    async fn clean_state(&mut self, unit: &str) -> Result<(), SystemdError> {
-        let world = self.act()?;
-        if world.is_active(unit) || !world.loaded.contains_key(unit) {
-            return Err(SystemdError::Simulated(format!("{unit} cannot be cleaned")));
-        }
-        std::fs::remove_dir_all(world.root.join("var/lib/yurt")).ok();
-        Ok(())
-    }
-
-    async fn reset_failed(&mut self, _unit: &str) -> Result<(), SystemdError> {
-        Ok(())
-    }
-}
-
-/// API server and hub of the world.
-pub(crate) struct FakeCluster {
-    pub world: Shared,
-    pub access: Option<Access>,
-}
-
-impl FakeCluster {
-    fn direct(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
-        let world = self.world.borrow_mut();
-        let Some(access) = &self.access else { return Err(ClusterError::Credentials("not read yet".into())) };
-        assert_eq!(access.certificate, b"client certificate and key");
-        if world.link_down || world.fuse.is_blown() {
-            return Err(ClusterError::Unreachable { what: "the API server", message: "no route".into() });
-        }
-        Ok(world)
-    }
-
-    fn question(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
-        let mut world = self.direct()?;
-        match world.hiccups.pop_front() {
-            Some(error) => Err(error),
-            None => Ok(world),
-        }
-    }
-}
-
 /// A container that has been running for an hour.
 fn container(id: &str) -> Container {
     let hour = jiff::SignedDuration::from_hours(1);
@@ -459,64 +313,6 @@ pub(crate) fn replace(containers: &mut Running, code: Option<i32>) {
             started: Timestamp::now(),
             previous: code.map(end),
         };
-    }
-}
-
-impl Cluster for FakeCluster {
-    fn set_access(&mut self, access: Access) {
-        self.access = Some(access);
-    }
-
-    async fn node(&mut self) -> Result<OwnNode, ClusterError> {
-        let world = self.question()?;
-        Ok(OwnNode {
-            ready: world.kubelet_works(),
-            kubelet_version: world.kubelet_version.clone(),
-            edge: true,
-            target: None,
-            conversion: None,
-        })
-    }
-
-    async fn clock_skew(&mut self) -> Result<i64, ClusterError> {
-        Ok(self.direct()?.clock_skew)
-    }
-
-    async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError> {
-        let mut world = self.question()?;
-        if world.kubelet_works() {
-            world.renewals += 1;
-        }
-        Ok(Some(Timestamp::from_second(world.renewals).unwrap()))
-    }
-
-    async fn containers(&mut self) -> Result<Running, ClusterError> {
-        Ok(self.question()?.containers.clone())
-    }
-
-    async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
-        Ok(self.direct()?.config_maps.get(name).cloned())
-    }
-
-    async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError> {
-        let mut world = self.direct()?;
-        world
-            .fuse
-            .burn()
-            .map_err(|error| ClusterError::Unreachable { what: "the API server", message: error.into() })?;
-        world.reports.push(status.clone());
-        Ok(())
-    }
-
-    async fn hub_ready(&mut self) -> Result<(), ClusterError> {
-        if self.world.borrow().hub_answers() {
-            return Ok(());
-        }
-        Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
-    }
-
-    async fn hub_serves(&mut self) -> Result<(), ClusterError> {
-        self.hub_ready().await
     }
 }
 

@@ -1,4 +1,8 @@
-//! Whole conversions and reverts on a temporary folder, killed between any two effects.
+//! Whole conversions and reverts on a temporary folder.
+
+mod kept;
+mod killed;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -193,74 +197,6 @@ async fn steps_are_reported_in_order() {
     assert!(world.reports.iter().all(|report| report.steps == 7));
 }
 
-#[tokio::test]
-async fn a_converted_node_is_left_alone() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    let mut keeper = node.keeper();
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    node.kill_after(0);
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    node.revive();
-    assert_eq!(node.world.borrow().kubelet_restarts, 1);
-    assert_eq!(node.world.borrow().hub_restarts, 1);
-}
-
-/// Runs `act` on a fresh node again and again, killed one effect later each time, until it was not killed.
-async fn killed_everywhere(prepare: Option<Target>, act: Target, then: Target, check: fn(&Node)) {
-    for effects in 0.. {
-        let node = Node::new();
-        if let Some(target) = prepare {
-            node.reach(target).await.unwrap();
-        }
-        node.kill_after(effects);
-        let _ = pass(&mut node.keeper(), act).await;
-        let killed = node.revive();
-        node.reach(then).await.unwrap_or_else(|error| panic!("killed after {effects} effects: {error}"));
-        check(&node);
-        if !killed {
-            assert!(effects > 10, "only {effects} effects");
-            return;
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_conversion_killed_anywhere_is_finished_by_the_next_keeper() {
-    killed_everywhere(None, Target::Edge, Target::Edge, Node::assert_converted).await;
-}
-
-#[tokio::test]
-async fn a_conversion_killed_anywhere_can_be_reverted_without_a_trace() {
-    killed_everywhere(None, Target::Edge, Target::Vanilla, Node::assert_vanilla).await;
-}
-
-#[tokio::test]
-async fn a_revert_killed_anywhere_is_finished_by_the_next_keeper() {
-    killed_everywhere(Some(Target::Edge), Target::Vanilla, Target::Vanilla, Node::assert_vanilla).await;
-}
-
-#[tokio::test]
-async fn a_revert_killed_anywhere_can_be_converted_again() {
-    killed_everywhere(Some(Target::Edge), Target::Vanilla, Target::Edge, Node::assert_converted).await;
-}
-
-#[tokio::test]
-async fn a_power_cut_anywhere_in_a_conversion_ends_in_a_clean_state() {
-    for effects in 0.. {
-        let node = Node::new();
-        node.kill_after(effects);
-        let _ = pass(&mut node.keeper(), Target::Edge).await;
-        let killed = node.revive();
-        node.world.borrow_mut().power_cut();
-        node.reach(Target::Edge).await.unwrap_or_else(|error| panic!("after {effects} effects: {error}"));
-        node.assert_converted();
-        if !killed {
-            return;
-        }
-    }
-}
-
 async fn fails_and_is_undone(node: &Node, step: &str) -> String {
     let mut keeper = node.keeper();
     let outcome = pass(&mut keeper, Target::Edge).await;
@@ -300,25 +236,6 @@ async fn containers_that_change_undo_the_conversion() {
         node.world.borrow_mut().churn = churn;
         let message = fails_and_is_undone(&node, "verify").await;
         assert!(message.contains("uid/nginx"), "{message}");
-    }
-}
-
-#[tokio::test]
-async fn an_undoing_killed_anywhere_is_finished() {
-    for effects in 0.. {
-        let node = Node::new();
-        node.world.borrow_mut().kubelet_broken = true;
-        node.kill_after(effects);
-        let _ = pass(&mut node.keeper(), Target::Edge).await;
-        let killed = node.revive();
-        let mut keeper = node.keeper();
-        for _ in 0..3 {
-            let _ = pass(&mut keeper, Target::Edge).await;
-        }
-        node.assert_vanilla();
-        if !killed {
-            return;
-        }
     }
 }
 
@@ -422,163 +339,6 @@ async fn a_revert_waits_for_the_link_with_kubelet_on_the_hub() {
 }
 
 #[tokio::test]
-async fn drift_is_repaired_also_without_a_link() {
-    let drifts: [fn(&Node); 7] = [
-        |node| {
-            std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/zz-yurt.conf"))
-                .unwrap()
-        },
-        |node| node.world.borrow_mut().stop_behind_its_back(units::SERVICE.name),
-        |node| node.world.borrow_mut().stop_behind_its_back(units::ADDRESS.name),
-        |node| std::fs::write(node.root().join("opt/yurt/etc/edge.json"), "{}").unwrap(),
-        |node| std::fs::write(node.root().join("etc/systemd/system/yurtd.socket"), "[Socket]\n").unwrap(),
-        |node| {
-            std::fs::remove_file(node.root().join("etc/systemd/system/sockets.target.wants/yurtd.socket"))
-                .unwrap();
-        },
-        |node| std::fs::remove_dir_all(node.root().join("opt/yurt/etc")).unwrap(),
-    ];
-    for (number, drift) in drifts.into_iter().enumerate() {
-        let node = Node::new();
-        node.reach(Target::Edge).await.unwrap();
-        let good = snapshot(node.root());
-        node.world.borrow_mut().link_down = true;
-        drift(&node);
-        pass(&mut node.keeper(), Target::Edge).await.unwrap();
-        assert_eq!(snapshot(node.root()), good, "drift {number}");
-        node.assert_converted();
-    }
-}
-
-#[tokio::test]
-async fn a_drop_in_removed_and_reloaded_is_put_back_with_kubelet() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    std::fs::remove_file(node.root().join("etc/systemd/system/kubelet.service.d/zz-yurt.conf")).unwrap();
-    node.world.borrow_mut().power_cut();
-    assert!(!node.world.borrow().kubelet_uses_hub());
-    node.reach(Target::Edge).await.unwrap();
-    node.assert_converted();
-}
-
-#[tokio::test]
-async fn a_changed_configuration_restarts_the_hub_once_and_a_new_tunnel_ca_does_not() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    let mut keeper = node.keeper();
-    node.set_config(&["cloud:10262", "cloud-2:10262"]);
-    for _ in 0..3 {
-        pass(&mut keeper, Target::Edge).await.unwrap();
-    }
-    assert_eq!(node.world.borrow().hub_restarts, 2);
-    assert_eq!(node.world.borrow().kubelet_restarts, 1);
-
-    let ca = BTreeMap::from([("ca.crt".to_owned(), "tunnel".to_owned())]);
-    node.world.borrow_mut().config_maps.insert(names::TUNNEL_CA_CONFIG_MAP.into(), ca);
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    let installed = || std::fs::read_to_string(node.root().join("opt/yurt/etc/tunnel-ca.crt")).unwrap();
-    assert_eq!(installed(), "tunnel");
-    std::fs::create_dir(node.pod.path().join("tunnel-ca")).unwrap();
-    std::fs::write(node.pod.path().join("tunnel-ca/ca.crt"), "rotated").unwrap();
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    assert_eq!(installed(), "rotated");
-    assert_eq!(node.world.borrow().hub_restarts, 2);
-}
-
-#[tokio::test]
-async fn a_configuration_that_is_not_valid_is_reported_and_changes_nothing() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    let good = snapshot(node.root());
-    std::fs::write(node.pod.path().join(names::CONFIG_KEY), "{\"tunnelAddresses\":1}").unwrap();
-    assert!(pass(&mut node.keeper(), Target::Edge).await.is_err());
-    assert_eq!(snapshot(node.root()), good);
-    assert!(node.last_report().message.contains(names::CONFIG_MAP), "{:?}", node.last_report());
-    assert_eq!(node.last_report().state, ConversionState::Converted);
-}
-
-fn releases(node: &Node) -> usize {
-    std::fs::read_dir(node.root().join("opt/yurt"))
-        .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().path().join("yurtd").exists())
-        .filter(|entry| !entry.as_ref().unwrap().path().is_symlink())
-        .count()
-}
-
-#[tokio::test]
-async fn a_new_release_takes_the_place_of_the_old() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    node.set_program("program 2");
-    node.reach(Target::Edge).await.unwrap();
-    node.assert_converted();
-    assert_eq!(std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(), b"program 2");
-    assert_eq!(releases(&node), 1);
-    assert_eq!(node.world.borrow().kubelet_restarts, 1);
-    node.reach(Target::Vanilla).await.unwrap();
-    node.assert_vanilla();
-}
-
-#[tokio::test]
-async fn a_release_that_does_not_work_is_swapped_back_and_not_tried_again() {
-    let node = Node::new();
-    node.reach(Target::Edge).await.unwrap();
-    node.set_program("program 2");
-    node.world.borrow_mut().broken_program = Some(b"program 2".to_vec());
-    let mut keeper = node.keeper();
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    let restarts = node.world.borrow().hub_restarts;
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    assert_eq!(node.world.borrow().hub_restarts, restarts);
-    node.assert_converted();
-    assert_eq!(std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(), b"program 1");
-    assert!(node.last_report().message.contains("swapped back"), "{:?}", node.last_report());
-}
-
-#[tokio::test]
-async fn an_upgrade_killed_anywhere_is_finished_or_swapped_back() {
-    for broken in [false, true] {
-        for effects in 0.. {
-            let node = Node::new();
-            node.reach(Target::Edge).await.unwrap();
-            node.set_program("program 2");
-            node.world.borrow_mut().broken_program = broken.then(|| b"program 2".to_vec());
-            node.kill_after(effects);
-            let _ = pass(&mut node.keeper(), Target::Edge).await;
-            let killed = node.revive();
-            node.reach(Target::Edge).await.unwrap_or_else(|error| panic!("after {effects} effects: {error}"));
-            node.assert_converted();
-            let expected: &[u8] = if broken { b"program 1" } else { b"program 2" };
-            assert_eq!(
-                std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(),
-                expected,
-                "{effects}"
-            );
-            if !killed {
-                break;
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_rotated_client_certificate_is_read_again() {
-    let node = Node::new();
-    let mut keeper = node.keeper();
-    pass(&mut keeper, Target::Edge).await.unwrap();
-    let pki = node.root().join("var/lib/kubelet/pki");
-    std::fs::write(pki.join("kubelet-client-2027.pem"), "next certificate").unwrap();
-    std::fs::remove_file(pki.join("kubelet-client-current.pem")).unwrap();
-    std::os::unix::fs::symlink(
-        "/var/lib/kubelet/pki/kubelet-client-2027.pem",
-        pki.join("kubelet-client-current.pem"),
-    )
-    .unwrap();
-    keeper.identify().await.unwrap();
-    assert_eq!(keeper.cluster().access.as_ref().unwrap().certificate, b"next certificate");
-}
-
-#[tokio::test]
 async fn nothing_new_is_begun_on_a_node_that_nobody_asked_for() {
     let node = Node::new();
     pass(&mut node.keeper(), Target::Unchanged).await.unwrap();
@@ -614,5 +374,3 @@ async fn other_flags_in_kubelets_variable_survive() {
     node.reach(Target::Vanilla).await.unwrap();
     node.assert_vanilla();
 }
-
-mod trouble;

@@ -111,15 +111,15 @@ pub fn client_config(ca: &Path, certificate: &Path, key: &Path) -> Result<Client
     Ok(config)
 }
 
-/// A serving certificate that may appear late and change at any time.
+/// A serving certificate in a mounted Secret, which may appear late and change at any time.
 #[derive(Debug)]
-pub struct ServingCertificate {
+pub struct MountedCertificate {
     certificate: PathBuf,
     key: PathBuf,
     current: ArcSwapOption<CertifiedKey>,
 }
 
-impl ServingCertificate {
+impl MountedCertificate {
     /// The certificate in `tls.crt` and `tls.key` of a folder (a mounted Secret); nothing is read yet.
     pub fn in_folder(folder: &Path) -> Arc<Self> {
         Arc::new(Self {
@@ -183,7 +183,7 @@ impl ServingCertificate {
     }
 }
 
-impl ResolvesServerCert for ServingCertificate {
+impl ResolvesServerCert for MountedCertificate {
     fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.current.load_full()
     }
@@ -199,7 +199,7 @@ mod tests {
     fn a_serving_certificate_is_replaced_when_both_files_fit() {
         let folder = tempfile::tempdir().unwrap();
         let (certificate_file, key_file) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
-        let serving = ServingCertificate::in_folder(folder.path());
+        let serving = MountedCertificate::in_folder(folder.path());
         assert!(matches!(serving.reload(), Err(TlsError::Read { .. })));
         let ca = TestCa::new("tunnel");
         let (first, second) = (ca.server("a"), ca.server("a"));

@@ -32,6 +32,7 @@ use yurt_node::config::EdgeConfig;
 use yurt_node::dial::{self, NetError};
 use yurt_node::link::LinkState;
 use yurt_node::pki::{self, TlsError};
+use yurt_node::random::random;
 
 /// How long everything up to HELLO may take, at both ends.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -299,15 +300,6 @@ fn code_of(error: &ConnectError) -> OpenErrorCode {
         std::io::ErrorKind::ConnectionRefused => OpenErrorCode::Refused,
         std::io::ErrorKind::TimedOut => OpenErrorCode::TimedOut,
         _ => OpenErrorCode::Unreachable,
-    }
-}
-
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    // Without randomness every delay is the longest one: late, but not all at once with the short ones.
-    match ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes) {
-        Ok(()) => u32::from_ne_bytes(bytes),
-        Err(_) => u32::MAX,
     }
 }
 

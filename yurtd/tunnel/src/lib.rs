@@ -5,6 +5,8 @@
 
 pub mod agent;
 mod backoff;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod mux;
 
 pub mod server;

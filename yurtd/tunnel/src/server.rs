@@ -3,44 +3,47 @@
 //! ```text
 //! API server ──connect to kubelet──► nft redirect ──► intercept ─┐
 //! plugin ─────Kubernetes API paths────────────────► api ─────────┼─► registry ─► session ══TLS══► agent ─► kubelet
-//! agents ─────mutual TLS, WebSocket───────────────► accept ──────┘ (registers)
+//! agents ─────mutual TLS, WebSocket───────────────► agents ──────┘ (registers)
 //! ```
 //!
 //! TLS between the API server and kubelet stays end to end on the first way: bytes are moved and never looked at.
 
-mod accept;
-pub mod api;
+mod agents;
+pub(crate) mod api;
+mod client_ca;
+mod connections;
 mod intercept;
-mod nft;
+mod listeners;
+pub(crate) mod nft;
 mod nodes;
-pub mod registry;
+mod registry;
 
 #[cfg(test)]
 mod tests;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures::FutureExt;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use yurt_api::names;
 use yurt_api::tunnel::Target;
-
-use self::accept::Agents;
-pub use self::api::identity::request as certificate_request;
-use self::api::{Api, ApiOptions};
-use self::intercept::Intercept;
-pub use self::registry::{DialError, Registry};
-use crate::mux::session::Settings;
-use yurt_node::pki::ServingCertificate;
+use yurt_node::pki::MountedCertificate;
 use yurt_node::supervise::Tasks;
+
+use self::agents::Agents;
+use self::api::client_certificate::ClientCertificate;
+pub use self::api::client_certificate::request as certificate_request;
+use self::api::tunnel::{Stream, Tunnel};
+use self::api::{Api, ApiOptions};
+use self::client_ca::ClientCa;
+use self::connections::Connections;
+use self::intercept::Intercept;
+use self::registry::Registry;
+use crate::mux::session::Settings;
 
 /// Where Kubernetes puts the cluster's CA for a pod.
 const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
@@ -48,7 +51,6 @@ const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const DRAIN: Duration = Duration::from_secs(8);
 /// What comes after the streams: withdrawing the rules, sessions that say goodbye.
 const LAST: Duration = Duration::from_secs(5);
-const BACKLOG: i32 = 1024;
 
 /// What the role is told on its command line.
 #[derive(Debug, Clone)]
@@ -75,48 +77,55 @@ pub struct Options {
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     let config = kube::Config::incluster_env().context("not in a cluster")?;
     let client = kube::Client::try_from(config).context("cannot set up the client of the API server")?;
-    let registry = Registry::new(options.node_name.clone());
-
-    let certificate = ServingCertificate::in_folder(&options.tls_dir);
+    let certificate = MountedCertificate::in_folder(&options.tls_dir);
     if !certificate.wait(&stop).await {
         return Ok(());
     }
 
-    let api = Api::new(api_options(client.clone(), registry.clone()))?;
+    let registry = Registry::new(options.node_name.clone());
+    let client_ca = Arc::<ClientCa>::default();
+    let client_certificate = Arc::<ClientCertificate>::default();
+    let (endpoints, _) = watch::channel(None);
     let agents = Arc::new(Agents {
         registry: registry.clone(),
         certificate: certificate.clone(),
-        client_ca: api.client_ca(),
+        client_ca: client_ca.clone(),
         settings: Settings::server(),
     });
-    let (endpoints, _) = watch::channel(None);
-    let intercept = Arc::new(Intercept {
-        registry: registry.clone(),
-        endpoints: endpoints.subscribe(),
-        original: intercept::original_destination,
-    });
+    let intercept = Intercept::new(registry.clone(), endpoints.subscribe(), intercept::original_destination);
+    let api = Api::new(ApiOptions {
+        client: client.clone(),
+        tunnel: tunnel(registry.clone()),
+        client_ca: client_ca.clone(),
+        certificate: client_certificate.clone(),
+        cluster_ca: std::fs::read(CLUSTER_CA).ok(),
+    })
+    .context("cannot set up TLS towards kubelets")?;
 
-    let tasks = Tasks::new(stop.clone());
-    let connections = TaskTracker::new();
-    let kill = CancellationToken::new();
+    // Sessions go on until the streams in them have ended.
+    let (parts, kill) = (Tasks::new(stop.clone()), CancellationToken::new());
+    let sessions = Connections::new(parts.clone(), kill.clone());
+    let streams = Connections::new(Tasks::new(stop.clone()), kill);
 
-    let agents_listener = listen_everywhere(options.agent_port)?;
-    let accept = accept::run(agents, agents_listener, tasks.clone(), stop.clone(), kill.clone());
-    tasks.part("the listener for agents", accept);
-    for listener in listen_twice(options.intercept_port)? {
-        let serve = intercept.clone().run(listener, connections.clone(), stop.clone(), kill.clone());
-        tasks.part("the listener for redirected connections", serve);
+    let listener = listeners::everywhere(options.agent_port)?;
+    parts.part("the listener for agents", agents::run(agents, listener, sessions));
+    for listener in listeners::of_each_family(options.intercept_port)? {
+        let serve = intercept.clone().run(listener, streams.clone());
+        parts.part("the listener for redirected connections", serve);
     }
     // The rules come after the port that they lead to.
     match nft::Table::new(names::NFT_TABLE, options.intercept_port) {
-        Ok(table) => tasks.part("the redirect", nft::keep(table, endpoints.subscribe(), stop.clone())),
+        Ok(table) => parts.part("the redirect", nft::keep(table, endpoints.subscribe(), stop.clone())),
         Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
     }
     let ports = options.kubelet_ports.iter().copied().collect();
-    tasks.part("the watch on nodes", nodes::follow(client, ports, registry.clone(), endpoints, stop.clone()));
-    tasks.part("the serving certificate", certificate.clone().follow(stop.clone()));
-    let api_listener = listen_everywhere(options.api_port)?;
-    tasks.part("the listener for the plugin", api.serve(api_listener, certificate, stop.clone()));
+    let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, stop.clone());
+    parts.part("the watch on nodes", nodes);
+    parts.part("the serving certificate", certificate.clone().follow(stop.clone()));
+    parts.part("the cluster's client CA", client_ca.follow(client.clone(), stop.clone()));
+    parts.part("the client certificate for kubelets", client_certificate.follow(client, stop.clone()));
+    let listener = listeners::everywhere(options.api_port)?;
+    parts.part("the listener for the plugin", api.serve(listener, certificate, streams.clone()));
     tracing::info!(
         agents = options.agent_port,
         api = options.api_port,
@@ -124,71 +133,31 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         "tunnel server runs"
     );
 
-    let outcome = tasks.until_stopped().await;
+    let outcome = parts.until_stopped().await;
     stop.cancel();
-    drain(&registry, &connections).await;
-    kill.cancel();
-    let left = tasks.finish(LAST).await;
+    tracing::info!(streams = registry.streams(), "stopping");
+    registry.go_away();
+    let cut = streams.drain(DRAIN).await;
+    if cut > 0 {
+        tracing::info!(connections = cut, "connections that did not end in time are cut");
+    }
+    let left = parts.finish(LAST).await;
     if left > 0 {
         tracing::warn!(tasks = left, "some tasks did not end in time");
     }
     Ok(outcome?)
 }
 
-/// Agents are asked to go, and open streams have [`DRAIN`] to end.
-async fn drain(registry: &Registry, connections: &TaskTracker) {
-    tracing::info!(streams = registry.streams(), "stopping");
-    registry.go_away();
-    connections.close();
-    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
-        tracing::info!(streams = registry.streams(), "streams are cut");
-    }
-}
-
-fn api_options(client: kube::Client, registry: Arc<Registry>) -> ApiOptions {
+/// The tunnel, for the endpoint.
+fn tunnel(registry: Arc<Registry>) -> Tunnel {
     let listed = registry.clone();
     let dial = move |node: String| {
         let registry = registry.clone();
         async move {
             let stream = registry.dial(&node, Target::Kubelet).await?;
-            Ok(Box::new(stream) as Box<dyn api::Stream>)
+            Ok(Box::new(stream) as Box<dyn Stream>)
         }
         .boxed()
     };
-    ApiOptions {
-        client,
-        agents: api::Agents::new(dial, move || listed.statuses()),
-        cluster_ca: std::fs::read(CLUSTER_CA).ok(),
-    }
-}
-
-/// One listener for IPv6 and IPv4, or for IPv4 where there is no IPv6.
-fn listen_everywhere(port: u16) -> anyhow::Result<TcpListener> {
-    let listener = bind((Ipv6Addr::UNSPECIFIED, port).into(), false)
-        .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, port).into(), false));
-    listener.with_context(|| format!("cannot listen on port {port}"))
-}
-
-/// A listener for IPv4 and, where there is IPv6, one for it: a socket of its own family knows the original
-/// destination of its connections.
-fn listen_twice(port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let v4 = bind((Ipv4Addr::UNSPECIFIED, port).into(), false);
-    let mut listeners = vec![v4.with_context(|| format!("cannot listen on port {port}"))?];
-    match bind((Ipv6Addr::UNSPECIFIED, port).into(), true) {
-        Ok(v6) => listeners.push(v6),
-        Err(error) => tracing::info!(%error, "no IPv6 on the intercept port"),
-    }
-    Ok(listeners)
-}
-
-fn bind(address: SocketAddr, only_v6: bool) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(only_v6)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Tunnel::new(dial, move || listed.statuses())
 }

@@ -8,6 +8,10 @@ use serde_json::Value;
 
 use super::strategic::{self, MergeError, Schema};
 
+/// Bytes that the `copy` operations of one JSON patch may copy, as JSON: a few of them would otherwise double the object
+/// again and again. The API server has the same bound (evanphx/json-patch, `AccumulatedCopySizeLimit`).
+pub const MAX_COPIED: usize = 3 << 20;
+
 /// The patch formats of the Kubernetes API that work without a schema of every type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
@@ -52,6 +56,9 @@ pub enum PatchError {
     /// A JSON patch that cannot be applied.
     #[error("the JSON patch cannot be applied: {0}")]
     JsonPatch(#[from] json_patch::PatchError),
+    /// A JSON patch that copies too much.
+    #[error("the JSON patch copies more than {MAX_COPIED} bytes")]
+    Copies,
     /// The patch names another `metadata.uid` or `metadata.resourceVersion` than the object has.
     #[error("precondition failed: {field} in the patch is {wanted:?}, the object has {found:?}")]
     Precondition {
@@ -80,8 +87,7 @@ pub fn apply_to_status(
         PatchType::StrategicMerge => strategic::apply(&mut patched, serde_json::from_slice(body)?, schema)?,
         PatchType::Merge => json_patch::merge(&mut patched, &serde_json::from_slice(body)?),
         PatchType::Json => {
-            let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(body)?;
-            json_patch::patch(&mut patched, &operations)?;
+            apply_json_patch(&mut patched, body)?;
         }
     }
     for field in ["uid", "resourceVersion"] {
@@ -116,11 +122,25 @@ pub fn changes_nothing(object: &Value, patch_type: PatchType, body: &[u8]) -> Re
             json_patch::merge(&mut patched, &serde_json::from_slice(body)?);
         }
         PatchType::Json => {
-            let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(body)?;
-            json_patch::patch(&mut patched, &operations)?;
+            apply_json_patch(&mut patched, body)?;
         }
     }
     Ok(patched == *object)
+}
+
+fn apply_json_patch(object: &mut Value, body: &[u8]) -> Result<(), PatchError> {
+    let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(body)?;
+    let mut copied = 0;
+    for operation in &operations {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += object.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            if copied > MAX_COPIED {
+                return Err(PatchError::Copies);
+            }
+        }
+        json_patch::patch(object, std::slice::from_ref(operation))?;
+    }
+    Ok(())
 }
 
 fn move_field(from: &mut Value, to: &mut Value, field: &str) {
@@ -188,6 +208,13 @@ mod tests {
             {"op": "test", "path": "/status/phase", "value": "Running"},
         ]);
         assert!(matches!(apply(PatchType::Json, &body), Err(PatchError::JsonPatch(_))));
+    }
+
+    #[test]
+    fn a_json_patch_that_doubles_the_object_again_and_again_is_refused() {
+        let copy = json!({"op": "copy", "from": "", "path": "/status/x"});
+        let body = Value::from(vec![copy; 64]);
+        assert!(matches!(apply(PatchType::Json, &body), Err(PatchError::Copies)));
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Authenticator {
     }
 }
 
-fn bearer_token(headers: &HeaderMap) -> Result<Option<BearerToken>, AuthError> {
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<BearerToken>, AuthError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().map_err(|_| AuthError::Header)?;

@@ -264,6 +264,12 @@ fn collection(target: &ResourceTarget, query: &Query, accept: &Accept) -> Option
     // Events are written, not read, on a node; a view of them would carry every event of the cluster to it. kubelet
     // watches each of its CSRs once.
     let passing = matches!(target.resource.plural.as_str(), "events" | "certificatesigningrequests");
+    // Of these the upstream path is made again. What no API has a name like is the API server's to refuse.
+    let Resource { group, version, plural } = &target.resource;
+    let plain = (group.is_empty() || is_name(group)) && is_name(version) && is_name(plural);
+    if !plain || !target.namespace.as_deref().is_none_or(is_name) {
+        return None;
+    }
     if passing || query.keys().any(|key| !VIEW_PARAMETERS.contains(&key)) {
         return None;
     }
@@ -308,6 +314,12 @@ fn collection(target: &ResourceTarget, query: &Query, accept: &Accept) -> Option
         encodings,
         read,
     })
+}
+
+/// What can name a group, a version, a resource or a namespace, and means the same in a path.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
 /// Custom resources have no protobuf encoding: those who would take JSON get JSON.
@@ -517,6 +529,15 @@ mod tests {
         let builtin =
             class("GET", "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0").collection.unwrap();
         assert_eq!(builtin.encodings, [Encoding::Protobuf, Encoding::Json]);
+    }
+
+    #[test]
+    fn an_escaped_name_that_would_be_another_path_is_for_the_api_server() {
+        for path in
+            ["/api/v1/namespaces/a%3Fwatch=1/pods", "/api/v1/namespaces/../pods", "/apis/a%23b/v1/pods"]
+        {
+            assert_eq!(class("GET", &format!("{path}?resourceVersion=0")).collection, None, "{path}");
+        }
     }
 
     #[test]

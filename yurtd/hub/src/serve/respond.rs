@@ -163,7 +163,7 @@ fn status_of(failure: &Failure) -> Status {
             }
             OfflineError::Patch(PatchError::Precondition { .. }) => Status::new(409, "Conflict", text()),
             OfflineError::Patch(PatchError::Json(_)) => Status::new(400, "BadRequest", text()),
-            OfflineError::Patch(PatchError::Merge(_) | PatchError::JsonPatch(_)) => {
+            OfflineError::Patch(PatchError::Merge(_) | PatchError::JsonPatch(_) | PatchError::Copies) => {
                 Status::new(422, "Invalid", text())
             }
             OfflineError::PatchType(_) => Status::new(415, "UnsupportedMediaType", text()),

@@ -1,6 +1,7 @@
 //! JSON objects as text: what the hub reads of them, and `kind`/`apiVersion` off and on.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -57,7 +58,8 @@ pub fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), W
         return Err(WireError::malformed("object", "it has no name"));
     }
     let kind = TypeMeta::new(&object.api_version, &object.kind);
-    Ok((kind, Item { meta, body: stored(encoding, text) }))
+    let body = stored(encoding, text, !(kind.kind.is_empty() && kind.api_version.is_empty()))?;
+    Ok((kind, Item { meta, body }))
 }
 
 /// Takes the body of a GET apart.
@@ -79,30 +81,50 @@ pub fn bookmark_version(text: &str) -> Result<u64, WireError> {
     parse_resource_version(&parse(text)?.metadata.resource_version)
 }
 
-/// The stored form of an object: on one line, without the `kind` and `apiVersion` that Go puts first.
-fn stored(encoding: Encoding, text: &str) -> Bytes {
+/// The stored form of an object: on one line, without the `kind` and `apiVersion` that Go puts first. Others that carry
+/// them have them first, where [`write_typed`] looks.
+fn stored(encoding: Encoding, text: &str, has_type: bool) -> Result<Bytes, WireError> {
     let text = compact(text.trim());
     // Items of a PartialObjectMetadataList carry both.
     let rest = if encoding.is_partial() { None } else { strip_type(&text) };
-    match rest {
+    Ok(match rest {
         Some(rest) => {
             let mut out = Vec::with_capacity(rest.len() + 1);
             out.push(b'{');
             out.extend_from_slice(rest.as_bytes());
             out.into()
         }
+        None if has_type && !carries_type(text.as_bytes()) => type_first(&text)?,
         None => match text {
             Cow::Borrowed(text) => Bytes::copy_from_slice(text.as_bytes()),
             Cow::Owned(text) => text.into(),
         },
+    })
+}
+
+/// The object with `apiVersion` and `kind` in front. Go writes a custom resource's fields in the order of the alphabet,
+/// and a few begin before `apiVersion`.
+fn type_first(text: &str) -> Result<Bytes, WireError> {
+    let mut fields: BTreeMap<String, &RawValue> =
+        serde_json::from_str(text).map_err(|error| WireError::malformed("object", error))?;
+    let mut out = Vec::with_capacity(text.len());
+    let first = ["apiVersion", "kind"].map(|name| fields.remove_entry(name));
+    for (name, value) in first.into_iter().flatten().chain(fields) {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        write_string(&mut out, &name);
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
     }
+    out.push(b'}');
+    Ok(out.into())
 }
 
 /// What follows `{"kind":"K","apiVersion":"V",`.
 fn strip_type(text: &str) -> Option<&str> {
     let (kind, rest) = text.strip_prefix("{\"kind\":\"")?.split_once('"')?;
     let (version, rest) = rest.strip_prefix(",\"apiVersion\":\"")?.split_once('"')?;
-    if kind.contains('\\') || version.contains('\\') { None } else { rest.strip_prefix(',') }
+    let plain = !kind.is_empty() && !kind.contains('\\') && !version.contains('\\');
+    if plain { rest.strip_prefix(',') } else { None }
 }
 
 /// Without white space between tokens. Watch events are cut at line ends, and no API server of Go writes any.
@@ -137,10 +159,13 @@ pub fn typed(kind: &TypeMeta, stored: &[u8], newline: bool) -> Bytes {
     out.into()
 }
 
+fn carries_type(stored: &[u8]) -> bool {
+    stored.starts_with(b"{\"kind\":") || stored.starts_with(b"{\"apiVersion\":")
+}
+
 /// Appends [`typed`].
 pub fn write_typed(out: &mut Vec<u8>, kind: &TypeMeta, stored: &[u8]) {
-    let carries_type = stored.starts_with(b"{\"kind\":") || stored.starts_with(b"{\"apiVersion\":");
-    if carries_type || kind.kind.is_empty() {
+    if carries_type(stored) || kind.kind.is_empty() {
         out.extend_from_slice(stored);
         return;
     }
@@ -231,6 +256,18 @@ mod tests {
         let (_, item) = decode_item(Encoding::Json, FOO).unwrap();
         assert_eq!(item.body, FOO.as_bytes());
         assert_eq!(typed(&TypeMeta::new("example.com/v1", "Foo"), &item.body, false), FOO.as_bytes());
+    }
+
+    #[test]
+    fn kind_and_version_are_never_written_twice() {
+        let early = r#"{ "active":1.50,"apiVersion":"example.com/v1","kind":"Foo","metadata":{"name":"a"}}"#;
+        let (kind, item) = decode_item(Encoding::Json, early).unwrap();
+        let typed = typed(&kind, &item.body, false);
+        assert_eq!(
+            typed,
+            r#"{"apiVersion":"example.com/v1","kind":"Foo","active":1.50,"metadata":{"name":"a"}}"#
+        );
+        assert_eq!(decode_object(Encoding::Json, &typed), Ok((kind, item)));
     }
 
     #[test]

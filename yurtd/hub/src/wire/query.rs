@@ -41,7 +41,8 @@ impl Query {
     /// The pairs in a canonical order, encoded again: equal for queries that mean the same.
     pub fn canonical(&self, skip: &[&str]) -> String {
         let mut pairs: Vec<_> = self.pairs.iter().filter(|(key, _)| !skip.contains(&key.as_str())).collect();
-        pairs.sort();
+        // Stable: of a repeated key the first value counts.
+        pairs.sort_by(|(left, _), (right, _)| left.cmp(right));
         pairs
             .iter()
             .map(|(key, value)| format!("{}={}", encode(key), encode(value)))
@@ -155,5 +156,12 @@ mod tests {
         let two = Query::parse("a=1&b=x,y").canonical(&["timeout"]);
         assert_eq!(one, two);
         assert_eq!(one, "a=1&b=x,y");
+    }
+
+    #[test]
+    fn the_canonical_form_tells_apart_whose_first_values_differ() {
+        let one = Query::parse("a=2&a=1").canonical(&[]);
+        assert_eq!(one, "a=2&a=1");
+        assert_ne!(one, Query::parse("a=1&a=2").canonical(&[]));
     }
 }

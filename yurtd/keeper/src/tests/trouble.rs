@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::super::cluster::{ClusterError, KubeCluster};
+use super::super::cluster::{ApiCluster, ClusterError};
 use super::super::containers::Running;
 use super::super::engine::{Engine, Target};
 use super::super::journal::Phase;
+use super::super::passes::watch_over;
 use super::super::sim::{replace, snapshot};
-use super::super::watch_over;
 use super::{Node, fails_and_is_undone, pass};
 
 #[tokio::test]
@@ -70,11 +70,8 @@ async fn what_ran_is_looked_at_again_until_kubelet_is_restarted() {
 }
 
 fn hiccups() -> Vec<ClusterError> {
-    let refused = |code: u16, text: &str| ClusterError::Refused {
-        what: "the API server",
-        code: Some(code),
-        message: text.into(),
-    };
+    let refused =
+        |code: u16, text: &str| ClusterError::Refused { what: "the API server", code, message: text.into() };
     let lost = ClusterError::Unreachable { what: "the API server", message: "connection reset".into() };
     vec![
         lost,
@@ -119,7 +116,7 @@ async fn an_api_server_that_goes_on_refusing_undoes_the_conversion_with_its_word
     keeper.settings.kubelet_limit = Duration::from_millis(20);
     let refused = || ClusterError::Refused {
         what: "the API server",
-        code: Some(500),
+        code: 500,
         message: "etcdserver: no leader".into(),
     };
     node.world.borrow_mut().hiccups_after_restart = (0..2000).map(|_| refused()).collect();
@@ -144,7 +141,7 @@ async fn last_words(node: &Node, change: fn(String) -> String) -> (Option<String
     let engine = Engine::new(
         keeper.host,
         keeper.systemd,
-        KubeCluster::new("edge-node", "kube-system"),
+        ApiCluster::new("edge-node", "kube-system"),
         "edge-node",
         keeper.sources,
         keeper.settings,

@@ -7,24 +7,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::watch;
 use yurt_api::tunnel::Target;
+use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
+use super::connections::Connections;
 use super::nodes::Endpoints;
-use super::{DialError, Registry};
+use super::registry::{DialError, Registry};
 use crate::mux::pipe::{self, Side};
 use crate::mux::socket;
 
-/// How many connections may be open.
-const CONNECTIONS: usize = 16 * 1024;
-/// How long to wait after `accept` failed (the process has no file descriptors left).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Connections open at a time. They come from the API server, which is one address.
+const CONNECTIONS: Limits = Limits { total: 16 * 1024, per_peer: None, over: Over::Reset };
 
 /// Where a connection was going before it was redirected.
 type OriginalDestination = fn(&TcpStream) -> io::Result<SocketAddr>;
@@ -52,55 +49,41 @@ enum InterceptError {
     Broken(io::Error),
 }
 
-/// Takes what the redirected connections need.
+/// What the redirected connections need.
 pub(super) struct Intercept {
-    pub(super) registry: Arc<Registry>,
-    pub(super) endpoints: watch::Receiver<Option<Endpoints>>,
-    pub(super) original: OriginalDestination,
+    registry: Arc<Registry>,
+    endpoints: watch::Receiver<Option<Endpoints>>,
+    original: OriginalDestination,
+    places: Places,
 }
 
 impl Intercept {
-    /// Serves `listener` until `stop`; what is open goes on until `kill`.
-    pub(super) async fn run(
-        self: Arc<Self>,
-        listener: TcpListener,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-        kill: CancellationToken,
-    ) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (tcp, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = places.clone().try_acquire_owned() else {
-                tracing::warn!(%peer, "too many connections; one is reset");
-                socket::close_hard(&tcp);
-                continue;
-            };
-            let (intercept, kill) = (self.clone(), kill.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = kill.cancelled() => {}
-                    outcome = intercept.serve(tcp) => match outcome {
-                        Ok(()) => {}
-                        // Ends that every log and every port-forward comes to.
-                        Err(InterceptError::Broken(error)) => tracing::debug!(%peer, %error, "connection broke"),
-                        Err(error) => tracing::info!(%peer, %error, "connection reset"),
-                    },
+    /// Where a connection was going is asked of `original`.
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        endpoints: watch::Receiver<Option<Endpoints>>,
+        original: OriginalDestination,
+    ) -> Arc<Self> {
+        Arc::new(Self { registry, endpoints, original, places: Places::new(CONNECTIONS) })
+    }
+
+    /// Serves one of the listeners until `connections` are told to stop.
+    pub(super) async fn run(self: Arc<Self>, listener: TcpListener, connections: Connections) {
+        let (places, stop) = (self.places.clone(), connections.stop().clone());
+        accept(listener, places, stop, |accepted| {
+            let intercept = self.clone();
+            connections.start(async move {
+                let Accepted { stream, peer, place, .. } = accepted;
+                match intercept.serve(stream).await {
+                    Ok(()) => {}
+                    // Ends that every log and every port-forward comes to.
+                    Err(InterceptError::Broken(error)) => tracing::debug!(%peer, %error, "connection broke"),
+                    Err(error) => tracing::info!(%peer, %error, "connection reset"),
                 }
                 drop(place);
             });
-        }
+        })
+        .await;
     }
 
     async fn serve(&self, tcp: TcpStream) -> Result<(), InterceptError> {

@@ -18,6 +18,7 @@
 //!
 //! The image has no `nft` program, so [`message`] writes the netlink messages, and [`socket`] sends them.
 
+pub(crate) mod fuzzing;
 mod message;
 mod socket;
 
@@ -176,7 +177,7 @@ mod tests {
         ip("address add fd00::1/64 dev lan0 nodad");
         let v4 = TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = v4.local_addr().unwrap().port();
-        let v6 = crate::server::bind(SocketAddr::from(([0; 16], port)), true).unwrap();
+        let v6 = crate::server::listeners::bind(SocketAddr::from(([0; 16], port)), true).unwrap();
 
         let mut table = Table::new("yurt", port).unwrap();
         assert!(!table.is_there().await.unwrap());

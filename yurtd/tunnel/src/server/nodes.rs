@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::ownership::{Claims, LeftOut, Surroundings, decide};
-use super::Registry;
+use super::registry::Registry;
 
 /// Where the API servers publish their addresses.
 const API_SERVERS: (&str, &str) = ("default", "kubernetes");

@@ -15,7 +15,7 @@ use crate::mux::{OpenFailure, Session, TunnelStream};
 
 /// Why no stream to a node could be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum DialError {
+pub(super) enum DialError {
     /// No agent of that node is connected to this server.
     #[error("no tunnel agent of node {0:?} is connected to this server")]
     NotConnected(String),
@@ -58,14 +58,14 @@ struct Entries {
 
 /// The sessions of all connected agents, by node name.
 #[derive(Debug)]
-pub struct Registry {
+pub(super) struct Registry {
     server: String,
     entries: RwLock<Entries>,
 }
 
 impl Registry {
     /// The registry of the server that runs on the node `server`.
-    pub fn new(server: String) -> Arc<Self> {
+    pub(super) fn new(server: String) -> Arc<Self> {
         Arc::new(Self { server, entries: RwLock::default() })
     }
 
@@ -74,7 +74,7 @@ impl Registry {
     /// # Errors
     ///
     /// [`DialError`], never later than 15 seconds.
-    pub async fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, DialError> {
+    pub(super) async fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, DialError> {
         let session = self.read(|entries| entries.by_node.get(node).map(|entry| entry.session.clone()));
         let session = session.ok_or_else(|| DialError::NotConnected(node.to_owned()))?;
         session.open(target).await.map_err(|failure| {
@@ -89,7 +89,7 @@ impl Registry {
     }
 
     /// One entry a connected agent, sorted by node name.
-    pub fn statuses(&self) -> Vec<AgentStatus> {
+    pub(super) fn statuses(&self) -> Vec<AgentStatus> {
         self.read(|entries| {
             let status = |(node, entry): (&String, &Entry)| {
                 let figures = entry.session.figures();

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -10,14 +11,16 @@ use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::task::AbortOnDropHandle;
 use yurt_api::tunnel::OpenErrorCode;
 
+use super::listeners::bind;
 use super::nodes::Endpoints;
+use super::registry::DialError;
 use super::*;
 use crate::agent::{self, AgentConfig};
 use yurt_fakes::pki::{TestCa, TestCertificate};
@@ -74,18 +77,18 @@ impl World {
     async fn server_on(&self, address: SocketAddr) -> Server {
         let listener = bind(address, false).unwrap();
         let address = listener.local_addr().unwrap();
-        let client_ca = Arc::<api::client_ca::ClientCa>::default();
+        let client_ca = Arc::<ClientCa>::default();
         client_ca.set(&self.cluster_ca.pem).unwrap();
-        let certificate = ServingCertificate::in_folder(self.folder.path());
+        let certificate = MountedCertificate::in_folder(self.folder.path());
         certificate.reload().unwrap();
         let registry = Registry::new("master-node".into());
         let agents =
             Agents { registry: registry.clone(), certificate, client_ca, settings: Settings::server() };
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let tasks = Tasks::new(stop.clone());
-        let accept = accept::run(Arc::new(agents), listener, tasks.clone(), stop.clone(), kill.clone());
-        tasks.part("the listener for agents", accept);
-        Server { registry, address, stop, kill, tasks }
+        let connections = Connections::new(tasks.clone(), kill.clone());
+        tasks.part("the listener for agents", agents::run(Arc::new(agents), listener, connections.clone()));
+        Server { registry, address, stop, kill, tasks, connections }
     }
 }
 
@@ -95,6 +98,7 @@ struct Server {
     stop: CancellationToken,
     kill: CancellationToken,
     tasks: Tasks,
+    connections: Connections,
 }
 
 impl Server {
@@ -541,11 +545,10 @@ const KUBELET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(1
 
 async fn intercept(server: &Server, original: fn(&TcpStream) -> io::Result<SocketAddr>) -> SocketAddr {
     let (_, endpoints) = watch::channel(Some(Endpoints::from([(KUBELET, "edge-1")])));
-    let intercept = Arc::new(Intercept { registry: server.registry.clone(), endpoints, original });
+    let intercept = Intercept::new(server.registry.clone(), endpoints, original);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let connections = TaskTracker::new();
-    let serve = intercept.run(listener, connections, server.stop.clone(), server.kill.clone());
+    let serve = intercept.run(listener, server.connections.clone());
     server.tasks.part("the listener for redirected connections", serve);
     address
 }

@@ -15,8 +15,8 @@ use kube::api::PostParams;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 
-use super::client_ca::ClientCa;
-use super::status::ApiError;
+use super::status::{self, ApiError};
+use crate::server::client_ca::ClientCa;
 use yurt_node::token::BearerToken;
 
 /// How long the answer about a token is used again.
@@ -105,8 +105,8 @@ impl Authenticator {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let status = match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await {
             Ok(Ok(review)) => review.status.unwrap_or_default(),
-            Ok(Err(error)) => return Err(super::api_server_error("review the caller's token", &error)),
-            Err(_) => return Err(super::api_server_silent("review the caller's token")),
+            Ok(Err(error)) => return Err(status::api_server_error("review the caller's token", &error)),
+            Err(_) => return Err(status::api_server_silent("review the caller's token")),
         };
         let user = match (status.authenticated, status.user) {
             (Some(true), Some(user)) if user.username.as_deref().is_some_and(|name| !name.is_empty()) => {

@@ -8,7 +8,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 use super::authenticate::User;
-use super::status::ApiError;
+use super::status::{self, ApiError};
 use super::target::{Action, GROUP, PodTarget, VERSION};
 
 /// How long the API server may take to answer.
@@ -16,11 +16,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Evidence that the caller may do what `target` says; only this module makes one.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(super) struct Grant {
     target: PodTarget,
 }
 
-impl Permit {
+impl Grant {
     /// What is permitted.
     pub(super) fn target(&self) -> &PodTarget {
         &self.target
@@ -49,7 +49,7 @@ pub(super) async fn pod(
     user: &User,
     method: &Method,
     target: PodTarget,
-) -> Result<Permit, ApiError> {
+) -> Result<Grant, ApiError> {
     for verb in verbs(method, &target.action) {
         let attributes = Attributes {
             verb,
@@ -62,7 +62,7 @@ pub(super) async fn pod(
         };
         ask(client, user, &attributes).await?;
     }
-    Ok(Permit { target })
+    Ok(Grant { target })
 }
 
 /// Asks for the connected agents, or for one.
@@ -118,8 +118,8 @@ async fn ask(client: &kube::Client, user: &User, attributes: &Attributes) -> Res
     let api: Api<SubjectAccessReview> = Api::all(client.clone());
     let status = match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await {
         Ok(Ok(review)) => review.status.unwrap_or_default(),
-        Ok(Err(error)) => return Err(super::api_server_error("review the caller's access", &error)),
-        Err(_) => return Err(super::api_server_silent("review the caller's access")),
+        Ok(Err(error)) => return Err(status::api_server_error("review the caller's access", &error)),
+        Err(_) => return Err(status::api_server_silent("review the caller's access")),
     };
     if status.allowed && status.denied != Some(true) {
         return Ok(());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 
-use super::status::ApiError;
+use super::status::{self, ApiError};
 use super::target::PodTarget;
 
 /// Annotation that names the container kubectl takes when none is named.
@@ -126,8 +126,8 @@ pub(super) async fn find(client: &kube::Client, target: &PodTarget) -> Result<Po
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
             Err(ApiError::NotFound { group: "", resource: "pods", name: target.pod.clone() })
         }
-        Ok(Err(error)) => Err(super::api_server_error("read the pod", &error)),
-        Err(_) => Err(super::api_server_silent("read the pod")),
+        Ok(Err(error)) => Err(status::api_server_error("read the pod", &error)),
+        Err(_) => Err(status::api_server_silent("read the pod")),
     }
 }
 

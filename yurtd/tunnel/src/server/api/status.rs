@@ -1,11 +1,16 @@
 //! Errors become HTTP here and nowhere else: `metav1.Status` in JSON, worded as the API server does.
 
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 
-use super::Body;
-use crate::server::DialError;
+use crate::server::client_ca::CertificateError;
+use crate::server::registry::DialError;
+
+/// A response's body: a document, or what kubelet says as it says it.
+pub(super) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +85,15 @@ fn dial_message(error: &DialError) -> String {
             "the tunnel agent of node {node:?} did not answer in time: its link is lost or very slow; try again"
         ),
         other => other.to_string(),
+    }
+}
+
+impl From<CertificateError> for ApiError {
+    fn from(error: CertificateError) -> Self {
+        match error {
+            CertificateError::NoCa => Self::Unavailable(error.to_string()),
+            CertificateError::Invalid(_) => Self::Unauthorized,
+        }
     }
 }
 
@@ -166,8 +180,24 @@ pub(super) fn json_response(code: StatusCode, document: &Value) -> Response<Body
 }
 
 /// A body that is all there.
-pub(super) fn full(content: impl Into<bytes::Bytes>) -> Body {
+pub(super) fn full(content: impl Into<Bytes>) -> Body {
     Full::new(content.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The API server refused the tunnel server, or could not be asked.
+pub(super) fn api_server_error(what: &str, error: &kube::Error) -> ApiError {
+    match error {
+        kube::Error::Api(status) => ApiError::Internal(format!("cannot {what}: {}", status.message)),
+        other => {
+            tracing::warn!(error = %other, "the API server did not {what}");
+            ApiError::Unavailable(format!("the tunnel server cannot reach the API server to {what}"))
+        }
+    }
+}
+
+/// The API server did not answer in time.
+pub(super) fn api_server_silent(what: &str) -> ApiError {
+    ApiError::Unavailable(format!("the API server did not answer in time when asked to {what}"))
 }
 
 #[cfg(test)]

@@ -8,17 +8,26 @@
 //! handshake on to the container runtime, whose streaming server knows v4 at most and refuses the whole
 //! offer. If the caller offers v4 too, the handshake is sent again with v4 alone.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 use http::header::{
     CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
+use tokio::sync::Semaphore;
 
-use super::kubelet::KubeletBody;
-use super::status::ApiError;
+use super::authorise::Grant;
+use super::kubelet_client::{self, KubeletBody, Kubelets};
+use super::pods::Place;
+use super::status::{ApiError, Body, full};
+use crate::server::connections::Connections;
 
 /// SPDY's counterpart of the WebSocket subprotocol; one header a version.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
@@ -29,9 +38,102 @@ const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// Read at once in each direction.
 const BUFFER: usize = 16 * 1024;
 
+/// How long kubelet may take to agree to leave HTTP. A log has no such limit: kubelet does not even send the response's
+/// head before there is something to say.
+const AGREEMENT: Duration = Duration::from_secs(30);
+/// Upgraded connections at a time, which no longer count as connections of the listener.
+const STREAMS: usize = 4096;
+
+/// The upgraded connections.
+pub(super) struct Upgrades {
+    places: Arc<Semaphore>,
+}
+
+impl Default for Upgrades {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(STREAMS)) }
+    }
+}
+
+impl Upgrades {
+    /// Leads caller and kubelet out of HTTP; the stream between them is one of `connections`.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError`], kubelet's own among them.
+    pub(super) async fn serve(
+        &self,
+        kubelets: &Kubelets,
+        mut request: Request<Incoming>,
+        grant: &Grant,
+        place: &Place,
+        connections: &Connections,
+    ) -> Result<Response<Body>, ApiError> {
+        if request.version() != Version::HTTP_11 {
+            return Err(ApiError::BadRequest(
+                "exec, attach and port-forward need HTTP/1.1: a connection of HTTP/2 cannot leave HTTP"
+                    .into(),
+            ));
+        }
+        let handshake = Handshake::read(request.headers())?;
+        let slot = self.places.clone().try_acquire_owned().map_err(|_| {
+            ApiError::Unavailable(format!(
+                "{STREAMS} streams are open at this tunnel server; try again later"
+            ))
+        })?;
+        let mut answer = shake_hands(kubelets, request.method(), grant, place, &handshake).await?;
+        if let Some(second) = handshake.fallback(answer.status()) {
+            tracing::debug!(node = place.node, status = %answer.status(), "kubelet refused, offering v4 alone");
+            answer = shake_hands(kubelets, request.method(), grant, place, &second).await?;
+        }
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(kubelet_client::error_of(answer).await);
+        }
+        let mut response = Response::new(full(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = answer_headers(answer.headers());
+
+        let kubelet = hyper::upgrade::on(&mut answer);
+        let caller = hyper::upgrade::on(&mut request);
+        let relay = relay(caller, kubelet, answer.into_body());
+        let node = place.node.clone();
+        connections.start(async move {
+            let _slot = slot;
+            let began = Instant::now();
+            let ended = relay.await;
+            let took = began.elapsed();
+            match ended {
+                Ok(moved) => {
+                    tracing::info!(node, sent = moved.sent, received = moved.received, ?took, "stream ended");
+                }
+                Err(error) => tracing::info!(node, ?took, %error, "stream broke"),
+            }
+        });
+        Ok(response)
+    }
+}
+
+async fn shake_hands(
+    kubelets: &Kubelets,
+    method: &Method,
+    grant: &Grant,
+    place: &Place,
+    handshake: &Handshake,
+) -> Result<Response<KubeletBody>, ApiError> {
+    let headers = handshake.headers()?;
+    let answer = kubelets.send(grant, method.clone(), &place.node, &place.container, headers);
+    match tokio::time::timeout(AGREEMENT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ApiError::Unavailable(format!(
+            "kubelet of node {:?} did not answer within {AGREEMENT:?}",
+            place.node
+        ))),
+    }
+}
+
 /// The caller's handshake, in the headers that belong to it.
 #[derive(Debug, Clone)]
-pub(super) struct Handshake {
+struct Handshake {
     headers: HeaderMap,
     /// Offered subprotocols of a WebSocket, in order.
     protocols: Vec<String>,
@@ -44,7 +146,7 @@ impl Handshake {
     ///
     /// [`ApiError::BadRequest`] when it is none, [`ApiError::Refused`] when a browser sends it: pages of
     /// other sites can open WebSockets with the user's client certificate.
-    pub(super) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+    fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let upgrades = headers
             .get_all(CONNECTION)
             .iter()
@@ -83,7 +185,7 @@ impl Handshake {
     /// # Errors
     ///
     /// [`ApiError::BadRequest`] when the offer cannot be a header.
-    pub(super) fn headers(&self) -> Result<HeaderMap, ApiError> {
+    fn headers(&self) -> Result<HeaderMap, ApiError> {
         let mut headers = self.headers.clone();
         if !self.protocols.is_empty() {
             let offer = HeaderValue::try_from(self.protocols.join(", "))
@@ -94,7 +196,7 @@ impl Handshake {
     }
 
     /// The handshake to send after `answer` refused this one, if there is any sense in another.
-    pub(super) fn fallback(&self, answer: StatusCode) -> Option<Self> {
+    fn fallback(&self, answer: StatusCode) -> Option<Self> {
         let refused = matches!(answer, StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN);
         let more_than_v4 = self.protocols.len() > 1 && self.protocols.iter().any(|offer| offer == V4);
         (refused && more_than_v4)
@@ -103,7 +205,7 @@ impl Handshake {
 }
 
 /// The headers of kubelet's `101` that are the caller's.
-pub(super) fn answer_headers(kubelets: &HeaderMap) -> HeaderMap {
+fn answer_headers(kubelets: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for name in [
         CONNECTION,
@@ -122,11 +224,11 @@ pub(super) fn answer_headers(kubelets: &HeaderMap) -> HeaderMap {
 
 /// Bytes moved in both directions, and how it ended.
 #[derive(Debug, Default)]
-pub(super) struct Moved {
+struct Moved {
     /// From the caller to kubelet.
-    pub sent: u64,
+    sent: u64,
     /// From kubelet to the caller.
-    pub received: u64,
+    received: u64,
 }
 
 /// Moves bytes until both directions have ended, each for itself: `kubectl cp` ends its own direction and
@@ -135,11 +237,7 @@ pub(super) struct Moved {
 /// # Errors
 ///
 /// When one of the two never left HTTP, or a connection broke.
-pub(super) async fn relay(
-    caller: OnUpgrade,
-    kubelet: OnUpgrade,
-    held: KubeletBody,
-) -> std::io::Result<Moved> {
+async fn relay(caller: OnUpgrade, kubelet: OnUpgrade, held: KubeletBody) -> std::io::Result<Moved> {
     let (caller, kubelet) =
         futures::future::try_join(caller, kubelet).await.map_err(std::io::Error::other)?;
     // The connection's task handed its socket over and has ended.

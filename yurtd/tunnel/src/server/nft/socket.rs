@@ -62,7 +62,11 @@ impl Netfilter {
 
 /// The verdict about the request with the sequence numbers `first` to `last`, if the datagram has it: its
 /// first error, or the acknowledgement of `last`. Answers to earlier requests are skipped.
-fn verdict(mut datagram: &[u8], first: u32, last: u32) -> Result<Option<Result<(), NftError>>, NftError> {
+pub(super) fn verdict(
+    mut datagram: &[u8],
+    first: u32,
+    last: u32,
+) -> Result<Option<Result<(), NftError>>, NftError> {
     let span = last.wrapping_sub(first);
     while !datagram.is_empty() {
         let (verdict, rest) = next(datagram).ok_or(NftError::Answer)?;

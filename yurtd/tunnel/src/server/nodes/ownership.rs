@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt;
-use yurt_api::names::{KUBELET_PORT, LABEL_EDGE_WORKER, LABEL_EDGE_WORKER_LEGACY};
+use yurt_api::names::KUBELET_PORT;
+use yurt_api::node::Kind;
 
 use super::Endpoints;
 
@@ -27,15 +27,14 @@ pub(super) struct Claims {
 
 impl From<&Node> for Claims {
     fn from(node: &Node) -> Self {
-        let labels = node.labels();
-        let label = labels.get(LABEL_EDGE_WORKER).or_else(|| labels.get(LABEL_EDGE_WORKER_LEGACY));
         let status = node.status.as_ref();
         let port = status
             .and_then(|status| status.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref())
             .and_then(|endpoint| u16::try_from(endpoint.port).ok())
             .filter(|port| *port != 0)
             .unwrap_or(KUBELET_PORT);
-        let mut claims = Self { edge: label.is_some_and(|value| value == "true"), port, ..Self::default() };
+        let mut claims =
+            Self { edge: Kind::of(node.metadata.labels.as_ref()).is_edge(), port, ..Self::default() };
         for address in status.into_iter().flat_map(|status| status.addresses.iter().flatten()) {
             // Names are nothing that can be redirected.
             let Ok(ip) = address.address.parse::<IpAddr>() else { continue };
@@ -155,6 +154,8 @@ fn is_unicast(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use yurt_api::names::{LABEL_EDGE_WORKER, LABEL_EDGE_WORKER_LEGACY};
 
     use super::*;
 

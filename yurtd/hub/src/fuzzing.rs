@@ -1,0 +1,231 @@
+//! What a fuzzer may call: one function a parser of what comes over a wire.
+//!
+//! Each takes any bytes and panics when what must hold of every input does not: what was accepted can be written and
+//! read again, nothing is made up, and an answer is no larger than its question allows. `fuzz/` calls them; nothing
+//! else does, and a program that does not call them does not contain them.
+
+use bytes::Bytes;
+use http::Method;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use serde_json::Value;
+
+use crate::filter::Filter;
+use crate::offline::patch::{self, PatchType};
+use crate::offline::{strategic, token_request};
+use crate::request::accept::Accept;
+use crate::request::authenticate::bearer_token;
+use crate::request::classify::{Class, Verb};
+use crate::request::jwt;
+use crate::wire::frame::{decode_event, encode_event};
+use crate::wire::list::{ListSize, ListWriter};
+use crate::wire::object::{decode_object, encode_object, with_resource_version};
+use crate::wire::query::Query;
+use crate::wire::{Encoding, Event, FrameDecoder, MAX_FRAME, Status, split_list};
+
+const ENCODINGS: [Encoding; 4] =
+    [Encoding::Protobuf, Encoding::Json, Encoding::PartialProtobuf, Encoding::PartialJson];
+
+/// Takes the first byte off, as a choice of the fuzzer's.
+fn choice(input: &[u8]) -> Option<(usize, &[u8])> {
+    input.split_first().map(|(first, rest)| (usize::from(*first), rest))
+}
+
+fn encoding(input: &[u8]) -> Option<(Encoding, &[u8])> {
+    choice(input).map(|(choice, rest)| (ENCODINGS[choice % ENCODINGS.len()], rest))
+}
+
+/// A request's head as text: `METHOD PATH?QUERY`, then `name: value` lines.
+fn head(input: &[u8]) -> Option<Parts> {
+    let text = std::str::from_utf8(input).ok()?;
+    let mut lines = text.lines();
+    let (method, uri) = lines.next()?.split_once(' ')?;
+    let mut request = http::Request::builder().method(method).uri(uri);
+    for line in lines {
+        let (name, value) = line.split_once(':')?;
+        request = request.header(name.trim(), value.trim());
+    }
+    Some(request.body(()).ok()?.into_parts().0)
+}
+
+/// The request classifier. A view is only ever used for a plain GET of a whole collection, and what it asks the API
+/// server for is that collection.
+pub fn request(input: &[u8]) {
+    let Some(parts) = head(input) else { return };
+    let class = Class::of(&parts);
+    let _ = (class.is_long_running(), class.is_dry_run(), bearer_token(&parts.headers).is_ok());
+    let Some(collection) = &class.collection else { return };
+    let Some(target) = class.resource() else { panic!("a collection of no resource") };
+    assert_eq!(parts.method, Method::GET);
+    assert!(!class.impersonates && matches!(target.verb, Verb::List | Verb::Watch));
+    assert!(target.name.is_none() && target.subresource.is_none() && !collection.encodings.is_empty());
+    let path = collection.resource.path(collection.namespace.as_deref());
+    let Ok(again) = http::Request::builder().uri(&path).body(()) else {
+        panic!("a view of {path:?}, which is no path")
+    };
+    assert_eq!(again.uri().query(), None, "a view's path has no query");
+    let again = Class::of(&again.into_parts().0);
+    let Some(again) = again.resource() else { panic!("a view of {path:?}, which is no resource") };
+    assert_eq!((&again.resource, &again.namespace), (&collection.resource, &collection.namespace));
+    assert_eq!((again.verb, &again.name), (Verb::List, &None));
+}
+
+/// The query string: its canonical form means the same.
+pub fn query(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let query = Query::parse(text);
+    let canonical = query.canonical(&[]);
+    // An escaped byte that is no UTF-8 is replaced by one of three bytes, each of which takes three.
+    assert!(canonical.len() <= 9 * text.len() + 1);
+    let again = Query::parse(&canonical);
+    for key in query.keys() {
+        assert_eq!(again.get(key), query.get(key), "{key:?} in {canonical:?}");
+    }
+    assert_eq!(again.canonical(&[]), canonical);
+}
+
+/// Content negotiation: what is chosen is accepted, and once.
+pub fn accept(input: &[u8]) {
+    let Ok(value) = http::HeaderValue::from_bytes(input) else { return };
+    let headers = http::HeaderMap::from_iter([(http::header::ACCEPT, value)]);
+    let accept = Accept::from_headers(&headers);
+    let encodings = accept.view_encodings();
+    for (at, encoding) in encodings.iter().enumerate() {
+        assert!(!encodings[..at].contains(encoding));
+        assert!(encoding.is_partial() || accept.accepts(encoding.content_type()));
+    }
+    assert!(!accept.status_encoding().is_partial());
+}
+
+/// One page of a list: what was taken apart is put together to the same.
+pub fn list(input: &[u8]) {
+    let Some((encoding, body)) = encoding(input) else { return };
+    let Ok(mut page) = split_list(encoding, &Bytes::copy_from_slice(body)) else { return };
+    let mut size = ListSize::new(encoding);
+    page.items.iter().for_each(|item| size.add(item.body.len()));
+    let mut writer = ListWriter::new(&page.kind, page.resource_version, &size);
+    page.items.iter().for_each(|item| writer.item(&item.body));
+    page.continue_token = None;
+    assert_eq!(split_list(encoding, &writer.finish()), Ok(page));
+}
+
+/// A watch stream: frames and events are the same however the stream is cut, and events can be passed on.
+pub fn watch(input: &[u8]) {
+    let Some((encoding, rest)) = encoding(input) else { return };
+    let Some((step, stream)) = choice(rest) else { return };
+    let whole = events(encoding, stream, stream.len().max(1));
+    assert_eq!(events(encoding, stream, step + 1), whole);
+    for event in whole {
+        let Event::Object { event_type, kind, item } = &event else { continue };
+        let frame = encode_event(encoding, *event_type, kind, &item.body);
+        assert_eq!(events(encoding, &frame, frame.len()), [event]);
+    }
+}
+
+fn events(encoding: Encoding, stream: &[u8], step: usize) -> Vec<Event> {
+    let mut decoder = FrameDecoder::new(encoding);
+    let mut events = Vec::new();
+    for chunk in stream.chunks(step) {
+        decoder.push(chunk);
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            assert!(frame.len() <= MAX_FRAME.min(stream.len()));
+            events.extend(decode_event(encoding, &frame));
+        }
+        assert!(decoder.buffered() <= stream.len());
+    }
+    events
+}
+
+/// One object: it can be passed on, also with another resourceVersion.
+pub fn object(input: &[u8]) {
+    let Some((encoding, body)) = encoding(input) else { return };
+    let Ok((kind, item)) = decode_object(encoding, &Bytes::copy_from_slice(body)) else { return };
+    let again = decode_object(encoding, &encode_object(encoding, &kind, &item.body));
+    assert_eq!(again.as_ref(), Ok(&(kind.clone(), item.clone())));
+    if let Ok(changed) = with_resource_version(encoding, &item.body, u64::MAX) {
+        assert!(changed.len() <= item.body.len() + 40);
+        let changed = decode_object(encoding, &encode_object(encoding, &kind, &changed));
+        let meta = changed.map(|(_, changed)| (changed.meta.name, changed.meta.namespace));
+        assert_eq!(meta, Ok((item.meta.name, item.meta.namespace)));
+    }
+}
+
+/// A Status of the API server.
+pub fn status(input: &[u8]) {
+    let Some((encoding, body)) = encoding(input) else { return };
+    let Ok(status) = Status::decode(encoding, &Bytes::copy_from_slice(body)) else { return };
+    assert_eq!(Status::decode(encoding, &status.encode(encoding)), Ok(status));
+}
+
+/// A patch of a status: two JSON documents, the object and the patch, apart by a line of `---`. Whatever the patch
+/// says, nothing but status, labels and annotations changes, and the object does not grow without bound.
+pub fn status_patch(input: &[u8]) {
+    let Some((choice, rest)) = choice(input) else { return };
+    let Some(at) = rest.windows(5).position(|window| window == b"\n---\n") else { return };
+    let Ok(object) = serde_json::from_slice::<Value>(&rest[..at]) else { return };
+    let patch = &rest[at + 5..];
+    if !object.get("metadata").is_some_and(Value::is_object) {
+        return;
+    }
+    let schema = if choice & 4 == 0 { &strategic::POD } else { &strategic::NODE };
+    let patch_type = [PatchType::StrategicMerge, PatchType::Merge, PatchType::Json][choice % 3];
+    let _ = patch::changes_nothing(&object, patch_type, patch);
+    let Ok(mut patched) = patch::apply_to_status(&object, patch_type, patch, schema) else { return };
+    // JSON patches may copy within the object, up to their bound.
+    assert!(patched.to_string().len() <= 2 * rest.len() + patch::MAX_COPIED);
+    let mut before = object;
+    for document in [&mut before, &mut patched] {
+        if let Some(document) = document.as_object_mut() {
+            document.remove("status");
+        }
+        if let Some(metadata) = document["metadata"].as_object_mut() {
+            metadata.retain(|field, _| field != "labels" && field != "annotations");
+        }
+    }
+    assert_eq!(patched, before);
+}
+
+/// What the hub changes in what kubelet reads: what comes out is JSON, and there is as much of it.
+pub fn filter(input: &[u8]) {
+    let Some((choice, body)) = choice(input) else { return };
+    let body = Bytes::copy_from_slice(body);
+    let filter = [Filter::HubAsService, Filter::HubForKubeProxy, Filter::PullIfNotPresent][choice % 3];
+    let items = |list: &[u8]| {
+        let list: Value = serde_json::from_slice(list).unwrap_or_default();
+        list["items"].as_array().map(Vec::len)
+    };
+    if let Ok(filtered) = filter.list(body.clone()) {
+        assert_eq!(items(&filtered), items(&body));
+        assert_eq!(filter.list(filtered.clone()).ok(), Some(filtered), "a filter finds nothing left to do");
+    }
+    if let Ok(filtered) = filter.single(body.clone()) {
+        assert!(serde_json::from_slice::<Value>(&filtered).is_ok());
+    }
+    if let Ok(filtered) = filter.event(body.clone()) {
+        assert!(serde_json::from_slice::<Value>(&filtered).is_ok());
+    }
+    let _ = filter.transition(&body, true);
+}
+
+/// TokenRequests, the token in a reply, and the claims in a token.
+pub fn token(input: &[u8]) {
+    let Some((choice, body)) = choice(input) else { return };
+    let bytes = Bytes::copy_from_slice(body);
+    let request = token_request::Request::parse("namespace", "account", choice % 2 == 0, &bytes);
+    if let Ok(request) = request {
+        assert_eq!(request.user(), "system:serviceaccount:namespace:account");
+    }
+    if let Ok(token) = token_request::token_in(choice % 2 == 0, &bytes) {
+        assert!(token.expose().len() <= body.len());
+        let _ = jwt::claims(token.expose());
+    }
+    if let Ok(text) = std::str::from_utf8(body) {
+        let _ = jwt::claims(text);
+    }
+    if let Ok(value) = http::HeaderValue::from_bytes(body) {
+        let headers = http::HeaderMap::from_iter([(AUTHORIZATION, value)]);
+        if let Ok(Some(token)) = bearer_token(&headers) {
+            assert!(!token.expose().is_empty() && !token.expose().contains(char::is_whitespace));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! kubelet's drop-in: it works through the hub, or without it again.
+
+use jiff::Timestamp;
+use yurt_api::names;
+
+use super::fingerprint;
+use crate::arguments::{self, Arguments};
+use crate::cluster::Cluster;
+use crate::engine::{Engine, KeeperError};
+use crate::journal::Journal;
+use crate::systemd::{Systemd, Unit};
+use crate::{kubeconfig, look, units};
+
+impl<S: Systemd, C: Cluster> Engine<S, C> {
+    /// kubelet runs with the kubeconfig that leads to the hub.
+    pub(crate) async fn ensure_drop_in(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+        let facts = self.take_access(&journal.original)?;
+        let text = kubeconfig::with_server(&facts.kubeconfig_text, &look::hub_url())
+            .map_err(|error| KeeperError::Refused(format!("kubelet's kubeconfig {error}")))?;
+        let mut changed = self.host.write(names::KUBELET_KUBECONFIG, text.as_bytes(), 0o600)?;
+        self.host.make_dir(drop_in_dir(), 0o755)?;
+        let drop_in = units::kubelet_drop_in(&journal.original.other_flags);
+        changed |= self.host.write(names::KUBELET_DROP_IN, drop_in.as_bytes(), 0o644)?;
+        let (kubelet, arguments) = self.kubelet().await?;
+        if changed || kubelet.need_reload {
+            self.systemd.reload().await?;
+        }
+        let wanted = fingerprint(&[text.as_bytes(), drop_in.as_bytes()]);
+        if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
+            tracing::info!("restarting kubelet, which then works through the hub");
+            if let Some(before) = &mut journal.before
+                && before.restarted.is_none()
+            {
+                before.restarted = Some(Timestamp::now().as_second());
+                journal.save(&self.host)?;
+            }
+            self.systemd.restart(units::KUBELET).await?;
+        }
+        if journal.applied_kubelet.as_ref() != Some(&wanted) {
+            journal.applied_kubelet = Some(wanted);
+            journal.save(&self.host)?;
+        }
+        Ok(())
+    }
+
+    /// kubelet runs with its own kubeconfig again.
+    pub(crate) async fn withdraw_drop_in(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+        let (_, arguments) = self.kubelet().await?;
+        if uses_hub(arguments.as_ref()) {
+            // Not away from the hub while there is nothing else to go to.
+            self.cluster.node().await?;
+        }
+        self.host.remove(names::KUBELET_DROP_IN)?;
+        self.remove_folder_of_ours(journal, drop_in_dir())?;
+        // Always: a keeper may have been killed between the removal and the reload.
+        self.systemd.reload().await?;
+        if uses_hub(arguments.as_ref()) || arguments.is_none() {
+            tracing::info!("restarting kubelet, which then works without the hub");
+            self.systemd.restart(units::KUBELET).await?;
+        }
+        self.kubelet_back(false).await?;
+        self.host.remove(names::KUBELET_KUBECONFIG)?;
+        Ok(())
+    }
+
+    /// kubelet's unit, and the arguments of its process.
+    pub(super) async fn kubelet(&mut self) -> Result<(Unit, Option<Arguments>), KeeperError> {
+        let unit = self.systemd.unit(units::KUBELET).await?;
+        let arguments = arguments::of_process(&self.host, unit.service.main_pid)?;
+        Ok((unit, arguments))
+    }
+}
+
+/// Whether kubelet runs, and with the kubeconfig that leads to the hub.
+pub(super) fn uses_hub(arguments: Option<&Arguments>) -> bool {
+    arguments.is_some_and(|found| found.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG))
+}
+
+fn drop_in_dir() -> &'static str {
+    names::KUBELET_DROP_IN.rsplit_once('/').map_or(names::SYSTEMD_DIR, |(folder, _)| folder)
+}

@@ -1,0 +1,107 @@
+//! The hub's units: in place, enabled, running with what is on the disk now.
+
+use yurt_api::names;
+
+use super::configuration::CA_FILE;
+use super::fingerprint;
+use crate::cluster::Cluster;
+use crate::engine::{Engine, KeeperError};
+use crate::journal::Journal;
+use crate::systemd::{Systemd, Unit};
+use crate::units;
+
+impl<S: Systemd, C: Cluster> Engine<S, C> {
+    /// Units in place, enabled and running with what is on disk now.
+    pub(crate) async fn ensure_service(
+        &mut self,
+        journal: &mut Journal,
+        restart: bool,
+    ) -> Result<(), KeeperError> {
+        let mut written = false;
+        let mut socket_written = false;
+        for unit in units::ALL {
+            let changed = self.host.write(unit.path(), unit.text.as_bytes(), 0o644)?;
+            written |= changed;
+            socket_written |= changed && unit.name == units::SOCKET.name;
+            self.host.make_dir(unit.wants_dir(), 0o755)?;
+            written |= self.host.link(unit.wants_link(), unit.path().as_ref())?;
+        }
+        let service = self.systemd.unit(units::SERVICE.name).await?;
+        if written || service.need_reload || !service.is_loaded() {
+            self.systemd.reload().await?;
+        }
+        if socket_written && self.systemd.unit(units::SOCKET.name).await?.is_active() {
+            // Sockets are not opened anew under a running service.
+            self.systemd.stop(units::SERVICE.name).await?;
+            self.systemd.restart(units::SOCKET.name).await?;
+        }
+        for unit in [units::ADDRESS, units::SOCKET] {
+            if !self.systemd.unit(unit.name).await?.is_active() {
+                self.systemd.start(unit.name).await?;
+            }
+        }
+        let wanted = self.service_inputs(journal)?;
+        let service = self.systemd.unit(units::SERVICE.name).await?;
+        self.show(&service);
+        if !service.is_active() {
+            self.systemd.start(units::SERVICE.name).await?;
+        } else if restart || written || journal.applied_service.as_ref() != Some(&wanted) {
+            self.systemd.restart(units::SERVICE.name).await?;
+        }
+        if journal.applied_service.as_ref() != Some(&wanted) {
+            journal.applied_service = Some(wanted);
+            journal.save(&self.host)?;
+        }
+        Ok(())
+    }
+
+    /// Shows what the hub says of itself, so that `kubectl logs` of this pod tells how it is. (Its log is in the node's
+    /// journal, whose files only libsystemd reads.)
+    fn show(&mut self, service: &Unit) {
+        let now =
+            (service.active_state.clone(), service.service.restarts, service.service.status_text.clone());
+        if self.hub_said.as_ref() != Some(&now) {
+            let found = &service.service;
+            tracing::info!(state = %now.0, restarts = now.1, result = %found.result, status = %now.2, "hub");
+            self.hub_said = Some(now);
+        }
+    }
+
+    /// Digest of everything that a running hub has read at its start.
+    fn service_inputs(&self, journal: &Journal) -> Result<String, KeeperError> {
+        let config = self.host.read(names::EDGE_CONFIG)?.unwrap_or_default();
+        let ca = self.host.read(CA_FILE)?.unwrap_or_default();
+        Ok(fingerprint(&[journal.release.digest.as_bytes(), units::SERVICE.text.as_bytes(), &config, &ca]))
+    }
+
+    /// Takes the units and the hub's state away.
+    pub(crate) async fn remove_service(&mut self, journal: &Journal) -> Result<(), KeeperError> {
+        // The socket first, or a last connection starts the service again.
+        for unit in [units::SOCKET, units::SERVICE, units::ADDRESS] {
+            let found = self.systemd.unit(unit.name).await?;
+            if found.is_loaded() && found.active_state != "inactive" {
+                self.systemd.stop(unit.name).await?;
+            }
+        }
+        // Only while its unit is there does systemd know which folder is the service's.
+        if self.host.exists(units::SERVICE.path()) {
+            if !self.systemd.unit(units::SERVICE.name).await?.is_loaded() {
+                self.systemd.reload().await?;
+            }
+            // systemd cleans what is dead, and *failed* is not dead.
+            self.systemd.reset_failed(units::SERVICE.name).await?;
+            self.systemd.clean_state(units::SERVICE.name).await?;
+        }
+        for unit in units::ALL {
+            self.systemd.reset_failed(unit.name).await?;
+            self.host.remove(unit.wants_link())?;
+            self.remove_folder_of_ours(journal, &unit.wants_dir())?;
+        }
+        // The service's unit last: as long as it is there, its state may be too.
+        for unit in [units::ADDRESS, units::SOCKET, units::SERVICE] {
+            self.host.remove(unit.path())?;
+        }
+        self.systemd.reload().await?;
+        Ok(())
+    }
+}

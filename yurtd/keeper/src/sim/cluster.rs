@@ -1,0 +1,94 @@
+//! API server and hub of the world.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use yurt_api::status::ConversionStatus;
+
+use super::{Shared, World};
+use crate::cluster::{Access, Cluster, ClusterError, OwnNode};
+use crate::containers::Running;
+
+/// API server and hub of the world.
+pub(crate) struct FakeCluster {
+    pub world: Shared,
+    pub access: Option<Access>,
+}
+
+impl FakeCluster {
+    fn direct(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
+        let world = self.world.borrow_mut();
+        let Some(access) = &self.access else { return Err(ClusterError::Credentials("not read yet".into())) };
+        assert_eq!(access.certificate, b"client certificate and key");
+        if world.link_down || world.fuse.is_blown() {
+            return Err(ClusterError::Unreachable { what: "the API server", message: "no route".into() });
+        }
+        Ok(world)
+    }
+
+    fn question(&self) -> Result<std::cell::RefMut<'_, World>, ClusterError> {
+        let mut world = self.direct()?;
+        match world.hiccups.pop_front() {
+            Some(error) => Err(error),
+            None => Ok(world),
+        }
+    }
+}
+
+impl Cluster for FakeCluster {
+    fn set_access(&mut self, access: Access) {
+        self.access = Some(access);
+    }
+
+    async fn node(&mut self) -> Result<OwnNode, ClusterError> {
+        let world = self.question()?;
+        Ok(OwnNode {
+            ready: world.kubelet_works(),
+            kubelet_version: world.kubelet_version.clone(),
+            edge: true,
+            target: None,
+            conversion: None,
+        })
+    }
+
+    async fn clock_skew(&mut self) -> Result<i64, ClusterError> {
+        Ok(self.direct()?.clock_skew)
+    }
+
+    async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError> {
+        let mut world = self.question()?;
+        if world.kubelet_works() {
+            world.renewals += 1;
+        }
+        Ok(Some(Timestamp::from_second(world.renewals).unwrap()))
+    }
+
+    async fn containers(&mut self) -> Result<Running, ClusterError> {
+        Ok(self.question()?.containers.clone())
+    }
+
+    async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
+        Ok(self.direct()?.config_maps.get(name).cloned())
+    }
+
+    async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError> {
+        let mut world = self.direct()?;
+        world
+            .fuse
+            .burn()
+            .map_err(|error| ClusterError::Unreachable { what: "the API server", message: error.into() })?;
+        world.reports.push(status.clone());
+        Ok(())
+    }
+
+    async fn hub_ready(&mut self) -> Result<(), ClusterError> {
+        if self.world.borrow().hub_answers() {
+            return Ok(());
+        }
+        Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
+    }
+
+    async fn hub_serves(&mut self) -> Result<(), ClusterError> {
+        self.hub_ready().await
+    }
+}
