@@ -19,7 +19,7 @@ PROFILE_DIR  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Native builds go without --target, so that they share their dependencies with the tests.
 CROSS        := $(if $(filter-out $(HOST_TRIPLE),$(TRIPLE)),--target $(TRIPLE))
 OUTPUT       := target/$(if $(CROSS),$(TRIPLE)/)$(PROFILE_DIR)
-PROGRAMS     := yurtd yurtd-cloud
+PROGRAMS     := yurtd yurtd-keeper yurtd-cloud
 BINARIES     := $(addprefix $(OUTPUT)/,$(PROGRAMS))
 IMAGE_TAR    := target/image/yurtd-$(ARCH).tar
 # Another profile is quicker to try.

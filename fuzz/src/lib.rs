@@ -6,10 +6,10 @@
 //! of `corpus/` has the inputs that each begins with, and every input that was once a defect.
 
 use bytes::BytesMut;
-use rustls_pki_types::CertificateDer;
 use yurt_api::tunnel::{MAX_FRAME, decode, encode};
 use yurt_hub::fuzzing as hub;
 use yurt_keeper::fuzzing as keeper;
+use yurt_node::fuzzing as node;
 use yurt_tunnel::fuzzing as tunnel;
 
 /// A parser and its name, which is that of its folder in `corpus/`.
@@ -34,12 +34,15 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hub-filter", run: hub::filter },
     Target { name: "hub-token", run: hub::token },
     Target { name: "tunnel-frame", run: tunnel_frame },
+    Target { name: "tunnel-mux", run: tunnel::mux },
     Target { name: "tunnel-websocket", run: tunnel::websocket },
     Target { name: "tunnel-nft-table", run: tunnel::nft_table },
     Target { name: "tunnel-nft-answer", run: tunnel::nft_answer },
     Target { name: "tunnel-pod-request", run: tunnel::pod_request },
     Target { name: "keeper-kubeconfig", run: keeper::kubeconfig },
-    Target { name: "node-certificate", run: node_certificate },
+    Target { name: "node-certificate", run: node::certificate },
+    Target { name: "node-api-list", run: node::api_list },
+    Target { name: "node-api-watch", run: node::api_watch },
 ];
 
 /// The target of this name.
@@ -67,11 +70,4 @@ fn tunnel_frame(input: &[u8]) {
             Err(_) => break,
         }
     }
-}
-
-/// Whose node a certificate is: if it is one's, its name can be a Node's.
-fn node_certificate(input: &[u8]) {
-    let Ok(found) = yurt_node::certificate::node_of(&CertificateDer::from(input)) else { return };
-    assert!((1..=253).contains(&found.node.len()));
-    assert!(found.node.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':'));
 }

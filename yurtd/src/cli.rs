@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use yurt_api::names;
 
-/// What of kubectl-yurt runs on edge nodes: hub, tunnel agent, keeper.
+/// What of kubectl-yurt runs on edge nodes: hub and tunnel agent.
 #[derive(Debug, Parser)]
 #[command(name = "yurtd", version)]
 pub(crate) struct Cli {
@@ -19,8 +19,6 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// Hub and tunnel agent on an edge node (started by systemd)
     Edge(EdgeArgs),
-    /// Install, repair and remove the edge service on this node (runs in the DaemonSet)
-    Keeper(KeeperArgs),
     /// Hold or release the hub's pod address on the loopback interface (started by systemd)
     Address(AddressArgs),
 }
@@ -34,26 +32,6 @@ pub(crate) struct EdgeArgs {
     /// Where the store and the serving certificate live
     #[arg(long, default_value = names::STATE_DIR, env = "STATE_DIRECTORY")]
     pub(crate) state_dir: PathBuf,
-}
-
-/// Arguments of `yurtd keeper`.
-#[derive(Debug, Args)]
-pub(crate) struct KeeperArgs {
-    /// Name of the node
-    #[arg(long, env = "NODE_NAME")]
-    pub(crate) node_name: String,
-    /// Namespace of our components
-    #[arg(long, env = "POD_NAMESPACE", default_value = names::DEFAULT_NAMESPACE)]
-    pub(crate) namespace: String,
-    /// Where the host's root folders are mounted in this container
-    #[arg(long, default_value = "/host")]
-    pub(crate) host_root: PathBuf,
-    /// Folder with the mounted cluster configuration
-    #[arg(long, default_value = "/etc/yurt/config")]
-    pub(crate) config_dir: PathBuf,
-    /// Folder with the mounted certificate of the tunnel CA
-    #[arg(long, default_value = "/etc/yurt/tunnel-ca")]
-    pub(crate) tunnel_ca_dir: PathBuf,
 }
 
 /// Arguments of `yurtd address`.
@@ -79,12 +57,5 @@ impl From<AddressAction> for yurt_hub::address::Action {
             AddressAction::Add => Self::Add,
             AddressAction::Remove => Self::Remove,
         }
-    }
-}
-
-impl From<KeeperArgs> for yurt_keeper::Options {
-    fn from(args: KeeperArgs) -> Self {
-        let KeeperArgs { node_name, namespace, host_root, config_dir, tunnel_ca_dir } = args;
-        Self { node_name, namespace, host_root, config_dir, tunnel_ca_dir }
     }
 }

@@ -1,16 +1,17 @@
-//! What the two programs have in common: logging, the crypto provider, the signals, the exit code. Everything else is a
+//! What the programs have in common: logging, the crypto provider, the signals, the exit code. Everything else is a
 //! role's crate.
 //!
 //! | program | role | crate | runs as |
 //! |---|---|---|---|
 //! | `yurtd` | `edge` | `yurt-hub`, and the agent of `yurt-tunnel` | systemd service on every edge node |
 //! | | `address` | `yurt-hub` | oneshot before it: the hub's address for pods |
-//! | | `keeper` | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `edge` |
+//! | `yurtd-keeper` | | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `yurtd` |
 //! | `yurtd-cloud` | `tunnel-server` | `yurt-tunnel` | DaemonSet on control-plane nodes |
 //! | | `controller` | `yurt-controller` | Deployment in the cloud |
 //!
-//! They are two because what the cloud needs (the Kubernetes client and its types) would be half of what every edge node
-//! has to download, store and keep in memory.
+//! They are three because a process has most of its program in memory: the kernel maps whole pieces of the file around
+//! whatever is touched. What the cloud needs (the Kubernetes client and its types) would be half of what every edge node
+//! holds, and the keeper, which waits nearly all of its life, would hold a hub.
 
 mod telemetry;
 

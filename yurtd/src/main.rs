@@ -18,10 +18,6 @@ fn main() -> ExitCode {
             runtime.worker_threads(2);
             yurtd::run(runtime, |stop| async move { edge::run(&args.config, &args.state_dir, stop).await })
         }
-        // One thing after another, and mostly waiting.
-        Role::Keeper(args) => {
-            yurtd::run(Builder::new_current_thread(), |stop| yurt_keeper::run(args.into(), stop))
-        }
         Role::Address(args) => {
             yurtd::run(Builder::new_current_thread(), |_| yurt_hub::address::run(args.action.into()))
         }

@@ -69,8 +69,11 @@ fn held(pid: i32) -> Option<Held> {
 fn role(line: &[u8]) -> Option<String> {
     let mut words = line.split(|byte| *byte == 0);
     let program = std::str::from_utf8(words.next()?).ok()?;
-    matches!(program.rsplit('/').next()?, "yurtd" | "yurtd-cloud").then_some(())?;
-    Some(String::from_utf8_lossy(words.next()?).into_owned())
+    match program.rsplit('/').next()? {
+        "yurtd" | "yurtd-cloud" => Some(String::from_utf8_lossy(words.next()?).into_owned()),
+        "yurtd-keeper" => Some("keeper".into()),
+        _ => None,
+    }
 }
 
 fn field(status: &str, name: &str) -> Result<u64> {
@@ -87,6 +90,7 @@ mod tests {
     fn only_our_program_has_a_role() {
         assert_eq!(role(b"/opt/yurt/current/yurtd\0edge\0").as_deref(), Some("edge"));
         assert_eq!(role(b"/yurtd-cloud\0tunnel-server\0--node-name\0x\0").as_deref(), Some("tunnel-server"));
+        assert_eq!(role(b"/yurtd-keeper\0").as_deref(), Some("keeper"));
         assert_eq!(role(b"/usr/bin/kubelet\0--config\0"), None);
         assert_eq!(role(b"yurtd\0"), Some(String::new()));
         assert_eq!(role(b""), None);

@@ -1,4 +1,4 @@
-//! Root of `yurtd controller`: the cloud's part of autonomy and of the certificates.
+//! Root of `yurtd-cloud controller`: the cloud's part of autonomy and of the certificates.
 //!
 //! One replica works at a time ([`elect`], [`election`]). While it does ([`term`]), three reconcilers go round whenever
 //! the cluster changes, and every ten seconds anyway: what somebody deleted or edited is put right.

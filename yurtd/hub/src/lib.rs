@@ -44,6 +44,7 @@ use self::filter::Filters;
 use self::link::Link;
 use self::node_client::NodeClient;
 use self::offline::{Offline, rebase};
+use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
 use self::request::tokens::Tokens;
@@ -52,7 +53,6 @@ use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
-use self::view::Views;
 
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {

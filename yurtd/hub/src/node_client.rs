@@ -8,6 +8,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
+use yurt_node::api_client::refusal;
 
 use crate::caller::Credential;
 use crate::upstream::{RequestBody, Upstream, UpstreamError};
@@ -118,14 +119,9 @@ impl NodeClient {
         let (code, body) = tokio::time::timeout(DEADLINE, exchange)
             .await
             .map_err(|_| broken(format!("no answer within {} s", DEADLINE.as_secs())))??;
-        let value: Result<Value, _> = serde_json::from_slice(&body);
         if code.is_success() {
-            return value.map_err(|error| broken(error.to_string()));
+            return serde_json::from_slice(&body).map_err(|error| broken(error.to_string()));
         }
-        let message = value
-            .ok()
-            .and_then(|status| status["message"].as_str().map(str::to_owned))
-            .unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
-        Err(CallError::Refused { code, message })
+        Err(CallError::Refused { code, message: refusal(&body) })
     }
 }

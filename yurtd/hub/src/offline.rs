@@ -38,10 +38,11 @@ pub use answer::Answer;
 pub use row::Row;
 
 use crate::caller::Permit;
+use crate::replica::Views;
 use crate::request::Class;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
-use crate::view::{Lookup, Views};
+use crate::view::Lookup;
 use crate::wire::{Encoding, Resource, WireError};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;

@@ -27,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 use crate::filter::Filters;
 use crate::link::Link;
 use crate::offline::Offline;
+use crate::replica::Views;
 use crate::request::Authenticator;
 use crate::upstream::Upstream;
-use crate::view::Views;
 use yurt_node::supervise::Tasks;
 
 /// Any error of a body.

@@ -165,6 +165,11 @@ impl Store {
         self.environment.read(job)
     }
 
+    /// The same store without its writer.
+    pub fn read_only(&self) -> ReadOnlyStore {
+        ReadOnlyStore { environment: Arc::clone(&self.environment) }
+    }
+
     /// Writes in one transaction, with other writers' jobs or alone: all of the job or nothing. The job may run more
     /// than once, and runs even if the caller stops waiting.
     ///
@@ -280,6 +285,23 @@ impl Store {
             commits,
             full,
         }
+    }
+}
+
+/// Reading alone, for those who must not write. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ReadOnlyStore {
+    environment: Arc<Environment>,
+}
+
+impl ReadOnlyStore {
+    /// See [`Store::read`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], the closure's or the database's.
+    pub fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.environment.read(job)
     }
 }
 

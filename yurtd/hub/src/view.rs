@@ -1,42 +1,42 @@
 //! Views: what local clients list and watch, by identity, collection, selectors and encoding.
 //!
-//! A view is a part of the store (`record`, `table`) that one reflector (`crate::replica`) keeps equal to the API
-//! server's collection, and any number of watchers follow (`feed`, `stream`). It outlives its clients, the link and the
+//! A view is a part of the store (`record`, `table`) that one reflector (`replica`) keeps equal to the API
+//! server's collection, and any number of watchers follow (`feed`, `stream`). [`catalogue`] knows them all. It outlives its clients, the link and the
 //! process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
-//! [`Permit`](crate::caller::Permit).
+//! [`Permit`](crate::caller::Permit). What is in a view is written by
+//! `replica` alone, through `table`; a view itself only reads.
 
-pub(crate) mod feed;
-pub(crate) mod needs;
+pub(crate) mod catalogue;
+mod feed;
+mod list;
+mod lookup;
 pub(crate) mod record;
-mod registry;
 pub mod spec;
 mod stream;
 pub(crate) mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::caller::Identity;
 use crate::clock::now;
-use crate::store::{Reader, Store, StoreError, Table};
-use crate::wire::list::{ListSize, ListWriter};
-use crate::wire::{Encoding, Resource};
+use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
-pub use registry::Views;
+pub use list::ListBody;
+pub use lookup::Lookup;
 pub use spec::ViewSpec;
 pub use stream::WatchStream;
 
 /// An upstream answer for the client, verbatim.
 #[derive(Debug, Clone)]
-pub struct UpstreamStatus {
-    /// Status code.
+pub struct UpstreamResponse {
+    /// SyncState code.
     pub code: http::StatusCode,
     /// Headers without hop-by-hop ones; `content-type` among them.
     pub headers: HeaderMap,
@@ -49,7 +49,7 @@ pub struct UpstreamStatus {
 pub enum ViewError {
     /// The API server said no.
     #[error("the API server answered {}", .0.code)]
-    Upstream(Arc<UpstreamStatus>),
+    Upstream(Arc<UpstreamResponse>),
     /// Offline, and nothing complete is stored.
     #[error("the edge node is offline and this was never cached")]
     NeverCached,
@@ -97,35 +97,6 @@ pub struct WatchOptions {
     pub ends_at: Instant,
 }
 
-/// A complete list.
-#[derive(Debug, Clone)]
-pub struct ListBody {
-    /// The collection's resourceVersion.
-    pub resource_version: u64,
-    /// Of the body.
-    pub content_type: &'static str,
-    /// The encoded `*List`.
-    pub body: Bytes,
-}
-
-/// What is known of one object.
-#[derive(Debug, Clone)]
-pub enum Lookup {
-    /// It exists, as a GET would answer it.
-    Found {
-        /// Encoding of the body.
-        encoding: Encoding,
-        /// The object.
-        body: Bytes,
-    },
-    /// A complete view that covers it does not have it.
-    ProvenAbsent,
-    /// The API server's last word on a view that covers it was a 403.
-    Refused,
-    /// No complete view covers it.
-    Unknown,
-}
-
 /// How far a view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Progress {
@@ -135,9 +106,9 @@ pub(crate) struct Progress {
     pub(crate) resource_version: u64,
 }
 
-/// What its reflector is doing.
+/// How far its reflector has come.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Status {
+pub(crate) struct SyncState {
     /// A whole list is stored and may be served.
     pub(crate) complete: bool,
     /// The API server's last word was a 403: what is stored is served to nobody, until a list succeeds.
@@ -157,21 +128,20 @@ pub struct View {
     pub(crate) id: ViewId,
     pub(crate) identity: Identity,
     pub(crate) spec: ViewSpec,
-    pub(crate) store: Store,
+    store: ReadOnlyStore,
     pub(crate) progress: watch::Sender<Progress>,
-    pub(crate) status: watch::Sender<Status>,
+    pub(crate) sync: watch::Sender<SyncState>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
     /// A record of the view cannot be read: it has to be listed anew.
     pub(crate) damage: Notify,
-    reflector: Mutex<Option<JoinHandle<()>>>,
     /// A list that is being sent right now; others who want the same share it.
-    list: Mutex<Weak<SharedList>>,
+    list: Mutex<Weak<list::SharedList>>,
     clients: AtomicUsize,
     used: AtomicU64,
     /// In use until then although nobody asks, in seconds since 1970.
     warm_until: AtomicU64,
-    /// In use although nobody asks: kubelet needs it to start the node's pods again (`registry::kept`).
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`).
     kept: AtomicBool,
 }
 
@@ -184,37 +154,22 @@ impl std::fmt::Debug for View {
     }
 }
 
-struct SharedList {
-    sequence: u64,
-    resource_version: u64,
-    body: Bytes,
-}
-
-/// Keeps the list for others while somebody sends it.
-struct SharedBody(Arc<SharedList>);
-
-impl AsRef<[u8]> for SharedBody {
-    fn as_ref(&self) -> &[u8] {
-        &self.0.body
-    }
-}
-
 impl View {
     fn new(
         id: ViewId,
         identity: Identity,
         spec: ViewSpec,
-        store: Store,
+        store: ReadOnlyStore,
         record: Option<&ViewRecord>,
     ) -> Self {
         let progress = record.map_or_else(Progress::default, |record| Progress {
             sequence: record.sequence,
             resource_version: record.resource_version,
         });
-        let status = Status {
+        let sync = SyncState {
             complete: record.is_some_and(ViewRecord::may_be_served),
             refused: record.is_some_and(|record| record.refused),
-            ..Status::default()
+            ..SyncState::default()
         };
         Self {
             id,
@@ -222,10 +177,9 @@ impl View {
             spec,
             store,
             progress: watch::channel(progress).0,
-            status: watch::channel(status).0,
+            sync: watch::channel(sync).0,
             poke: Notify::new(),
             damage: Notify::new(),
-            reflector: Mutex::new(None),
             list: Mutex::default(),
             clients: AtomicUsize::new(0),
             used: AtomicU64::new(record.map_or_else(now, |record| record.used)),
@@ -252,60 +206,6 @@ impl View {
         name
     }
 
-    /// The whole list, encoded: one copy out of the memory map, shared by everyone who wants it at the same time.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub fn list(&self) -> Result<ListBody, StoreError> {
-        self.touch();
-        // Read before the transaction: whatever happened up to there is in it.
-        let known = *self.progress.borrow();
-        let shared = self.shared(known);
-        let shared = match shared {
-            Some(shared) => shared,
-            None => {
-                let list = Arc::new(self.build(known.resource_version)?);
-                *self.list.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&list);
-                list
-            }
-        };
-        Ok(ListBody {
-            resource_version: shared.resource_version,
-            content_type: self.spec.encoding().content_type(),
-            body: Bytes::from_owner(SharedBody(shared)),
-        })
-    }
-
-    fn shared(&self, known: Progress) -> Option<Arc<SharedList>> {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?;
-        (list.sequence == known.sequence && list.resource_version == known.resource_version).then_some(list)
-    }
-
-    fn build(&self, known: u64) -> Result<SharedList, StoreError> {
-        let encoding = self.spec.encoding();
-        self.read(|reader| {
-            let record = feed::load(reader, self.id)?;
-            let kind = record
-                .kind
-                .clone()
-                .ok_or_else(|| StoreError::Failed("the view is not complete".to_owned()))?;
-            let resource_version = record.resource_version.max(known);
-            // Sealed and local bodies are opened twice: once to know their size. Both are rare.
-            let mut size = ListSize::new(encoding);
-            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
-                size.add(feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?.len());
-                Ok(true)
-            })?;
-            let mut list = ListWriter::new(&kind, resource_version, &size);
-            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
-                list.item(&feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?);
-                Ok(true)
-            })?;
-            Ok(SharedList { sequence: record.sequence, resource_version, body: list.finish() })
-        })
-    }
-
     /// One object of the view, as a GET would answer it.
     ///
     /// # Errors
@@ -323,6 +223,21 @@ impl View {
         })
     }
 
+    /// Every object in its stored form; returns the sequence number whose state this is.
+    pub(crate) fn for_each(
+        &self,
+        mut each: impl FnMut(&[u8]) -> Result<(), StoreError>,
+    ) -> Result<u64, StoreError> {
+        self.read(|reader| {
+            let record = feed::load(reader, self.id)?;
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                each(&feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?)?;
+                Ok(true)
+            })?;
+            Ok(record.sequence)
+        })
+    }
+
     /// The collection's resourceVersion.
     pub fn resource_version(&self) -> u64 {
         self.progress.borrow().resource_version
@@ -337,23 +252,23 @@ impl View {
 
     /// Whether the view follows upstream now, or serves what was last known.
     pub fn is_live(&self) -> bool {
-        self.status.borrow().live
+        self.sync.borrow().live
     }
 
     /// Whether it may be served at all.
     pub fn is_complete(&self) -> bool {
-        self.status.borrow().complete
+        self.sync.borrow().complete
     }
 
     /// Whether the API server's last word on it was a 403.
     pub(crate) fn is_refused(&self) -> bool {
-        self.status.borrow().refused
+        self.sync.borrow().refused
     }
 
     /// Whether a whole list is stored, served or not.
-    fn is_stored(&self) -> bool {
-        let status = self.status.borrow();
-        status.complete || status.refused
+    pub(crate) fn is_stored(&self) -> bool {
+        let state = self.sync.borrow();
+        state.complete || state.refused
     }
 
     /// Starts a watch.
@@ -377,17 +292,17 @@ impl View {
     }
 
     /// Somebody uses the view.
-    fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.used.store(now(), Ordering::Relaxed);
     }
 
     /// Somebody will want the view although nobody uses it yet.
-    fn keep_warm(&self, seconds: u64) {
+    pub(crate) fn keep_warm(&self, seconds: u64) {
         self.warm_until.fetch_max(now() + seconds, Ordering::Relaxed);
     }
 
     /// Whether kubelet needs the view.
-    fn keep(&self, kept: bool) {
+    pub(crate) fn set_kept(&self, kept: bool) {
         self.kept.store(kept, Ordering::Relaxed);
     }
 
@@ -396,7 +311,7 @@ impl View {
         self.idle_at(now())
     }
 
-    fn idle_at(&self, now: u64) -> u64 {
+    pub(crate) fn idle_at(&self, now: u64) -> u64 {
         let warm = self.warm_until.load(Ordering::Relaxed) > now;
         let kept = self.kept.load(Ordering::Relaxed);
         if warm || kept || self.clients.load(Ordering::Relaxed) > 0 {
@@ -409,12 +324,18 @@ impl View {
         if self.clients.load(Ordering::Relaxed) > 0 { now() } else { self.used.load(Ordering::Relaxed) }
     }
 
+    /// As if somebody had used it last at this time, in seconds since 1970.
+    #[cfg(test)]
+    pub(crate) fn used_at(&self, seconds: u64) {
+        self.used.store(seconds, Ordering::Relaxed);
+    }
+
     /// What a transaction has made of the view, told to its watchers.
     pub(crate) fn publish(&self, record: &ViewRecord) {
-        self.status.send_if_modified(|status| {
+        self.sync.send_if_modified(|state| {
             let new = (record.may_be_served(), record.refused);
-            let changed = (status.complete, status.refused) != new;
-            (status.complete, status.refused) = new;
+            let changed = (state.complete, state.refused) != new;
+            (state.complete, state.refused) = new;
             changed
         });
         self.progress.send_if_modified(|progress| {
@@ -462,12 +383,5 @@ impl Drop for Client {
     }
 }
 
-/// Whether a request asks for objects of this resource.
-fn shows(view: &View, identity: &Identity, resource: &Resource) -> bool {
-    view.identity == *identity && view.spec.resource() == resource
-}
-
 #[cfg(test)]
 mod model;
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! Root of `yurtd keeper`, the DaemonSet's pod: the only thing of ours that edits a node. It brings the node from
+//! Root of `yurtd-keeper`, the DaemonSet's pod: the only thing of ours that edits a node. It brings the node from
 //! *vanilla* to *edge* and keeps it there, or brings it back.
 //!
 //! ```text
@@ -57,6 +57,8 @@ pub struct Options {
     pub node_name: String,
     /// Namespace of our components.
     pub namespace: String,
+    /// The program to install, in this container.
+    pub program: PathBuf,
     /// Where the host's root folders are mounted in this container.
     pub host_root: PathBuf,
     /// Folder with the mounted cluster configuration.
@@ -79,10 +81,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
 }
 
 async fn keep(args: Options) -> anyhow::Result<()> {
-    let executable = Path::new("/proc/self/exe");
     let release = Release {
         version: env!("CARGO_PKG_VERSION").into(),
-        digest: host::digest(executable).context("cannot read my own program")?,
+        digest: host::digest(&args.program)
+            .with_context(|| format!("cannot read the program to install, {}", args.program.display()))?,
     };
     tracing::info!(node = %args.node_name, release = %release.folder(), "keeper started");
     let engine = Engine::new(
@@ -90,11 +92,7 @@ async fn keep(args: Options) -> anyhow::Result<()> {
         Bus::new(&args.host_root.join("run/dbus/system_bus_socket")),
         ApiCluster::new(&args.node_name, &args.namespace),
         &args.node_name,
-        Sources {
-            executable: executable.into(),
-            config_dir: args.config_dir,
-            tunnel_ca_dir: args.tunnel_ca_dir,
-        },
+        Sources { executable: args.program, config_dir: args.config_dir, tunnel_ca_dir: args.tunnel_ca_dir },
         settings(),
         release,
     );

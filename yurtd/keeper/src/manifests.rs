@@ -42,16 +42,16 @@ fn revert_finds_every_object_and_every_pod_by_its_label() {
 #[test]
 fn objects_have_the_names_that_the_components_use() {
     for (file, name, program, role) in [
-        ("keeper", names::KEEPER, "/yurtd", "keeper"),
-        ("controller", names::CONTROLLER, "/yurtd-cloud", "controller"),
-        ("tunnel-server", names::TUNNEL_SERVER, "/yurtd-cloud", "tunnel-server"),
+        ("keeper", names::KEEPER, "/yurtd-keeper", None),
+        ("controller", names::CONTROLLER, "/yurtd-cloud", Some("controller")),
+        ("tunnel-server", names::TUNNEL_SERVER, "/yurtd-cloud", Some("tunnel-server")),
     ] {
         let object = &objects(file)[0];
         assert_eq!(text(object, "/metadata/name"), name);
         let pod = object.pointer("/spec/template/spec").unwrap();
         assert_eq!(text(pod, "/serviceAccountName"), name);
         assert_eq!(text(pod, "/containers/0/command/0"), program);
-        assert_eq!(text(pod, "/containers/0/args/0"), role);
+        assert_eq!(pod.pointer("/containers/0/args/0").and_then(|word| word.as_str()), role);
         assert_eq!(text(pod, "/containers/0/image"), "YURT_IMAGE");
         assert_eq!(text(pod, "/containers/0/securityContext/capabilities/drop/0"), "ALL");
         assert!(pod.pointer("/containers/0/securityContext/privileged").is_none());

@@ -11,6 +11,7 @@
 //! ```
 
 mod connection;
+pub(crate) mod fuzzing;
 mod items;
 #[cfg(test)]
 mod tests;

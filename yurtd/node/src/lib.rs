@@ -9,6 +9,8 @@ pub mod api_client;
 pub mod certificate;
 pub mod config;
 pub mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod known;
 pub mod link;
 pub mod pki;

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use crate::mux::websocket::{Decoder, Event, MAX_HEADER, Side, close_frame, frame, pong_frame};
 
+pub use crate::mux::fuzzing::mux;
 pub use crate::server::api::fuzzing::pod_request;
 pub use crate::server::nft::fuzzing::{nft_answer, nft_table};
 

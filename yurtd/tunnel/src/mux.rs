@@ -11,6 +11,7 @@
 //! reads and writes; [`pipe`] joins one to a TCP connection. The frames are those of [`yurt_api::tunnel`].
 
 mod chunks;
+pub(crate) mod fuzzing;
 mod liveness;
 pub mod pipe;
 mod schedule;

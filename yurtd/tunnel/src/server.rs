@@ -1,4 +1,4 @@
-//! Root of `yurtd tunnel-server`: brings API server traffic to edge nodes that nothing can reach.
+//! Root of `yurtd-cloud tunnel-server`: brings API server traffic to edge nodes that nothing can reach.
 //!
 //! ```text
 //! API server ──connect to kubelet──► nft redirect ──► intercept ─┐

@@ -217,10 +217,11 @@ mod tests {
 
     use super::*;
     use crate::offline::Row;
+    use crate::replica::Views;
     use crate::request::Class;
     use crate::store::Store;
     use crate::upstream::{Upstream, UpstreamConfig};
-    use crate::view::{ViewSpec, Views};
+    use crate::view::ViewSpec;
     use crate::wire::Encoding;
     use yurt_fakes::api_server::FakeApi;
 

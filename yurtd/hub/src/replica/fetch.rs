@@ -11,11 +11,11 @@ use http::header::{
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
+use tokio::time::timeout;
 
-use super::within;
 use crate::caller::Credential;
 use crate::upstream::{RequestBody, ResponseBody, Upstream, chain};
-use crate::view::{UpstreamStatus, ViewSpec};
+use crate::view::{UpstreamResponse, ViewSpec};
 use crate::wire::query::QueryString;
 use crate::wire::{ListPage, MAX_PAGE, WireError, split_list};
 
@@ -42,7 +42,7 @@ pub(super) struct ListParameters {
 #[derive(Debug)]
 pub(super) enum FetchError {
     Unreachable(String),
-    Status(Arc<UpstreamStatus>),
+    Refused(Arc<UpstreamResponse>),
     Unreadable(WireError),
 }
 
@@ -136,7 +136,7 @@ async fn send(
     let code = response.status();
     let (headers, body) = collect(response, MAX_ERROR).await?;
     let body = decompress(&headers, body, MAX_ERROR)?;
-    Err(FetchError::Status(Arc::new(UpstreamStatus { code, headers: end_to_end(headers), body })))
+    Err(FetchError::Refused(Arc::new(UpstreamResponse { code, headers: end_to_end(headers), body })))
 }
 
 /// Headers of an answer whose body was decoded.
@@ -176,6 +176,11 @@ fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, F
             Err(malformed(format!("its encoding is {:?}, its type {kind:?}", String::from_utf8_lossy(other))))
         }
     }
+}
+
+/// At most `limit` for an answer.
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    timeout(limit, future).await.ok()
 }
 
 #[cfg(test)]

@@ -10,9 +10,11 @@ use tokio::runtime::Runtime;
 use super::feed::Position;
 use super::table::{Change, ViewTable};
 use super::*;
-use crate::store::Durability;
+use crate::store::{Durability, Store};
 use crate::wire::frame::decode_event;
-use crate::wire::{Event, EventType, FrameDecoder, Item, ListPage, ObjectMeta, TypeMeta, split_list};
+use crate::wire::{
+    Encoding, Event, EventType, FrameDecoder, Item, ListPage, ObjectMeta, Resource, TypeMeta, split_list,
+};
 
 const ID: ViewId = ViewId(7);
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -138,7 +140,7 @@ impl World {
     }
 
     fn view(&self) -> View {
-        View::new(ID, Identity::new("node"), spec(), self.store().clone(), Some(&self.record()))
+        View::new(ID, Identity::new("node"), spec(), self.store().read_only(), Some(&self.record()))
     }
 
     /// The view as a client lists it.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::feed::{self, Position};
-use super::{Client, Progress, Since, Status as ViewStatus, View, WatchError, WatchOptions};
+use super::{Client, Progress, Since, SyncState, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
 use crate::wire::frame::{encode_bookmark, encode_error};
@@ -57,7 +57,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     let watcher = Watcher {
         client: Client::new(view),
         progress,
-        status: view.status.subscribe(),
+        sync: view.sync.subscribe(),
         position,
         queue: VecDeque::new(),
         drained: false,
@@ -77,7 +77,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
 struct Watcher {
     client: Client,
     progress: watch::Receiver<Progress>,
-    status: watch::Receiver<ViewStatus>,
+    sync: watch::Receiver<SyncState>,
     position: Position,
     queue: VecDeque<Bytes>,
     drained: bool,
@@ -103,8 +103,8 @@ impl Watcher {
                 continue;
             }
             let bookmark_at = self.bookmark_at.unwrap_or(self.ends_at);
-            let status = &mut self.status;
-            let refused = async { drop(status.wait_for(|status| status.refused).await) };
+            let sync = &mut self.sync;
+            let refused = async { drop(sync.wait_for(|state| state.refused).await) };
             tokio::select! {
                 biased;
                 () = sleep_until(self.ends_at) => self.ended = true,

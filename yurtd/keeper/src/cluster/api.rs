@@ -116,6 +116,13 @@ async fn patiently<T>(
     }
 }
 
+/// By how many seconds a clock differs from the `Date` of an answer.
+pub(super) fn clock_skew(date: Option<&str>, now: Timestamp) -> i64 {
+    let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+    // Without a date there is nothing to compare; certificates will tell.
+    theirs.map_or(0, |theirs| now.as_second() - theirs.timestamp().as_second())
+}
+
 impl Cluster for ApiCluster {
     fn set_access(&mut self, access: Access) {
         if self.access.as_ref() != Some(&access) {
@@ -133,9 +140,7 @@ impl Cluster for ApiCluster {
 
     async fn clock_skew(&mut self) -> Result<i64, ClusterError> {
         let date = self.ask(Route::Direct, async |client| client.date().await).await?;
-        let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(&date).ok());
-        // Without a date there is nothing to compare; certificates will tell.
-        Ok(theirs.map_or(0, |theirs| Timestamp::now().as_second() - theirs.timestamp().as_second()))
+        Ok(clock_skew(date.as_deref(), Timestamp::now()))
     }
 
     async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError> {

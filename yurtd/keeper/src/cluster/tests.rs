@@ -1,32 +1,18 @@
-//! What is read out of objects, and requests over real TLS to an API server of a few lines.
+//! What is read out of objects, and requests over real TLS to an API server in memory.
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
+use serde_json::{Value, json};
 use yurt_api::names;
-use yurt_fakes::pki::TestCa;
+use yurt_fakes::api_server::{FakeApi, Fault, NODE, When};
 
+use super::api::clock_skew;
 use super::objects::Node;
 use super::*;
 
-fn pod(uid: &str, id: &str, started: &str) -> serde_json::Value {
-    serde_json::json!({
-        "metadata": {"uid": uid},
-        "status": {"containerStatuses": [{
-            "name": "app", "image": "", "imageID": "", "ready": true, "restartCount": 0,
-            "containerID": id, "state": {"running": {"startedAt": started}},
-        }]},
-    })
-}
-
 #[test]
 fn an_own_node_is_read_from_labels_annotations_and_conditions() {
-    let node: Node = serde_json::from_value(serde_json::json!({
+    let node: Node = serde_json::from_value(json!({
         "metadata": {
             "labels": {"openyurt.io/is-edge-worker": "true"},
             "annotations": {"openyurt.io/conversion-target": "vanilla"},
@@ -39,172 +25,92 @@ fn an_own_node_is_read_from_labels_annotations_and_conditions() {
     assert_eq!(own.target.as_deref(), Some("vanilla"));
 }
 
-/// An API server that knows one node, takes its client certificate alone, and keeps what was written to it.
-struct ApiServer {
-    access: Access,
-    written: Arc<Mutex<Vec<(String, serde_json::Value)>>>,
-    /// Further versions of the node, for a watch.
-    versions: mpsc::UnboundedSender<serde_json::Value>,
-    _task: AbortOnDropHandle<()>,
+#[test]
+fn a_clock_is_compared_with_the_date_of_an_answer() {
+    let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+    assert_eq!(clock_skew(Some("Thu, 01 Jan 2026 00:00:00 GMT"), now), 600);
+    assert_eq!(clock_skew(Some("Thu, 01 Jan 2026 00:10:05 GMT"), now), -5);
+    // Without a date there is nothing to compare; certificates will tell.
+    assert_eq!(clock_skew(None, now), 0);
+    assert_eq!(clock_skew(Some("yesterday"), now), 0);
 }
 
-type Answer = http::Response<http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>>;
+const NODE_PATH: &str = "/api/v1/nodes/edge-1";
 
-fn node_object(version: &str, target: Option<&str>) -> serde_json::Value {
-    let annotations = target.map(|target| serde_json::json!({names::ANNOTATION_TARGET: target}));
-    serde_json::json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": "edge-node", "resourceVersion": version, "annotations": annotations,
-            "labels": {"openyurt.io/is-edge-worker": "true"}},
-        "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {
-            "kubeletVersion": "v1.36.3", "architecture": "", "bootID": "", "containerRuntimeVersion": "",
-            "kernelVersion": "", "kubeProxyVersion": "", "machineID": "", "operatingSystem": "", "osImage": "",
-            "systemUUID": ""}},
+fn node_object(target: Option<&str>) -> Value {
+    let annotations = target.map(|target| json!({names::ANNOTATION_TARGET: target}));
+    json!({
+        "metadata": {"name": NODE, "annotations": annotations, "labels": {"openyurt.io/is-edge-worker": "true"}},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "nodeInfo": {"kubeletVersion": "v1.36.3"},
+        },
     })
 }
 
-impl ApiServer {
-    async fn start() -> Self {
-        let ca = TestCa::new("cluster");
-        let (server, client) = (ca.server("127.0.0.1"), ca.node("edge-node"));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()).unwrap();
-        let verifier =
-            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .unwrap();
-        let key = PrivateKeyDer::from_pem_slice(server.key_pem.as_bytes()).unwrap();
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![server.der], key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-
-        let written = Arc::<Mutex<Vec<_>>>::default();
-        let (versions, received) = mpsc::unbounded_channel();
-        let received = Arc::new(Mutex::new(Some(received)));
-        let served = written.clone();
-        let task = tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                let (acceptor, written, received) = (acceptor.clone(), served.clone(), received.clone());
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(socket).await else { return };
-                    // kubelet's file has its certificate and its key, of which one certificate is sent.
-                    assert_eq!(stream.get_ref().1.peer_certificates().unwrap().len(), 1);
-                    let service = hyper::service::service_fn(move |request| {
-                        answer(request, written.clone(), received.clone())
-                    });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        let both = format!("{}{}", client.pem, client.key_pem).into_bytes();
-        let access = Access {
-            server: format!("https://127.0.0.1:{port}"),
-            ca: ca.pem.into_bytes(),
-            certificate: both.clone(),
-            key: both,
-        };
-        Self { access, written, versions, _task: AbortOnDropHandle::new(task) }
-    }
+fn pod(node: &str, name: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "default", "name": name, "uid": name},
+        "spec": {"nodeName": node},
+        "status": {"containerStatuses": [{
+            "name": "app", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "containerID": format!("containerd://{name}"),
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+        }]},
+    })
 }
 
-async fn answer(
-    request: http::Request<hyper::body::Incoming>,
-    written: Arc<Mutex<Vec<(String, serde_json::Value)>>>,
-    versions: Arc<Mutex<Option<mpsc::UnboundedReceiver<serde_json::Value>>>>,
-) -> Result<Answer, Infallible> {
-    let path = request.uri().path().to_owned();
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    let json = |code: u16, value: serde_json::Value| {
-        http::Response::builder()
-            .status(code)
-            .header("content-type", "application/json")
-            .header("date", "Thu, 01 Jan 2026 00:00:00 GMT")
-            .body(Full::from(value.to_string()).boxed_unsync())
-            .unwrap()
-    };
-    if request.method() == http::Method::PATCH {
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        written.lock().unwrap().push((path, serde_json::from_slice(&body).unwrap()));
-        return Ok(json(200, node_object("2", None)));
+async fn api_server() -> FakeApi {
+    let api = FakeApi::start().await;
+    api.put(NODE_PATH, node_object(None));
+    for (node, name) in [(NODE, "one"), (NODE, "two"), ("other", "three")] {
+        api.put(&format!("/api/v1/namespaces/default/pods/{name}"), pod(node, name));
     }
-    if query.contains("watch=true") {
-        let versions = versions.lock().unwrap().take();
-        let events = futures::stream::unfold(versions, |versions| async move {
-            let mut versions = versions?;
-            let object = versions.recv().await?;
-            let line = format!("{}\n", serde_json::json!({"type": "MODIFIED", "object": object}));
-            Some((Ok(hyper::body::Frame::data(bytes::Bytes::from(line))), Some(versions)))
-        });
-        return Ok(http::Response::new(http_body_util::StreamBody::new(events).boxed_unsync()));
-    }
-    Ok(match path.as_str() {
-        "/version" => json(200, serde_json::json!({})),
-        "/api/v1/nodes/edge-node" => json(200, node_object("1", None)),
-        "/api/v1/nodes"
-            if query.contains("metadata.name%3Dedge-node") && query.contains("resourceVersion=0") =>
-        {
-            json(
-                200,
-                serde_json::json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "1"},
-                "items": [node_object("1", None)]}),
-            )
-        }
-        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-node" => json(
-            200,
-            serde_json::json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                "metadata": {"name": "edge-node"}, "spec": {"renewTime": "2026-01-01T00:00:00.123456Z"}}),
-        ),
-        "/api/v1/pods" if query.contains("spec.nodeName%3Dedge-node") => json(
-            200,
-            serde_json::json!({"apiVersion": "v1", "kind": "PodList", "metadata": {},
-                "items": [pod("uid", "containerd://1", "2026-01-01T00:00:00Z")]}),
-        ),
-        busy if busy.starts_with("/api/v1/nodes/busy-") => {
-            let code: u16 = busy.rsplit('-').next().unwrap().parse().unwrap();
-            json(
-                code,
-                serde_json::json!({"kind": "Status", "code": code, "message": "etcdserver: leader changed"}),
-            )
-        }
-        _ => json(
-            404,
-            serde_json::json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no such thing"}),
-        ),
-    })
+    api.put(
+        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1",
+        json!({"metadata": {"name": NODE}, "spec": {"renewTime": "2026-01-01T00:00:00.123456Z"}}),
+    );
+    api
+}
+
+/// kubelet's file has its certificate and its key.
+fn access(api: &FakeApi) -> Access {
+    let both = std::fs::read(api.client_file()).unwrap();
+    Access { server: api.url(), ca: api.ca.pem.clone().into_bytes(), certificate: both.clone(), key: both }
 }
 
 fn cluster(access: Access) -> ApiCluster {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut cluster = ApiCluster::new("edge-node", "kube-system");
+    let mut cluster = ApiCluster::new(NODE, "kube-system");
     cluster.set_access(access);
     cluster
 }
 
 #[tokio::test]
 async fn the_api_server_is_asked_with_kubelets_certificate() {
-    let server = ApiServer::start().await;
-    let mut cluster = cluster(server.access.clone());
+    let api = api_server().await;
+    let mut cluster = cluster(access(&api));
     assert!(cluster.has_changed());
     cluster.forget_change();
-    cluster.set_access(server.access.clone());
+    cluster.set_access(access(&api));
     assert!(!cluster.has_changed());
     let node = cluster.node().await.unwrap();
     assert!(node.ready && node.edge);
     assert_eq!(node.kubelet_version, "v1.36.3");
     assert_eq!(cluster.lease().await.unwrap().unwrap().to_string(), "2026-01-01T00:00:00.123456Z");
-    assert_eq!(cluster.containers().await.unwrap()["uid/app"].id, "containerd://1");
-    assert!(cluster.clock_skew().await.unwrap() > 0, "the server's clock stands still");
+    let running = cluster.containers().await.unwrap();
+    assert_eq!(running.keys().collect::<Vec<_>>(), ["one/app", "two/app"]);
+    assert_eq!(running["one/app"].id, "containerd://one");
+    assert!(cluster.clock_skew().await.unwrap().abs() < 5);
     assert_eq!(cluster.config_map(names::CONFIG_MAP).await.unwrap(), None);
+    let path = format!("/api/v1/namespaces/kube-system/configmaps/{}", names::CONFIG_MAP);
+    api.put(&path, json!({"metadata": {"name": names::CONFIG_MAP}, "data": {"a": "b"}}));
+    assert_eq!(cluster.config_map(names::CONFIG_MAP).await.unwrap().unwrap()["a"], "b");
+    assert!(api.requests().iter().all(|seen| seen.user.as_deref() == Some("system:node:edge-1")));
+}
 
+#[tokio::test]
+async fn a_report_is_an_annotation_and_nothing_else() {
+    let api = api_server().await;
     let status = ConversionStatus {
         state: yurt_api::status::ConversionState::Converted,
         step: None,
@@ -214,52 +120,70 @@ async fn the_api_server_is_asked_with_kubelets_certificate() {
         version: "0.1.0".into(),
         time: "2026-01-01T00:00:00Z".into(),
     };
-    cluster.report(&status).await.unwrap();
-    let (path, patch) = server.written.lock().unwrap().pop().unwrap();
-    assert_eq!(path, "/api/v1/nodes/edge-node");
+    cluster(access(&api)).report(&status).await.unwrap();
+    let patch = api.seen("PATCH", NODE_PATH).pop().unwrap().json();
     let text = patch["metadata"]["annotations"][names::ANNOTATION_CONVERSION].as_str().unwrap();
     assert_eq!(serde_json::from_str::<ConversionStatus>(text).unwrap(), status);
-    assert_eq!(patch.as_object().unwrap().len(), 1, "nothing but annotations: {patch}");
+    assert_eq!(patch.as_object().unwrap().len(), 1, "{patch}");
+    let node = api.get(NODE_PATH).unwrap();
+    assert_eq!(node["metadata"]["annotations"][names::ANNOTATION_CONVERSION], text);
 }
 
 #[tokio::test]
-async fn a_change_of_the_own_node_is_seen() {
-    let server = ApiServer::start().await;
-    let mut cluster = cluster(server.access.clone());
-    let client = cluster.client(Route::Direct).unwrap();
-    let mut follower = Follower::start("edge-node", Route::Direct, vec![(Route::Direct, client)]);
+async fn a_change_of_the_own_node_is_seen_also_after_a_cut() {
+    let api = api_server().await;
+    let client = cluster(access(&api)).client(Route::Direct).unwrap();
+    let mut follower = Follower::start(NODE, Route::Direct, vec![(Route::Direct, client)]);
     let first = follower.seen.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     assert_eq!(first.target, None);
-    server.versions.send(node_object("2", Some(names::TARGET_VANILLA))).unwrap();
-    let changed = |seen: &Option<OwnNode>| seen.as_ref().is_some_and(|node| node.target.is_some());
-    let second = follower.seen.wait_for(changed).await.unwrap().clone().unwrap();
-    assert_eq!(second.target.as_deref(), Some(names::TARGET_VANILLA));
+    for target in [names::TARGET_VANILLA, "edge"] {
+        api.put(NODE_PATH, node_object(Some(target)));
+        let changed =
+            |seen: &Option<OwnNode>| seen.as_ref().is_some_and(|node| node.target.as_deref() == Some(target));
+        follower.seen.wait_for(changed).await.unwrap();
+        api.cut_connections();
+    }
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_answer_is_gone_around() {
+    let (hub, api) = (api_server().await, api_server().await);
+    let [hub_client, client] =
+        [&hub, &api].map(|server| cluster(access(server)).client(Route::Direct).unwrap());
+    hub.cut();
+    let ways = vec![(Route::Hub, hub_client), (Route::Direct, client)];
+    let mut follower = Follower::start(NODE, Route::Hub, ways);
+    follower.seen.wait_for(Option::is_some).await.unwrap();
+    assert_eq!(follower.route, Route::Hub);
 }
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unreachable_and_one_that_says_no_is_not() {
-    let server = ApiServer::start().await;
-    let mut access = server.access.clone();
+    let api = api_server().await;
     let mut other = ApiCluster::new("other-node", "kube-system");
-    other.set_access(access.clone());
+    other.set_access(access(&api));
     let refused = other.node().await.unwrap_err();
-    assert!(!refused.is_unreachable() && refused.to_string().contains("no such thing"), "{refused}");
+    assert!(!refused.is_unreachable() && refused.to_string().contains("not found"), "{refused}");
     assert!(!refused.is_transient() && matches!(refused, ClusterError::Refused { code: 404, .. }));
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    access.server = format!("https://{free}");
-    let lost = cluster(access).node().await.unwrap_err();
+    let lost =
+        cluster(Access { server: format!("https://{free}"), ..access(&api) }).node().await.unwrap_err();
     assert!(lost.is_unreachable() && lost.to_string().contains("refused"), "{lost}");
     assert!(lost.is_transient());
 }
 
 #[tokio::test]
-async fn a_busy_api_server_is_told_from_one_that_says_no() {
-    let server = ApiServer::start().await;
-    // After 429, 503 and 504 it is asked again, until the limit.
-    for (node, code) in [("busy-500", 500), ("busy-502", 502)] {
-        let mut cluster = ApiCluster::new(node, "kube-system");
-        cluster.set_access(server.access.clone());
+async fn a_busy_api_server_is_asked_again_and_told_from_one_that_says_no() {
+    let api = api_server().await;
+    let mut cluster = cluster(access(&api));
+    for code in [429, 503, 504] {
+        api.fault_times(When::path(NODE_PATH), Fault::Answer(code), 2);
+    }
+    assert!(cluster.node().await.unwrap().ready);
+    assert_eq!(api.seen("GET", NODE_PATH).len(), 7);
+    for code in [500, 502] {
+        api.answer_with(Some(code));
         let error = cluster.node().await.unwrap_err();
         assert!(error.is_transient() && !error.is_unreachable(), "{error}");
         assert!(matches!(error, ClusterError::Refused { code: found, .. } if found == code), "{error:?}");
@@ -267,9 +191,20 @@ async fn a_busy_api_server_is_told_from_one_that_says_no() {
 }
 
 #[tokio::test]
+async fn a_server_that_stays_busy_is_as_good_as_unreachable() {
+    let api = api_server().await;
+    let mut cluster = cluster(access(&api));
+    cluster.node().await.unwrap();
+    api.answer_with(Some(503));
+    let before = tokio::time::Instant::now();
+    let error = cluster.node().await.unwrap_err();
+    assert!(error.is_unreachable() && error.to_string().contains("busy"), "{error}");
+    assert!(before.elapsed() >= Duration::from_secs(10));
+}
+
+#[tokio::test]
 async fn credentials_that_are_none_are_an_error_of_their_own() {
-    let server = ApiServer::start().await;
-    let access = Access { key: b"no key".to_vec(), ..server.access.clone() };
-    let error = cluster(access).node().await.unwrap_err();
+    let api = api_server().await;
+    let error = cluster(Access { key: b"no key".to_vec(), ..access(&api) }).node().await.unwrap_err();
     assert!(matches!(error, ClusterError::Credentials(_)), "{error}");
 }

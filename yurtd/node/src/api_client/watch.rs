@@ -63,15 +63,15 @@ impl<T: DeserializeOwned> Watch<T> {
 
 /// Lines that are arriving.
 #[derive(Debug, Default)]
-struct Lines {
+pub(super) struct Lines {
     /// A line's beginning.
     begun: Vec<u8>,
-    arrived: Bytes,
+    pub(super) arrived: Bytes,
 }
 
 impl Lines {
     /// The next line that is complete.
-    fn next(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
+    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
         let end = self.arrived.iter().position(|byte| *byte == b'\n');
         let part = &self.arrived[..end.unwrap_or(self.arrived.len())];
         if self.begun.len() + part.len() > MAX_OBJECT {
@@ -91,7 +91,7 @@ impl Lines {
     }
 }
 
-fn event<T: DeserializeOwned>(line: &[u8]) -> Result<Event<T>, ApiError> {
+pub(super) fn event<T: DeserializeOwned>(line: &[u8]) -> Result<Event<T>, ApiError> {
     #[derive(Deserialize)]
     struct Line<'a> {
         #[serde(rename = "type")]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 /// A kind of object that pods refer to by name, in their own namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum NeedKind {
     ConfigMap,
     Secret,
 }
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 /// One object that a pod refers to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Need {
-    pub(crate) kind: Kind,
+    pub(crate) kind: NeedKind,
     pub(crate) namespace: String,
     pub(crate) name: String,
 }
@@ -134,17 +134,17 @@ struct Mount {
 }
 
 impl Spec {
-    fn names(self) -> Vec<(Kind, String)> {
+    fn names(self) -> Vec<(NeedKind, String)> {
         let mut names = Vec::new();
         let mut add = |kind, name: Option<String>| {
             names.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name)));
         };
         let mut add_source = |source: Source| {
             for name in [source.config_map_key_ref, source.config_map_ref, source.config_map] {
-                add(Kind::ConfigMap, name.map(|name| name.name));
+                add(NeedKind::ConfigMap, name.map(|name| name.name));
             }
             for name in [source.secret_key_ref, source.secret_ref, source.secret] {
-                add(Kind::Secret, name.map(|name| name.name));
+                add(NeedKind::Secret, name.map(|name| name.name));
             }
         };
         let containers = [self.containers, self.init_containers, self.ephemeral_containers];
@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    fn needs(spec: &Value) -> Vec<(Kind, String)> {
+    fn needs(spec: &Value) -> Vec<(NeedKind, String)> {
         let pod = json!({"metadata": {"name": "p", "namespace": "shop", "uid": "u-1"}, "spec": spec});
         let mut pods = NodePods::default();
         pods.add(pod.to_string().as_bytes()).unwrap();
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_place_that_names_a_config_map_or_secret_is_found() {
-        use Kind::{ConfigMap, Secret};
+        use NeedKind::{ConfigMap, Secret};
         let env_map = json!({"env": [{"name": "plain", "value": "x"},
             {"name": "a", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
             {"name": "node", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]});

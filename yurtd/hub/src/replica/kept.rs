@@ -2,18 +2,17 @@
 //! to start the node's pods again without a link.
 //!
 //! - what kubelet lists for itself: the node's own pods and Node, Services, RuntimeClasses, CSIDrivers and so on;
-//! - the ConfigMaps and Secrets that a pod of the node refers to (see [`needs`](crate::view::needs)). kubelet's own
+//! - the ConfigMaps and Secrets that a pod of the node refers to (see [`needs`](super::needs)). kubelet's own
 //!   watch of such an object may have ended long ago. While the node's pods are not known, all of them.
 
 use std::sync::{Arc, PoisonError};
 
-use super::Views;
-use crate::replica::Start;
-use crate::store::{StoreError, Table};
-use crate::view::needs::{Kind, Need, NodePods};
-use crate::view::record::{ObjectRecord, ViewId};
-use crate::view::{View, ViewSpec, feed};
-use crate::wire::Encoding;
+use super::needs::{Need, NeedKind, NodePods};
+use super::{Start, Views};
+use crate::store::StoreError;
+use crate::view::record::ViewId;
+use crate::view::{View, ViewSpec};
+use crate::wire::{Encoding, Resource};
 
 /// Whole collections that kubelet has informers for, by group and plural.
 const COLLECTIONS: [(&str, &str); 8] = [
@@ -28,7 +27,7 @@ const COLLECTIONS: [(&str, &str); 8] = [
 ];
 
 /// The pods as they were at this change of this view.
-pub(super) type KnownPods = (ViewId, u64, Arc<NodePods>);
+pub(super) type PodsAt = (ViewId, u64, Arc<NodePods>);
 
 /// Whether kubelet needs the view, whether or not it watches it. `pods`: nothing, while they are not known.
 fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool {
@@ -39,8 +38,8 @@ fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool 
     let kind = match (&*resource.group, &*resource.plural) {
         ("", "pods") => return is_own_pods(spec, node_name),
         ("", "nodes") => return fields.strip_prefix("metadata.name=") == Some(node_name),
-        ("", "configmaps") => Kind::ConfigMap,
-        ("", "secrets") => Kind::Secret,
+        ("", "configmaps") => NeedKind::ConfigMap,
+        ("", "secrets") => NeedKind::Secret,
         other => return spec.namespace().is_none() && COLLECTIONS.contains(&other),
     };
     let (Some(namespace), Some(name)) = (spec.namespace(), fields.strip_prefix("metadata.name=")) else {
@@ -56,17 +55,15 @@ fn is_own_pods(spec: &ViewSpec, node_name: &str) -> bool {
 
 impl Views {
     /// Decides which views kubelet needs, and follows those that nobody follows.
-    pub(crate) fn keep(&self) {
+    pub(super) fn follow_needed(&self) {
         let node = self.inner.node.clone();
         let Some(node_name) = self.node_name() else { return };
         let pods = self.node_pods();
-        let own: Vec<_> =
-            self.lock().values().filter(|view| view.identity == *node.identity()).cloned().collect();
-        for view in own {
+        for view in self.inner.catalogue.of(node.identity()) {
             let kept = is_needed(&view.spec, node_name, pods.as_deref());
-            view.keep(kept);
+            view.set_kept(kept);
             if kept && view.is_stored() {
-                self.start(&node, &view, Start::Resume);
+                self.inner.followers.start(&node, &view, Start::Resume);
             }
         }
     }
@@ -83,17 +80,13 @@ impl Views {
 
     fn pods_view(&self) -> Option<Arc<View>> {
         let node_name = self.node_name()?;
-        let views = self.lock();
-        let view = views.values().find(|view| {
-            view.identity == *self.inner.node.identity()
-                && view.spec.resource().group.is_empty()
-                && view.spec.resource().plural == "pods"
-                && view.spec.label_selector().is_empty()
+        let views = self.inner.catalogue.showing(&self.inner.node, &Resource::new("", "v1", "pods"));
+        views.into_iter().find(|view| {
+            view.spec.label_selector().is_empty()
                 && view.spec.encoding() == Encoding::Json
                 && is_own_pods(&view.spec, node_name)
                 && view.is_complete()
-        });
-        view.cloned()
+        })
     }
 
     fn pods_of(&self, view: &View) -> Option<Arc<NodePods>> {
@@ -122,28 +115,22 @@ impl Views {
 }
 
 fn read_pods(view: &View) -> Result<(u64, NodePods), StoreError> {
-    view.read(|reader| {
-        let record = feed::load(reader, view.id)?;
-        let mut pods = NodePods::default();
-        reader.scan(Table::Objects, &view.id.prefix(), None, |key, value| {
-            let body = feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?;
-            pods.add(&body).map_err(|error| StoreError::Failed(format!("a pod: {error}")))?;
-            Ok(true)
-        })?;
-        Ok((record.sequence, pods))
-    })
+    let mut pods = NodePods::default();
+    let sequence = view.for_each(|body| {
+        pods.add(body).map_err(|error| StoreError::Failed(format!("a pod cannot be read: {error}")))
+    })?;
+    Ok((sequence, pods))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Resource;
 
     #[test]
     fn what_kubelet_lists_and_what_its_pods_name_is_needed() {
         let mut pods = NodePods::default();
         let need = |kind, name: &str| Need { kind, namespace: "shop".into(), name: name.into() };
-        pods.needs.extend([need(Kind::ConfigMap, "named"), need(Kind::Secret, "named")]);
+        pods.needs.extend([need(NeedKind::ConfigMap, "named"), need(NeedKind::Secret, "named")]);
         let table = [
             (("", "pods", None, "spec.nodeName=edge"), true),
             (("", "pods", None, "spec.nodeName=other"), false),

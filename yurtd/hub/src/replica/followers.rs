@@ -1,0 +1,115 @@
+//! The reflectors that run, one a view, and the credentials that they use.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Start;
+use super::reflector::Reflector;
+use crate::caller::{Credential, Identity, Permit};
+use crate::link::Link;
+use crate::store::Store;
+use crate::upstream::Upstream;
+use crate::view::View;
+use crate::view::record::ViewId;
+
+/// The freshest credential that each identity has shown.
+#[derive(Default)]
+struct Credentials {
+    known: Mutex<HashMap<Identity, watch::Sender<Credential>>>,
+}
+
+impl Credentials {
+    /// Hands the permit's credential to everything that runs for its identity.
+    fn show(&self, permit: &Permit) -> watch::Receiver<Credential> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = known
+            .entry(permit.identity().clone())
+            .or_insert_with(|| watch::channel(permit.credential().clone()).0);
+        sender.send_if_modified(|known| {
+            let newer = known != permit.credential();
+            if newer {
+                *known = permit.credential().clone();
+            }
+            newer
+        });
+        sender.subscribe()
+    }
+}
+
+/// Owns the reflectors' tasks, which end with `stop`.
+pub(super) struct Followers {
+    store: Store,
+    upstream: Upstream,
+    link: Link,
+    stop: CancellationToken,
+    credentials: Credentials,
+    tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
+}
+
+impl Followers {
+    pub(super) fn new(store: Store, upstream: &Upstream, link: &Link, stop: CancellationToken) -> Self {
+        Self {
+            store,
+            upstream: upstream.for_views(),
+            link: link.clone(),
+            stop,
+            credentials: Credentials::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ViewId, JoinHandle<()>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run.
+    pub(super) fn start(&self, permit: &Permit, view: &Arc<View>, start: Start) {
+        let credential = self.credentials.show(permit);
+        let mut tasks = self.lock();
+        if tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let reflector = Reflector {
+            view: Arc::clone(view),
+            store: self.store.clone(),
+            upstream: self.upstream.clone(),
+            link: self.link.subscribe(),
+            credential,
+            rebuild: false,
+            refusals: 0,
+            refused_since: None,
+        };
+        let stop = self.stop.clone();
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reflector.run(start) => {}
+            }
+        });
+        tasks.insert(view.id, task);
+    }
+
+    /// Whether the view's reflector runs.
+    pub(super) fn is_running(&self, view: ViewId) -> bool {
+        self.lock().get(&view).is_some_and(|task| !task.is_finished())
+    }
+
+    /// Ends the view's reflector: whatever it was about to write comes before what follows.
+    pub(super) async fn end(&self, view: &View) {
+        let task = self.lock().remove(&view.id);
+        if let Some(task) = task {
+            task.abort();
+            let _ = task.await;
+        }
+        view.sync.send_modify(|state| state.live = false);
+    }
+
+    /// Forgets tasks that have ended by themselves.
+    pub(super) fn prune(&self) {
+        self.lock().retain(|_, task| !task.is_finished());
+    }
+}

@@ -1,0 +1,112 @@
+//! What is stored of views apart from their objects, now and then; and views that nobody uses, until they are gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Views;
+use crate::clock;
+use crate::store::{Durability, StoreError, Table};
+use crate::view::View;
+use crate::view::record::{ViewId, ViewRecord};
+use crate::view::table::ViewTable;
+
+const HOUSEKEEP_EVERY: Duration = Duration::from_secs(60);
+/// What has changed in records but not in objects (bookmarks, last use) is stored every so many rounds.
+const SAVE_EVERY: u32 = 5;
+/// A stored view that nobody has used for so long is forgotten, while online.
+const FORGET_AFTER: u64 = 7 * 24 * 3600;
+/// The same when the store is full. What kubelet needs is in use all the time (`kept`).
+const FORGET_WHEN_FULL: u64 = 3600;
+
+impl Views {
+    pub(super) async fn housekeep(&self) {
+        let mut rounds = 0_u32;
+        loop {
+            self.follow_needed();
+            tokio::time::sleep(HOUSEKEEP_EVERY).await;
+            rounds = rounds.wrapping_add(1);
+            if self.inner.store.stats().full
+                && self.inner.link.is_online()
+                && let Err(error) = self.forget(FORGET_WHEN_FULL).await
+            {
+                tracing::warn!(%error, "the store is full and unused views could not be removed");
+            }
+            if !rounds.is_multiple_of(SAVE_EVERY) {
+                continue;
+            }
+            if let Err(error) = self.save().await {
+                tracing::warn!(%error, "bookmarks could not be stored");
+            }
+            if self.inner.link.is_online()
+                && let Err(error) = self.forget(FORGET_AFTER).await
+            {
+                tracing::warn!(%error, "unused views could not be removed");
+            }
+        }
+    }
+
+    /// Stores bookmarks and times of use, in one transaction. Worth it before the process ends.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn save(&self) -> Result<(), StoreError> {
+        let mut views = self.inner.catalogue.all();
+        views.retain(|view| view.is_complete());
+        let changes: Vec<_> =
+            views.iter().map(|view| (view.id, view.resource_version(), view.used())).collect();
+        self.inner
+            .store
+            .write(Durability::Soon, move |tx| {
+                for (id, version, used) in &changes {
+                    let Some(value) = tx.get(Table::Views, &id.prefix())? else { continue };
+                    let mut record = ViewRecord::decode(value)?;
+                    // A use alone is worth a write once an hour.
+                    if record.resource_version >= *version && used.saturating_sub(record.used) < 3600 {
+                        continue;
+                    }
+                    record.resource_version = record.resource_version.max(*version);
+                    record.used = record.used.max(*used);
+                    let value = record.encode()?;
+                    tx.put(Table::Views, &id.prefix(), &value)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Removes views that nobody has used for `seconds`.
+    pub(super) async fn forget(&self, seconds: u64) -> Result<(), StoreError> {
+        self.forget_at(seconds, clock::now()).await
+    }
+
+    pub(super) async fn forget_at(&self, seconds: u64, now: u64) -> Result<(), StoreError> {
+        self.follow_needed();
+        let followers = &self.inner.followers;
+        followers.prune();
+        let unused = self.inner.catalogue.take_unused(seconds, now, |view| followers.is_running(view.id));
+        if !unused.is_empty() {
+            tracing::info!(views = unused.len(), "views that nobody uses any more are removed");
+        }
+        self.destroy(unused.iter().map(|view| view.id).collect()).await
+    }
+
+    /// Ends a view that is in the catalogue no more.
+    pub(super) async fn discard(self, view: Arc<View>) {
+        self.inner.followers.end(&view).await;
+        if let Err(error) = self.destroy(vec![view.id]).await {
+            tracing::warn!(%error, view = %view.name(), "what is stored of a view could not be removed");
+        }
+    }
+
+    /// Removes what is stored of views.
+    pub(super) async fn destroy(&self, views: Vec<ViewId>) -> Result<(), StoreError> {
+        if views.is_empty() {
+            return Ok(());
+        }
+        self.inner
+            .store
+            .write(Durability::Soon, move |tx| views.iter().try_for_each(|id| ViewTable::destroy(tx, *id)))
+            .await
+    }
+}

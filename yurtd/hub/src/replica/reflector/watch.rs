@@ -1,0 +1,196 @@
+//! The watch: frames off the wire, a burst a transaction.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http_body_util::BodyExt;
+use tokio::time::{Instant, sleep_until};
+
+use super::{IDLE_SECONDS, Reflector};
+use crate::replica::fetch::{self, FetchError};
+use crate::replica::step::Outcome;
+use crate::store::{Durability, StoreError};
+use crate::upstream::{ResponseBody, chain, jitter};
+use crate::view::table::{Change, ViewTable};
+use crate::wire::frame::decode_event;
+use crate::wire::{Event, FrameDecoder};
+
+/// Changes that go into one transaction.
+const GROUP: usize = 256;
+/// Bytes of watch events that are collected before they are stored.
+const BURST: usize = 256 << 10;
+/// A resumed watch that is silent for that long after its start has sent what was missed.
+const CAUGHT_UP: Duration = Duration::from_millis(250);
+
+impl Reflector {
+    /// The watch from the view's resourceVersion on, until it ends.
+    pub(super) async fn watch(&mut self) -> Outcome {
+        let version = self.view.resource_version();
+        let credential = self.credential.borrow_and_update().clone();
+        let answer = fetch::watch(&self.upstream, &credential, &self.view.spec, version, jitter()).await;
+        let body = match answer {
+            Ok(body) => body,
+            Err(answer) => return self.answered(answer),
+        };
+        let started = Instant::now();
+        let (outcome, received) = self.follow(body).await;
+        match outcome {
+            // The API server ends watches when their time is over. One that ends at once is about to fail.
+            Outcome::Ended if !received && started.elapsed() < Duration::from_secs(1) => {
+                self.failed(None, Outcome::Broken)
+            }
+            other => other,
+        }
+    }
+
+    async fn follow(&mut self, mut body: ResponseBody) -> (Outcome, bool) {
+        let mut frames = FrameDecoder::new(self.view.spec.encoding());
+        let mut received = false;
+        let mut caught_up = Some(Instant::now() + CAUGHT_UP);
+        let mut look_again = Instant::now() + Duration::from_secs(60);
+        // What has already arrived behind a chunk but could not be added to it: the end.
+        let mut behind = None;
+        loop {
+            let chunk = match behind.take() {
+                Some(chunk) => chunk,
+                None => tokio::select! {
+                    frame = body.frame() => frame,
+                    () = self.view.damage.notified() => {
+                        self.rebuild = true;
+                        return (self.failed(None, Outcome::Unreadable), received);
+                    }
+                    () = sleep_until(caught_up.unwrap_or(look_again)) => {
+                        if caught_up.take().is_some() {
+                            self.live();
+                        } else if self.view.idle() > IDLE_SECONDS {
+                            return (Outcome::Closed, received);
+                        } else {
+                            look_again = Instant::now() + Duration::from_secs(60);
+                        }
+                        continue;
+                    }
+                },
+            };
+            let data = match chunk {
+                None if frames.is_clean() => return (Outcome::Ended, received),
+                None => {
+                    return (
+                        self.answered(FetchError::Unreachable("the watch was cut".to_owned())),
+                        received,
+                    );
+                }
+                Some(Err(error)) => {
+                    return (self.answered(FetchError::Unreachable(chain(&error))), received);
+                }
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            };
+            received |= !data.is_empty();
+            if let Some(at) = &mut caught_up {
+                *at = Instant::now() + CAUGHT_UP;
+            }
+            frames.push(&data);
+            // A burst is one transaction, however slow the disk: take along what has arrived in the meantime.
+            while frames.buffered() < BURST
+                && let Some(chunk) = body.frame().now_or_never()
+            {
+                match chunk {
+                    Some(Ok(frame)) => frames.push(&frame.into_data().unwrap_or_default()),
+                    end => {
+                        behind = Some(end);
+                        break;
+                    }
+                }
+            }
+            loop {
+                match self.take(&mut frames).await {
+                    Ok(Taken { more, bookmark, end }) => {
+                        if let Some(outcome) = end {
+                            return (outcome, received);
+                        }
+                        if bookmark && caught_up.take().is_some() {
+                            self.live();
+                        }
+                        if !more {
+                            break;
+                        }
+                    }
+                    Err(error) => return (self.store_failed(error), received),
+                }
+            }
+        }
+    }
+
+    fn live(&self) {
+        self.view.sync.send_if_modified(|state| {
+            let news = !state.live || state.failure.is_some();
+            state.live = true;
+            state.failure = None;
+            if news {
+                state.attempts += 1;
+            }
+            news
+        });
+    }
+
+    /// Applies the whole frames that are there, at most a group.
+    async fn take(&self, frames: &mut FrameDecoder) -> Result<Taken, StoreError> {
+        let mut changes = Vec::new();
+        let mut version = 0;
+        let mut taken = Taken { more: false, bookmark: false, end: None };
+        while changes.len() < GROUP {
+            let event = frames.next_frame().and_then(|frame: Option<Bytes>| {
+                frame.map(|frame| decode_event(self.view.spec.encoding(), &frame)).transpose()
+            });
+            match event {
+                Ok(None) => break,
+                Ok(Some(Event::Object { event_type, item, .. })) => changes.push(Change { event_type, item }),
+                Ok(Some(Event::Bookmark { resource_version })) => {
+                    version = resource_version;
+                    taken.bookmark = true;
+                }
+                Ok(Some(Event::Error(status))) => {
+                    taken.end = Some(match status.code {
+                        410 => Outcome::Expired,
+                        401 => Outcome::Refused,
+                        403 => Outcome::Forbidden,
+                        _ => Outcome::Failed,
+                    });
+                    tracing::debug!(?status, view = %self.view.name(), "upstream ends the watch");
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, view = %self.view.name(), "a watch event cannot be read");
+                    taken.end = Some(Outcome::Unreadable);
+                    break;
+                }
+            }
+        }
+        taken.more = changes.len() >= GROUP;
+        if !changes.is_empty() {
+            let id = self.view.id;
+            let record = self
+                .store
+                .write(Durability::Soon, move |tx| {
+                    let mut table = ViewTable::load(tx, id)?;
+                    table.apply_events(&changes, version)?;
+                    table.save()
+                })
+                .await?;
+            self.view.publish(&record);
+        } else if version > 0 {
+            self.view.publish_bookmark(version);
+        }
+        if let Some(outcome) = taken.end {
+            self.failed(None, outcome);
+        }
+        Ok(taken)
+    }
+}
+
+struct Taken {
+    /// Whole frames may be left.
+    more: bool,
+    bookmark: bool,
+    end: Option<Outcome>,
+}

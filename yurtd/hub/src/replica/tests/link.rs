@@ -1,0 +1,175 @@
+//! Lost links, errors, restarts and restored backups.
+
+use super::*;
+use crate::wire::EventType::{Added, Deleted, Modified};
+
+#[tokio::test]
+async fn a_lost_link_costs_no_list_and_no_local_watch() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let pod = api.put_data("pods", "n", "a", "x", "1");
+    let other = api.put_data("pods", "n", "z", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Any));
+    assert_eq!(watch.object().await, (Added, "a".into(), pod.version));
+    assert_eq!(watch.object().await, (Added, "z".into(), other.version));
+    let bookmark = api.bookmark();
+    caught_up(&view, bookmark).await;
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    assert!(!view.is_live());
+    assert_eq!(
+        hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().list().unwrap().resource_version,
+        bookmark
+    );
+    let changed = api.put_data("pods", "n", "a", "x", "2");
+    api.delete("/api/v1/namespaces/n/pods/z");
+    let gone = api.version();
+    let new = api.put_data("pods", "n", "b", "x", "1");
+    api.restore();
+    assert_eq!(watch.object().await, (Modified, "a".into(), changed.version));
+    assert_eq!(watch.object().await, (Deleted, "z".into(), gone));
+    assert_eq!(watch.object().await, (Added, "b".into(), new.version));
+    assert_eq!(api.lists(), 1);
+    let resumed = api.requests().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
+    assert!(resumed.query.contains(&format!("resourceVersion={bookmark}&")), "{}", resumed.query);
+}
+
+#[tokio::test]
+async fn after_410_the_difference_comes_as_events_in_order() {
+    for encoding in ENCODINGS {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        for name in ["same", "changed", "gone", "again"] {
+            api.put_data("pods", "n", name, "x", "1");
+        }
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
+        let mut watch = Watch::start(
+            &view,
+            WatchOptions { bookmarks: true, ..options(Since::Exactly(view.resource_version())) },
+        );
+        let before = view.resource_version();
+        api.cut();
+        hub.reaches(LinkState::Offline).await;
+        api.delete("/api/v1/namespaces/n/pods/gone");
+        api.delete("/api/v1/namespaces/n/pods/again");
+        let again = api.put_data("pods", "n", "again", "x", "2");
+        let changed = api.put_data("pods", "n", "changed", "x", "2");
+        let new = api.put_data("pods", "n", "new", "x", "1");
+        api.compact();
+        api.restore();
+        // A deletion that is only inferred carries the newest version that is certain.
+        assert_eq!(watch.object().await, (Deleted, "again".into(), before));
+        assert_eq!(watch.object().await, (Added, "again".into(), again.version));
+        assert_eq!(watch.object().await, (Modified, "changed".into(), changed.version));
+        assert_eq!(watch.object().await, (Added, "new".into(), new.version));
+        assert_eq!(watch.object().await, (Deleted, "gone".into(), new.version));
+        caught_up(&view, api.version()).await;
+        watch.is_silent().await;
+        assert_eq!(api.lists(), 2);
+        assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", encoding));
+        // Whoever was away in the meantime gets the same, in whatever state it comes back.
+        let mut late = Watch::start(&view, options(Since::Exactly(before)));
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            let (event, name, _) = late.object().await;
+            seen.push((event, name));
+        }
+        let expected =
+            [(Deleted, "again"), (Added, "again"), (Modified, "changed"), (Added, "new"), (Deleted, "gone")];
+        assert_eq!(seen, expected.map(|(event, name)| (event, name.to_owned())));
+    }
+}
+
+#[tokio::test]
+async fn a_killed_process_resumes_local_watches_offline_with_their_deletions() {
+    for encoding in ENCODINGS {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        api.put_data("pods", "n", "a", "x", "1");
+        api.put_data("pods", "n", "b", "x", "1");
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
+        let before = view.resource_version();
+        api.delete("/api/v1/namespaces/n/pods/a");
+        let gone = api.version();
+        let changed = api.put_data("pods", "n", "b", "x", "2");
+        let new = api.put_data("pods", "n", "c", "x", "1");
+        caught_up(&view, new.version).await;
+        let remains = hub.remains(dir.path());
+        api.cut();
+        let hub = Hub::start(&api, remains.path()).await;
+        let view = hub.views.open_at(&node(), &pods(encoding), before).await.unwrap();
+        let mut watch = Watch::start(&view, options(Since::Exactly(before)));
+        assert_eq!(watch.object().await, (Deleted, "a".into(), gone));
+        assert_eq!(watch.object().await, (Modified, "b".into(), changed.version));
+        assert_eq!(watch.object().await, (Added, "c".into(), new.version));
+        watch.is_silent().await;
+        let mut late = Watch::start(&view, options(Since::Exactly(changed.version)));
+        assert_eq!(late.object().await, (Added, "c".into(), new.version));
+        // Back online: upstream is resumed where the store was, without a list.
+        let lists = api.lists();
+        api.restore();
+        let newest = api.put_data("pods", "n", "d", "x", "1");
+        assert_eq!(watch.object().await, (Added, "d".into(), newest.version));
+        assert_eq!(api.lists(), lists);
+    }
+}
+
+#[tokio::test]
+async fn offline_only_what_was_cached_is_answered() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    let asked = Instant::now();
+    hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let never = hub.views.open(&node(), &pods(Encoding::Protobuf)).await;
+    assert!(matches!(never, Err(ViewError::NeverCached)), "{never:?}");
+    assert!(asked.elapsed() < Duration::from_millis(50), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn an_error_of_the_server_reaches_the_opener_or_nobody() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    api.answer_with(Some(500));
+    let failed = hub.views.open(&node(), &pods(Encoding::Json)).await;
+    assert!(matches!(&failed, Err(ViewError::Upstream(response)) if response.code == 500), "{failed:?}");
+    api.answer_with(None);
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Any));
+    api.answer_with(Some(503));
+    api.cut_connections();
+    api.answer_with(None);
+    let pod = api.put_data("pods", "n", "a", "x", "1");
+    assert_eq!(watch.object().await, (Added, "a".into(), pod.version));
+    assert!(hub.link.is_online());
+}
+
+#[tokio::test]
+async fn a_restored_backup_ends_watches_and_is_listed_anew() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for name in ["a", "b"] {
+        api.put_data("pods", "n", name, "x", "1");
+    }
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    api.restore_backup();
+    // Real servers answer a version from the future with an error; 410 stands for it here.
+    api.answer_with(Some(410));
+    api.restore();
+    let mut sync = view.sync.subscribe();
+    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.failure.is_some()))
+        .await
+        .unwrap()
+        .unwrap();
+    api.answer_with(None);
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    assert!(watch.stream.next().await.is_none());
+    assert_eq!(view.resource_version(), api.version());
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}

@@ -1,0 +1,99 @@
+//! What the API server refuses.
+
+use super::*;
+
+#[tokio::test]
+async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    api.refuse_token("old");
+    let hub = Hub::start(&api, dir.path()).await;
+    let refused = hub.views.open(&service_account("old"), &pods(Encoding::Json)).await;
+    let Err(ViewError::Upstream(response)) = refused else { panic!("{refused:?}") };
+    assert_eq!(
+        (response.code.as_u16(), response.headers.get("audit-id").unwrap().as_bytes()),
+        (401, &b"a-1"[..])
+    );
+    assert!(std::str::from_utf8(&response.body).unwrap().contains("Unauthorized"));
+    let view = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await.unwrap();
+    // The new token is refused in turn: what is there stays there, for when the link is down.
+    api.refuse_token("new");
+    api.cut_connections();
+    let again = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await;
+    let live_or_refused = again.is_err() || view.is_complete();
+    assert!(live_or_refused);
+    let mut sync = view.sync.subscribe();
+    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.failure.is_some()))
+        .await
+        .unwrap()
+        .unwrap();
+    let refused = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await;
+    assert!(matches!(&refused, Err(ViewError::Upstream(response)) if response.code == 401), "{refused:?}");
+    assert!(hub.views.find(&service_account("new"), &pods(Encoding::Json)).is_some());
+    // And the next one is taken by the reflector that is there.
+    let lists = api.lists();
+    let view = hub.views.open(&service_account("newest"), &pods(Encoding::Json)).await.unwrap();
+    assert!(view.is_live());
+    assert_eq!(api.lists(), lists);
+}
+
+#[tokio::test]
+async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let (permit, pods, resource) =
+        (service_account("t"), pods(Encoding::Json), Resource::new("", "v1", "pods"));
+    let lookup = |hub: &Hub| hub.views.lookup(&permit, &resource, Some("n"), "a", &ENCODINGS);
+    let view = hub.views.open(&permit, &pods).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    assert!(matches!(lookup(&hub), Lookup::Found { .. }));
+    api.answer_with(Some(403));
+    api.cut_connections();
+    let mut sync = view.sync.subscribe();
+    let refused = sync.wait_for(|state| state.refused);
+    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap().unwrap();
+    assert!(watch.stream.next().await.is_none(), "who watches has to ask again");
+    assert!(hub.views.find(&permit, &pods).is_none());
+    assert!(matches!(lookup(&hub), Lookup::Refused));
+    let online = hub.views.open(&permit, &pods).await;
+    assert!(matches!(&online, Err(ViewError::Upstream(response)) if response.code == 403), "{online:?}");
+    // The mark is on the disk.
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    assert!(matches!(hub.views.open(&permit, &pods).await, Err(ViewError::Refused)));
+    let remains = hub.remains(dir.path());
+    drop(hub);
+    let hub = Hub::start(&api, remains.path()).await;
+    assert!(matches!(hub.views.open_at(&permit, &pods, api.version()).await, Err(ViewError::Refused)));
+    assert!(matches!(lookup(&hub), Lookup::Refused));
+    // Allowed again: a list, even for those who only want to watch on.
+    api.answer_with(None);
+    api.restore();
+    hub.reaches(LinkState::Online).await;
+    let lists = api.lists();
+    let view = hub.views.open_at(&permit, &pods, api.version()).await.unwrap();
+    assert!(view.is_complete() && !view.is_refused());
+    assert_eq!(api.lists(), lists + 1);
+    assert!(matches!(lookup(&hub), Lookup::Found { .. }));
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_node_is_believed_when_it_lasts() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let pods = pods(Encoding::Json);
+    let view = hub.views.open(&node(), &pods).await.unwrap();
+    // As an API server answers that has just started.
+    api.answer_with(Some(403));
+    api.cut_connections();
+    let mut sync = view.sync.subscribe();
+    let failed = sync.wait_for(|state| state.failure.is_some());
+    drop(tokio::time::timeout(Duration::from_secs(10), failed).await.unwrap().unwrap());
+    assert!(hub.views.open(&node(), &pods).await.is_err(), "online it is the answer");
+    assert!(view.is_complete(), "and without a link the node has its pods");
+    // It goes on saying so.
+    let refused = sync.wait_for(|state| state.refused);
+    drop(tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap().unwrap());
+    assert!(hub.views.find(&node(), &pods).is_none());
+}

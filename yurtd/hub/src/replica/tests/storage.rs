@@ -1,0 +1,125 @@
+//! A full store, a damaged one, and what is stored without anybody asking.
+
+use super::*;
+use crate::wire::EventType::Modified;
+
+#[tokio::test]
+async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "small");
+    let stop = CancellationToken::new();
+    let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
+    let hub = Hub {
+        views: Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap(),
+        link,
+        store,
+        stop,
+    };
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let before = view.list().unwrap();
+    api.put_data("pods", "n", "big", "x", &"x".repeat(2 << 20));
+    let mut sync = view.sync.subscribe();
+    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.failure.is_some()))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(view.list().unwrap().body, before.body);
+    assert!(hub.store.stats().full);
+    // Room again: the watch goes on where it was.
+    api.delete("/api/v1/namespaces/n/pods/big");
+    api.compact();
+    view.poke.notify_one();
+    caught_up(&view, api.version()).await;
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}
+
+#[tokio::test]
+async fn bookmarks_are_stored_now_and_then_and_unused_views_forgotten() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let bookmark = api.bookmark();
+    caught_up(&view, bookmark).await;
+    hub.views.save().await.unwrap();
+    let remains = hub.remains(dir.path());
+    api.cut();
+    let hub = Hub::start(&api, remains.path()).await;
+    assert_eq!(hub.views.find(&node(), &pods(Encoding::Json)).unwrap().resource_version(), bookmark);
+    hub.views.forget(60).await.unwrap();
+    assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_some());
+    hub.views.find(&node(), &pods(Encoding::Json)).unwrap().used_at(0);
+    hub.views.forget(60).await.unwrap();
+    assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_none());
+    let mut left = 0;
+    hub.store
+        .read(|reader| {
+            reader.scan(Table::Views, &[], None, |_, _| {
+                left += 1;
+                Ok(true)
+            })
+        })
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_damaged_record_costs_one_list_and_no_process() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    api.put_data("pods", "n", "b", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    watch.is_silent().await;
+    let key = view.id.object("n/a");
+    hub.store.write(Durability::Soon, move |tx| tx.put(Table::Objects, &key, b"bent")).await.unwrap();
+    assert!(matches!(view.list(), Err(StoreError::Damaged(_))));
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    let mut sync = view.sync.subscribe();
+    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.live)).await.unwrap().unwrap();
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    let new = api.put_data("pods", "n", "a", "x", "2");
+    assert_eq!(watch.object().await, (Modified, "a".into(), new.version));
+}
+
+#[tokio::test]
+async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_other() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let damaged = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap().id;
+    let kept = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().id;
+    hub.store
+        .write(Durability::Durable, move |tx| tx.put(Table::Views, &damaged.prefix(), b"bent"))
+        .await
+        .unwrap();
+    let remains = hub.remains(dir.path());
+    let hub = Hub::start(&api, remains.path()).await;
+    assert_eq!(hub.views.count(), (1, 1));
+    let removed = async {
+        loop {
+            let (mut left, mut objects) = (Vec::new(), 0);
+            hub.store
+                .read(|reader| {
+                    reader.scan(Table::Views, &[], None, |key, _| {
+                        left.push(key.to_vec());
+                        Ok(true)
+                    })?;
+                    reader.scan(Table::Objects, &damaged.prefix(), None, |_, _| {
+                        objects += 1;
+                        Ok(true)
+                    })
+                })
+                .unwrap();
+            if left == [kept.prefix()] && objects == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), removed).await.expect("what is stored of it goes");
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}

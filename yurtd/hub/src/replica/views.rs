@@ -1,0 +1,154 @@
+//! All views of the node, for those who read them: found, opened, looked into. Each is followed by at most one
+//! reflector, with a credential of the view's own identity.
+
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+
+use super::followers::Followers;
+use super::{Start, kept};
+use crate::caller::Permit;
+use crate::link::Link;
+use crate::store::{Store, StoreError};
+use crate::upstream::Upstream;
+use crate::view::catalogue::Catalogue;
+use crate::view::{Lookup, View, ViewError, ViewSpec};
+use crate::wire::{Encoding, Resource};
+
+/// Twice the life of the tokens whose renewal warms views again.
+const WARM_SECONDS: u64 = 7200;
+
+/// All views of the node. Cheap to clone.
+#[derive(Clone)]
+pub struct Views {
+    pub(super) inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Views {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Views").field("views", &self.count().0).finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Inner {
+    pub(super) catalogue: Catalogue,
+    pub(super) followers: Followers,
+    pub(super) store: Store,
+    pub(super) link: Link,
+    /// The hub's own work for its node.
+    pub(super) node: Permit,
+    pub(super) pods: Mutex<Option<kept::PodsAt>>,
+}
+
+impl Views {
+    /// Finds the stored views. Reflectors of what kubelet needs start now, as `node`, others when somebody with a
+    /// credential asks; they end with `stop`. A view whose record cannot be read is removed: it costs itself and
+    /// nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn load(
+        store: &Store,
+        upstream: &Upstream,
+        link: &Link,
+        node: &Permit,
+        stop: CancellationToken,
+    ) -> Result<Self, StoreError> {
+        let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
+        let inner = Inner {
+            catalogue,
+            followers: Followers::new(store.clone(), upstream, link, stop.clone()),
+            store: store.clone(),
+            link: link.clone(),
+            node: node.clone(),
+            pods: Mutex::default(),
+        };
+        let views = Self { inner: Arc::new(inner) };
+        let housekeeping = views.clone();
+        tokio::spawn(async move {
+            if let Err(error) = housekeeping.destroy(damaged).await {
+                tracing::warn!(%error, "damaged views could not be removed");
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = housekeeping.housekeep() => {}
+            }
+            if let Err(error) = housekeeping.save().await {
+                tracing::warn!(%error, "the last bookmarks could not be stored");
+            }
+        });
+        Ok(views)
+    }
+
+    /// Finds or starts the view (with the permit's credential when online) and waits for its first complete list, or
+    /// until one from before is up to date again. A newer credential of the same identity replaces the reflector's.
+    ///
+    /// # Errors
+    ///
+    /// [`ViewError`].
+    pub async fn open(&self, permit: &Permit, spec: &ViewSpec) -> Result<Arc<View>, ViewError> {
+        self.open_with(permit, spec, Start::Fresh).await
+    }
+
+    /// Like [`Self::open`] for a WATCH from resourceVersion `since`: if the view has to be started, its first list
+    /// is the state at `since`, so that the client misses nothing and needs no 410.
+    ///
+    /// # Errors
+    ///
+    /// [`ViewError`].
+    pub async fn open_at(
+        &self,
+        permit: &Permit,
+        spec: &ViewSpec,
+        since: u64,
+    ) -> Result<Arc<View>, ViewError> {
+        self.open_with(permit, spec, Start::At(since)).await
+    }
+
+    /// A complete view. Starts nothing, never waits.
+    pub fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+        self.inner.catalogue.find(permit, spec)
+    }
+
+    /// Whether the API server's last word on this view was a 403.
+    pub fn is_refused(&self, permit: &Permit, spec: &ViewSpec) -> bool {
+        self.inner.catalogue.is_refused(permit, spec)
+    }
+
+    /// How many views there are, and how many of them are complete.
+    pub fn count(&self) -> (usize, usize) {
+        self.inner.catalogue.count()
+    }
+
+    /// A single object out of any complete view of the identity in one of the `accept`ed encodings, those that follow
+    /// upstream first.
+    pub fn lookup(
+        &self,
+        permit: &Permit,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        accept: &[Encoding],
+    ) -> Lookup {
+        self.inner.catalogue.lookup(permit, resource, namespace, name, accept)
+    }
+
+    /// Starts a view ahead of need, and keeps it up to date for two hours although nobody uses it.
+    pub fn warm(&self, permit: &Permit, spec: &ViewSpec) {
+        if let Some(view) = self.enter(permit, spec) {
+            view.keep_warm(WARM_SECONDS);
+            self.inner.followers.start(permit, &view, Start::Resume);
+        }
+    }
+
+    /// The view, in the catalogue from now on; none if there are too many. One that makes room for it is removed.
+    pub(super) fn enter(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+        let entered = self.inner.catalogue.enter(permit, spec)?;
+        if let Some(view) = entered.displaced {
+            tracing::info!(view = %view.name(), "unused; it makes room for another view");
+            tokio::spawn(self.clone().discard(view));
+        }
+        Some(entered.view)
+    }
+}
