@@ -226,7 +226,7 @@ async fn nothing_starts_with_a_ca_that_is_none() {
 }
 
 /// Needs a network namespace of its own:
-/// `unshare -n sh -c 'ip link set lo up && cargo test -p yurtd --lib -- --ignored black_hole'`.
+/// `unshare -n sh -c 'ip link set lo up && cargo test -p yurt-hub --lib -- --ignored black_hole'`.
 #[tokio::test]
 #[ignore = "drops packets on lo: for a network namespace of its own"]
 async fn a_black_hole_is_found_within_five_seconds_and_its_end_within_two() {

@@ -22,8 +22,6 @@ mod pods;
 mod status;
 mod target;
 #[cfg(test)]
-pub(super) mod testing;
-#[cfg(test)]
 mod tests;
 pub(super) mod tunnel;
 mod upgrade;

@@ -140,46 +140,46 @@ impl ClientCa {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::api::testing::{Authority, client_certificate};
+    use yurt_fakes::pki::TestCa;
 
     #[test]
     fn without_a_ca_nobody_is_refused_for_good() {
-        let authority = Authority::new("cluster");
-        let (chain, _key) = client_certificate(&authority, "jane", &[]);
-        let error = ClientCa::default().verify(&chain[0], &[], UnixTime::now()).unwrap_err();
+        let authority = TestCa::new("cluster");
+        let chain = authority.client("jane", &[]).der;
+        let error = ClientCa::default().verify(&chain, &[], UnixTime::now()).unwrap_err();
         assert!(matches!(error, CertificateError::NoCa));
     }
 
     #[test]
     fn an_unusable_certificate_in_the_bundle_does_not_cost_the_others() {
-        let authority = Authority::new("cluster");
+        let authority = TestCa::new("cluster");
         let ca = ClientCa::default();
         let odd = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        ca.set(&format!("{odd}{}", authority.pem())).unwrap();
-        let (chain, _key) = client_certificate(&authority, "jane", &[]);
-        ca.verify(&chain[0], &[], UnixTime::now()).unwrap();
+        ca.set(&format!("{odd}{}", authority.pem)).unwrap();
+        let chain = authority.client("jane", &[]).der;
+        ca.verify(&chain, &[], UnixTime::now()).unwrap();
     }
 
     #[test]
     fn only_certificates_of_the_cluster_count_and_a_broken_bundle_changes_nothing() {
-        let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+        let (ours, theirs) = (TestCa::new("ours"), TestCa::new("theirs"));
         let ca = ClientCa::default();
-        ca.set(&ours.pem()).unwrap();
+        ca.set(&ours.pem).unwrap();
         assert!(ca.set("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
         assert!(ca.set("").is_err());
-        let (good, _key) = client_certificate(&ours, "jane", &[]);
-        let (bad, _key) = client_certificate(&theirs, "jane", &[]);
-        ca.verify(&good[0], &[], UnixTime::now()).unwrap();
-        assert!(matches!(ca.verify(&bad[0], &[], UnixTime::now()), Err(CertificateError::Invalid(_))));
+        let good = ours.client("jane", &[]).der;
+        let bad = theirs.client("jane", &[]).der;
+        ca.verify(&good, &[], UnixTime::now()).unwrap();
+        assert!(matches!(ca.verify(&bad, &[], UnixTime::now()), Err(CertificateError::Invalid(_))));
     }
 
     #[test]
     fn a_certificate_counts_only_while_it_is_valid() {
-        let authority = Authority::new("cluster");
+        let authority = TestCa::new("cluster");
         let ca = ClientCa::default();
-        ca.set(&authority.pem()).unwrap();
-        let (chain, _key) = client_certificate(&authority, "jane", &[]);
+        ca.set(&authority.pem).unwrap();
+        let chain = authority.client("jane", &[]).der;
         let far = UnixTime::since_unix_epoch(std::time::Duration::from_secs(32_503_680_000));
-        assert!(ca.verify(&chain[0], &[], far).is_err());
+        assert!(ca.verify(&chain, &[], far).is_err());
     }
 }

@@ -298,11 +298,12 @@ mod tests {
     use k8s_openapi::api::certificates::v1::CertificateSigningRequestCondition;
 
     use super::*;
-    use crate::server::api::testing::Authority;
+    use rcgen::ExtendedKeyUsagePurpose::ClientAuth;
+    use yurt_fakes::pki::TestCa;
 
     fn issue(key: &KeyPair) -> String {
         let request = request(key).unwrap();
-        Authority::new("cluster").issue(std::str::from_utf8(&request.spec.request.0).unwrap())
+        TestCa::new("cluster").sign(std::str::from_utf8(&request.spec.request.0).unwrap(), ClientAuth)
     }
 
     fn message(certificate: &ClientCertificate, now: SystemTime) -> String {
@@ -330,7 +331,7 @@ mod tests {
         assert!(Issued::parse(pem.as_bytes(), &key).is_ok());
         assert!(Issued::parse(pem.as_bytes(), &other).is_err());
         assert!(Issued::parse(b"", &key).is_err());
-        let stranger = yurt_fakes::pki::TestCa::new("cluster").node("edge-1");
+        let stranger = TestCa::new("cluster").node("edge-1");
         let key = KeyPair::from_pem(&stranger.key_pem).unwrap();
         let error = Issued::parse(stranger.pem.as_bytes(), &key).unwrap_err();
         assert!(error.contains("system:node:edge-1"), "{error}");

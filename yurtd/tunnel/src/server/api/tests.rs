@@ -21,13 +21,16 @@ use tokio_util::sync::CancellationToken;
 use yurt_api::status::AgentStatus;
 use yurt_node::supervise::Tasks;
 
-use super::testing::{Authority, FakeApiServer, FakeKubelet, client_certificate, serving_certificate};
 use super::tunnel::Stream;
 use super::*;
 use crate::server::registry::DialError;
+use yurt_fakes::api_server::{CLIENT, FakeApi};
+use yurt_fakes::kubelet::FakeKubelet;
+use yurt_fakes::pki::TestCa;
 
 const LOG: &str = "/api/v1/namespaces/shop/pods/till-0/log";
 const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true&stdout=true";
+const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// Subject of the server's certificate.
 const SERVER: &str = "CN=yurt-tunnel-server";
 /// Long enough for a busy machine, short enough to fail.
@@ -44,10 +47,10 @@ impl ResolvesServerCert for One {
 }
 
 struct World {
-    api_server: FakeApiServer,
+    api_server: FakeApi,
     kubelet: FakeKubelet,
-    tunnel_ca: Authority,
-    cluster_ca: Arc<Authority>,
+    tunnel_ca: TestCa,
+    cluster_ca: Arc<TestCa>,
     address: SocketAddr,
     stop: CancellationToken,
     parts: Tasks,
@@ -59,7 +62,7 @@ impl World {
     /// With a client certificate for kubelets.
     async fn new() -> Self {
         let world = Self::without_signer().await;
-        *world.api_server.state.signer.lock().unwrap() = Some(world.cluster_ca.clone());
+        world.api_server.sign(CLIENT, Some(world.cluster_ca.clone()));
         let waited = tokio::time::timeout(SOON, async {
             while world.certificate.check(std::time::SystemTime::now()).is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -71,27 +74,34 @@ impl World {
 
     /// Nobody issues certificates yet.
     async fn without_signer() -> Self {
-        let (tunnel_ca, cluster_ca) = (Authority::new("tunnel"), Arc::new(Authority::new("cluster")));
-        let api_server = FakeApiServer::start().await;
+        let (tunnel_ca, cluster_ca) = (TestCa::new("tunnel"), Arc::new(TestCa::new("cluster")));
+        let api_server = FakeApi::plain().await;
         let kubelet = FakeKubelet::start(&cluster_ca).await;
-        *api_server.state.client_ca.lock().unwrap() = cluster_ca.pem();
-        api_server.state.tokens.lock().unwrap().insert("joes-token".into(), "joe".into());
+        let config = kube::Config::new(api_server.url().parse().unwrap());
+        let client = kube::Client::try_from(config).unwrap();
+        api_server.put(
+            "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication",
+            json!({"data": {"client-ca-file": cluster_ca.pem}}),
+        );
+        api_server.accept_token_of("joes-token", "joe", &["shop"]);
+        api_server.allow_nothing();
         for rule in [
             "jane get pods/log",
             "jane create pods/exec",
             "jane get pods/exec",
             "joe get pods/log",
-            "joe list agents/",
-            "joe get agents/",
+            "joe list agents",
+            "joe get agents",
         ] {
-            api_server.state.rules.lock().unwrap().push(rule.into());
+            let [user, verb, resource] = *rule.split(' ').collect::<Vec<_>>() else { panic!("{rule}") };
+            api_server.allow(user, verb, resource);
         }
         for (name, node) in [("till-0", "edge-1"), ("away-0", "edge-2"), ("new-0", "")] {
             let pod = json!({
                 "kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "shop"},
                 "spec": {"nodeName": node, "containers": [{"name": "app"}]}
             });
-            api_server.state.pods.lock().unwrap().insert(name.into(), pod);
+            api_server.put("/api/v1/namespaces/shop/pods", pod);
         }
 
         let target = kubelet.address;
@@ -124,15 +134,15 @@ impl World {
         let client_ca = Arc::<ClientCa>::default();
         let client_certificate = Arc::<ClientCertificate>::default();
         let api = Api::new(ApiOptions {
-            client: api_server.client.clone(),
+            client: client.clone(),
             tunnel,
             client_ca: client_ca.clone(),
             certificate: client_certificate.clone(),
-            cluster_ca: Some(cluster_ca.pem().into_bytes()),
+            cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
         })
         .unwrap();
 
-        let (chain, key) = serving_certificate(&tunnel_ca, "server", &["localhost".into()]);
+        let (chain, key) = tunnel_ca.serving("server", &["localhost"]).chain_and_key();
         let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
         let certificate = Arc::new(One(Arc::new(rustls::sign::CertifiedKey::new(chain, key))));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -140,7 +150,6 @@ impl World {
         let stop = CancellationToken::new();
         let parts = Tasks::new(stop.clone());
         let connections = Connections::new(Tasks::new(stop.clone()), CancellationToken::new());
-        let client = api_server.client.clone();
         parts.part("the listener for the plugin", api.serve(listener, certificate, connections.clone()));
         parts.part("the client CA", client_ca.follow(client.clone(), stop.clone()));
         let certificate = client_certificate;
@@ -149,9 +158,9 @@ impl World {
     }
 
     /// A connection with a client certificate of `authority`, or without any.
-    async fn connect(&self, certificate: Option<(&Authority, &str)>) -> SendRequest<Empty<Bytes>> {
+    async fn connect(&self, certificate: Option<(&TestCa, &str)>) -> SendRequest<Empty<Bytes>> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.tunnel_ca.der()).unwrap();
+        roots.add(self.tunnel_ca.der.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -159,7 +168,7 @@ impl World {
             .with_root_certificates(roots);
         let config = match certificate {
             Some((authority, user)) => {
-                let (chain, key) = client_certificate(authority, user, &["shop"]);
+                let (chain, key) = authority.client(user, &["shop"]).chain_and_key();
                 builder.with_client_auth_cert(chain, key).unwrap()
             }
             None => builder.with_no_client_auth(),
@@ -341,7 +350,7 @@ async fn without_the_right_nothing_reaches_kubelet() {
 #[tokio::test]
 async fn get_alone_is_not_enough_for_a_websocket() {
     let world = World::new().await;
-    world.api_server.state.rules.lock().unwrap().push("joe get pods/exec".into());
+    world.api_server.allow("joe", "get", "pods/exec");
     let mut sender = world.connect(None).await;
     let request = with_token(websocket(EXEC, "v5.channel.k8s.io"), "joes-token");
     assert_eq!(status(sender.send_request(request).await.unwrap()).await["code"], 403);
@@ -351,7 +360,7 @@ async fn get_alone_is_not_enough_for_a_websocket() {
 #[tokio::test]
 async fn nobody_in_particular_is_unauthorized() {
     let world = World::new().await;
-    let stranger = Authority::new("another cluster");
+    let stranger = TestCa::new("another cluster");
     let unknown = with_token(get(LOG), "unknown");
     let (jane, _) = (world.jane(get("/apis/tunnel.openyurt.io/v1alpha1/agents")).await, ());
     assert_eq!(jane.status(), 403, "the client CA is in use");
@@ -375,7 +384,7 @@ async fn a_token_is_reviewed_once_in_a_while() {
             serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
         assert_eq!((list.kind.as_str(), list.items[0].node.as_str()), ("AgentStatusList", "edge-1"));
     }
-    assert_eq!(*world.api_server.state.reviews.lock().unwrap(), 1);
+    assert_eq!(world.api_server.seen("POST", "/apis/authentication.k8s.io/v1/tokenreviews").len(), 1);
     let mut sender = world.connect(None).await;
     let one = with_token(get("/apis/tunnel.openyurt.io/v1alpha1/agents/edge-2"), "joes-token");
     let status = status(sender.send_request(one).await.unwrap()).await;
@@ -454,7 +463,7 @@ async fn without_its_certificate_the_server_says_what_is_missing_and_serves_the_
         async move { world.connect(None).await.send_request(request).await.unwrap() }
     };
     tokio::time::timeout(SOON, async {
-        while world.api_server.state.csrs.lock().unwrap().is_empty() {
+        while world.api_server.names("certificatesigningrequests").is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -470,11 +479,11 @@ async fn without_its_certificate_the_server_says_what_is_missing_and_serves_the_
     assert_eq!(ask("/apis/tunnel.openyurt.io/v1alpha1/agents").await.status(), 200);
     assert!(world.kubelet_requests().is_empty());
 
-    let csr = world.api_server.state.csrs.lock().unwrap()["yurt-tunnel-server-0"].clone();
+    let csr = world.api_server.get(&format!("{CSRS}/yurt-tunnel-server-0")).unwrap();
     assert_eq!(csr["spec"]["signerName"], "kubernetes.io/kube-apiserver-client");
     assert_eq!(csr["metadata"]["labels"]["app.kubernetes.io/part-of"], "kubectl-yurt");
     *world.kubelet.state.refusal.lock().unwrap() = Some((400, "it has arrived"));
-    *world.api_server.state.signer.lock().unwrap() = Some(world.cluster_ca.clone());
+    world.api_server.sign(CLIENT, Some(world.cluster_ca.clone()));
     tokio::time::timeout(SOON, async {
         while status(ask(LOG).await).await["code"] != 400 {
             tokio::time::sleep(Duration::from_millis(5)).await;
