@@ -10,7 +10,8 @@ use crate::machine::Machine;
 use crate::observe::memory::{self, Held};
 
 const KIB: u64 = 1024;
-const MB: u64 = 1_000_000;
+/// As `ps` and `/proc` count.
+const MB: u64 = KIB * KIB;
 /// The program on the node's disk.
 const PROGRAM: u64 = 12 * MB;
 /// Resident memory of a role at rest.
