@@ -90,15 +90,25 @@ fn add(found: &mut BTreeMap<String, Bytes>, section: &str, size: u64) {
 fn crate_of(section: &str) -> Option<&str> {
     const DECORATION: [&str; 9] =
         ["_", "$LT$", "$RF$", "$u5b$", "$LP$", "$BP$", "mut$u20$", "const$u20$", "dyn$u20$"];
+    if let Some((_, symbol)) = section.split_once("._R") {
+        // The standard library's own: "…Cs7Zg3Kq_4core3ptr…".
+        let (_, path) = symbol.split_once("Cs")?.1.split_once('_')?;
+        return identifier(path);
+    }
     let (_, symbol) = section.split_once("_ZN")?;
-    let digits = symbol.find(|c: char| !c.is_ascii_digit())?;
-    let (length, rest) = symbol.split_at(digits);
-    let mut name = rest.get(..length.parse().ok()?)?;
+    let mut name = identifier(symbol)?;
     while let Some(bare) = DECORATION.iter().find_map(|decoration| name.strip_prefix(decoration)) {
         name = bare;
     }
     let end = name.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(name.len());
     (end > 0).then(|| &name[..end])
+}
+
+/// A name with its length before it.
+fn identifier(symbol: &str) -> Option<&str> {
+    let digits = symbol.find(|c: char| !c.is_ascii_digit())?;
+    let (length, rest) = symbol.split_at(digits);
+    rest.get(..length.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -115,6 +125,9 @@ mod tests {
             crate_of(".text._ZN40_$LT$$RF$mut$u20$T$u20$as$u20$core..fmt..Debug$GT$3fmt17h0E"),
             Some("T")
         );
+        let standard =
+            ".text._RNvMs_NtNtNtCsjrHSEGnQ3l9_3std12backtrace_rs9symbolize3gimliNtB4_5Cache7resolve";
+        assert_eq!(crate_of(standard), Some("std"));
         assert_eq!(crate_of(".text.aes_hw_encrypt"), None);
         assert_eq!(crate_of(".rodata..L__unnamed_1"), None);
     }
