@@ -71,7 +71,7 @@ test-kernel: ## The tests that need namespaces of their own (root)
 # (`fuzz/rustc`), so that the build of everything else is shared. A sample of the same is in `test-unit`.
 FUZZ_RUNS    ?= 200000
 FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
-FUZZ_PROFILE ?= release
+FUZZ_PROFILE ?= fuzz
 FUZZ_DIR     := target/fuzz
 fuzz: ## Fuzz every parser of what comes over a wire (FUZZ_RUNS=200000 inputs each, FUZZ_TARGETS="…"; C++ compiler)
 	RUSTC_WORKSPACE_WRAPPER='$(CURDIR)/fuzz/rustc' cargo build --locked --profile $(FUZZ_PROFILE) \
