@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
-use yurt_node::supervise::stop_on_signal;
+use yurt_node::supervise::StopSignals;
 
 /// Runs a role until it ends or a signal asks it to.
 pub fn run<F>(mut runtime: Builder, role: impl FnOnce(CancellationToken) -> F) -> ExitCode
@@ -31,12 +31,8 @@ where
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a crypto provider was installed before main");
     }
-    let outcome =
-        runtime.enable_all().build().context("cannot start the async runtime").and_then(|runtime| {
-            let stop = CancellationToken::new();
-            let role = role(stop.clone());
-            runtime.block_on(supervise(role, stop))
-        });
+    let runtime = runtime.enable_all().build().context("cannot start the async runtime");
+    let outcome = runtime.and_then(|runtime| runtime.block_on(supervise(role)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,14 +42,13 @@ where
     }
 }
 
-async fn supervise<F>(role: F, stop: CancellationToken) -> anyhow::Result<()>
+async fn supervise<F>(role: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let signals = tokio::spawn(stop_on_signal(stop.clone()));
-    let outcome = role.await;
-    // Ends the task that waits for signals, which may be what went wrong.
-    stop.cancel();
-    signals.await.context("the task that waits for signals")?.context("cannot wait for signals")?;
-    outcome
+    let stop = CancellationToken::new();
+    let signals = StopSignals::catch().context("cannot wait for signals")?;
+    // Ends with the process.
+    tokio::spawn(signals.cancel(stop.clone()));
+    role(stop).await
 }

@@ -44,7 +44,13 @@ pub(super) async fn elect(
                     term.end().await;
                 }
             }
-            Ok(Ok(Standing::Raced)) => tracing::debug!("somebody else wrote the lease at the same time"),
+            Ok(Ok(Standing::Raced)) => {
+                tracing::debug!("somebody else wrote the lease at the same time");
+                // Who holds it now is known only after another look, and whoever works must know.
+                if term.is_some() && election.time_left().is_some() {
+                    continue;
+                }
+            }
             Ok(Err(error)) => tracing::warn!(%error, "cannot get or renew the lease"),
             Err(_) => tracing::warn!("the API server does not answer about the lease"),
         }

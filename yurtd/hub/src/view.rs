@@ -35,7 +35,7 @@ pub(crate) use stream::WatchStream;
 /// An upstream answer for the client, verbatim.
 #[derive(Debug, Clone)]
 pub(crate) struct UpstreamResponse {
-    /// SyncState code.
+    /// Status code.
     pub(crate) code: http::StatusCode,
     /// Headers without hop-by-hop ones; `content-type` among them.
     pub(crate) headers: HeaderMap,

@@ -58,7 +58,7 @@ pub(crate) fn kubelet_drop_in(other_flags: &[String]) -> String {
     let flags: Vec<String> =
         ["--bootstrap-kubeconfig=".into(), kubeconfig].into_iter().chain(others).collect();
     format!(
-        "# Written by kubectl-yurt (`yurtd-keeper`), removed by `kubectl yurt revert`.\n\
+        "# Written by kubectl-yurt (`yurtd keeper`), removed by `kubectl yurt revert`.\n\
          [Service]\n\
          Environment=\"{KUBECONFIG_VARIABLE}={}\"\n",
         flags.join(" ")

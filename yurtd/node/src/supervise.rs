@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -124,22 +124,34 @@ impl Tasks {
     }
 }
 
-/// Cancels `stop` at SIGTERM (systemd, kubelet) or SIGINT (a person).
-///
-/// # Errors
-///
-/// When the kernel refuses the handlers.
-pub async fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = stop.cancelled() => return Ok(()),
+/// SIGTERM (systemd, kubelet) and SIGINT (a person), caught from the moment this is made: before a role begins.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Catches them. In a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the handlers.
+    pub fn catch() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt })
     }
-    tracing::info!("stopping");
-    stop.cancel();
-    Ok(())
+
+    /// Cancels `stop` at the first of them; returns when `stop` is cancelled.
+    pub async fn cancel(mut self, stop: CancellationToken) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            () = stop.cancelled() => return,
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The port for agents: TCP → TLS with a client certificate → WebSocket → HELLO → [`Registry`].
 //!
 //! Everything before a session is bounded: connections that have not said HELLO are few, one address has a share of
-//! them ([`HANDSHAKES`]) and [`HANDSHAKE`] of time, and nothing they announce is allocated. The node's name comes from its certificate.
+//! them ([`HANDSHAKES`]) and [`HANDSHAKE`] of time, and nothing they announce is allocated. The node's name comes from
+//! its certificate.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
