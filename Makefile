@@ -9,7 +9,7 @@ PROFILE ?= release
 
 .PHONY: help build fmt lint deny test test-unit test-kernel fuzz tools image plugin print-image completions dist clean
 
-# The program leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
+# `yurtd` leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
 # names up through NSS; the program has its own resolver.
 TRIPLE_amd64 := x86_64-unknown-linux-gnu
 TRIPLE_arm64 := aarch64-unknown-linux-gnu
@@ -33,7 +33,7 @@ export CC_aarch64_unknown_linux_gnu ?= aarch64-linux-gnu-gcc
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
-build: ## Build both programs (debug)
+build: ## Build everything (debug)
 	cargo build --locked --workspace
 
 fmt: ## Format
@@ -72,7 +72,7 @@ test-kernel: ## The tests that need namespaces of their own (root)
 FUZZ_RUNS    ?= 200000
 FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
 FUZZ_PROFILE ?= fuzz
-FUZZ_DIR     := target/fuzz
+FUZZ_DIR     := target/fuzz-corpus
 fuzz: ## Fuzz every parser of what comes over a wire (FUZZ_RUNS=200000 inputs each, FUZZ_TARGETS="…"; C++ compiler)
 	RUSTC_WORKSPACE_WRAPPER='$(CURDIR)/fuzz/rustc' cargo build --locked --profile $(FUZZ_PROFILE) \
 	  --package yurt-fuzz --features libfuzzer --bin fuzz
@@ -103,8 +103,8 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 	image/pack.sh $(ARCH) $(IMAGE) $(IMAGE_TAR) $(BINARIES)
 	@echo '$(IMAGE) is in $(IMAGE_TAR)'
 
-# The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; the two programs
-# share the build of what they have in common.
+# The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; plugin and
+# daemon share the build of what they have in common.
 plugin: ## Build the plugin into target/plugin/ (ARCH=amd64|arm64 PROFILE=release|dev)
 	@test -n '$(TRIPLE)' || { echo 'error: ARCH must be amd64 or arm64, not $(ARCH)' >&2; exit 2; }
 	cargo build --locked --profile $(PROFILE) $(CROSS) --package kubectl-yurt

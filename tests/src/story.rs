@@ -47,7 +47,7 @@ pub struct Step {
     play: fn(&mut Story) -> Result<()>,
 }
 
-/// S1–S8 of the design.
+/// The story: three controls on a vanilla cluster, then what the product makes of it.
 pub const STORY: &[Step] = &[
     Step { id: "S1", title: "vanilla: nothing reaches a pod behind NAT", play: vanilla::unreachable },
     Step { id: "S2", title: "vanilla: a minute without the link evicts the pod", play: vanilla::evicted },

@@ -86,11 +86,12 @@ impl Server {
         }
         // What answers from a damaged store must not go on: systemd starts the process again, which sets the store
         // aside and fills a new one.
-        let (broken, stopped) = (store.broken(), stop.clone());
+        let (broken, writer_ended, stopped) = (store.broken(), store.writer_ended(), stop.clone());
         tasks.part("the store", async move {
             tokio::select! {
                 () = stopped.cancelled() => Ok(()),
                 () = broken.cancelled() => Err("it is damaged; the next start sets it aside"),
+                () = writer_ended.cancelled() => Err("its writer panicked"),
             }
         });
         let upstream_config = UpstreamConfig {
@@ -99,8 +100,8 @@ impl Server {
             client_certificate: config.client_certificate.clone(),
             client_key: config.client_key.clone(),
         };
-        let (upstream, link) = Upstream::start(&upstream_config, stop.clone())?;
-        let views = Views::load(&store, &upstream, &link, &node_permit, stop.clone())?;
+        let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
+        let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;

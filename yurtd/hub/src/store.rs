@@ -282,6 +282,11 @@ impl Store {
         self.environment.broken.clone()
     }
 
+    /// Cancelled when the writer has ended: nothing can be written any more, and nobody would notice while reading.
+    pub(crate) fn writer_ended(&self) -> CancellationToken {
+        self.writer.ended()
+    }
+
     /// Figures for metrics.
     pub(crate) fn stats(&self) -> StoreStats {
         let (commits, full) = self.writer.counters();

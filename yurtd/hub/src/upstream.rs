@@ -26,7 +26,7 @@ use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::Tasks;
 
 use crate::caller::{Credential, Identity};
 use crate::link::Link;
@@ -102,17 +102,14 @@ impl std::fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// Starts keeping connections, and the link state that follows from them. Ends when `stop` is cancelled.
+    /// Starts keeping connections, and the link state that follows from them. Ends when the role stops.
     ///
     /// # Errors
     ///
     /// When the CA cannot be read or a server is no URL.
-    pub(crate) fn start(
-        config: &UpstreamConfig,
-        stop: CancellationToken,
-    ) -> Result<(Self, Link), UpstreamError> {
-        let pool = Arc::new(Pool::new(config, stop.clone())?);
-        let link = probe::start(Arc::clone(&pool), stop);
+    pub(crate) fn start(config: &UpstreamConfig, tasks: &Tasks) -> Result<(Self, Link), UpstreamError> {
+        let pool = Arc::new(Pool::new(config, tasks.stop().clone())?);
+        let link = probe::start(Arc::clone(&pool), tasks);
         let shares = Arc::default();
         Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
     }

@@ -19,7 +19,6 @@ use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use yurt_api::names;
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
@@ -33,6 +32,7 @@ use yurt_node::dial::{self, NetError};
 use yurt_node::link::LinkState;
 use yurt_node::pki::{self, TlsError};
 use yurt_node::random::random;
+use yurt_node::supervise::{Ended, Tasks};
 
 /// How long everything up to HELLO may take, at both ends.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -99,24 +99,27 @@ enum ConnectError {
 }
 
 /// Keeps a session to every server until `stop`, then says goodbye.
-pub async fn run(config: AgentConfig, stop: CancellationToken) {
+///
+/// # Errors
+///
+/// [`Ended`] when one of the sessions is not kept any more although nobody asked for that.
+pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Ended> {
     let config = Arc::new(config);
-    let tasks = TaskTracker::new();
+    // Ends with the role, and does not end it by itself.
+    let tasks = Tasks::new(stop.child_token());
     for server in config.servers.clone() {
         let span = tracing::info_span!("tunnel", server);
-        let keep = keep_connected(config.clone(), server, tasks.clone(), stop.clone());
-        tasks.spawn(keep.instrument(span));
+        let keep = keep_connected(config.clone(), server, tasks.clone());
+        tasks.part("the session to a tunnel server", keep.instrument(span));
     }
-    tasks.close();
-    tasks.wait().await;
+    let outcome = tasks.until_stopped().await;
+    // How long streams may go on is the role's decision, which drops this future.
+    tasks.finish(Duration::MAX).await;
+    outcome
 }
 
-async fn keep_connected(
-    config: Arc<AgentConfig>,
-    server: String,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
+async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) {
+    let stop = tasks.stop().clone();
     let mut backoff = Backoff::default();
     let mut waiting_for_file = false;
     let mut link = config.link.clone();
@@ -215,7 +218,7 @@ async fn serve(
     (session, mut requests, driver): Connection,
     config: &Arc<AgentConfig>,
     link: &mut Option<watch::Receiver<LinkState>>,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) {
     tracing::info!(peer = session.peer_software(), "tunnel session established");
@@ -223,7 +226,7 @@ async fn serve(
         let (tasks, config) = (tasks.clone(), config.clone());
         async move {
             while let Some(request) = requests.recv().await {
-                tasks.spawn(answer(request, config.clone()).in_current_span());
+                tasks.passing(answer(request, config.clone()).in_current_span());
             }
         }
     };
@@ -244,7 +247,7 @@ async fn serve(
             tracing::info!(reason = %end, "tunnel session ended");
         }
     };
-    tasks.spawn(life.in_current_span());
+    tasks.passing(life.in_current_span());
     loop {
         tokio::select! {
             () = session.leaving() => return,

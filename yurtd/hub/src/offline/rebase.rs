@@ -224,6 +224,7 @@ mod tests {
     use crate::view::ViewSpec;
     use crate::wire::Encoding;
     use yurt_fakes::api_server::FakeApi;
+    use yurt_node::supervise::Tasks;
 
     #[test]
     fn an_object_that_fails_comes_again_later_and_later_and_is_given_up() {
@@ -243,9 +244,9 @@ mod tests {
         api.put_data("pods", "n", "p", "x", "1");
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
         let node = Permit::of_node("system:node:edge");
-        let views = Views::load(&store, &upstream, &link, &node, stop.clone()).unwrap();
+        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
         views.open(&node, &pods).await.unwrap();
         let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3").await);

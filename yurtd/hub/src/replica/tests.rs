@@ -17,6 +17,7 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::Tasks;
 
 use super::Views;
 use crate::caller::{Caller, Credential, Identity, Permit};
@@ -65,8 +66,8 @@ impl Hub {
     async fn start(api: &FakeApi, dir: &Path) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), stop.clone()).unwrap();
-        let views = Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), &Tasks::new(stop.clone())).unwrap();
+        let views = Views::load(&store, &upstream, &link, &node(), &Tasks::new(stop.clone())).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }
     }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::Tasks;
 
 use super::followers::Followers;
 use super::{Start, kept};
@@ -42,7 +42,7 @@ pub(super) struct Inner {
 
 impl Views {
     /// Finds the stored views. Reflectors of what kubelet needs start now, as `node`, others when somebody with a
-    /// credential asks; they end with `stop`. A view whose record cannot be read is removed: it costs itself and
+    /// credential asks; they end with the role. A view whose record cannot be read is removed: it costs itself and
     /// nothing else.
     ///
     /// # Errors
@@ -53,8 +53,9 @@ impl Views {
         upstream: &Upstream,
         link: &Link,
         node: &Permit,
-        stop: CancellationToken,
+        tasks: &Tasks,
     ) -> Result<Self, StoreError> {
+        let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
         let inner = Inner {
             catalogue,
@@ -66,7 +67,7 @@ impl Views {
         };
         let views = Self { inner: Arc::new(inner) };
         let housekeeping = views.clone();
-        tokio::spawn(async move {
+        tasks.part("the views' housekeeping", async move {
             if let Err(error) = housekeeping.destroy(damaged).await {
                 tracing::warn!(%error, "damaged views could not be removed");
             }

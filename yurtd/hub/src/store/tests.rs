@@ -233,3 +233,14 @@ async fn a_full_disk_keeps_what_is_there() {
     drop(store);
     mount(&["umount"]);
 }
+
+#[tokio::test]
+async fn a_writer_that_panicked_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let ended = store.writer_ended();
+    assert!(!ended.is_cancelled());
+    let outcome = store.write(Durability::Soon, |_| -> Result<(), StoreError> { panic!("on purpose") }).await;
+    assert!(matches!(outcome, Err(StoreError::Closed)));
+    tokio::time::timeout(std::time::Duration::from_secs(5), ended.cancelled()).await.unwrap();
+}

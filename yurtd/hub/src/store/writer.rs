@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 use super::env::{Environment, Tx};
@@ -41,6 +42,8 @@ pub(super) struct Writer {
     room: Arc<Semaphore>,
     counters: Arc<Counters>,
     thread: Option<thread::JoinHandle<()>>,
+    /// Cancelled when the thread ends, however it does.
+    ended: CancellationToken,
 }
 
 impl Drop for Writer {
@@ -94,15 +97,26 @@ impl Writer {
     pub(super) fn start(environment: Arc<Environment>) -> Result<Self, StoreError> {
         let (jobs, queue) = channel();
         let counters = Arc::<Counters>::default();
+        let ended = CancellationToken::new();
         let thread = {
-            let counters = Arc::clone(&counters);
+            let (counters, ended) = (Arc::clone(&counters), ended.clone());
             thread::Builder::new()
                 .name("store-writer".to_owned())
                 .stack_size(512 << 10)
-                .spawn(move || Loop { environment, queue, counters, unsynced: None }.run())
+                .spawn(move || {
+                    // A panic drops it, too.
+                    let _ended = ended.drop_guard();
+                    Loop { environment, queue, counters, unsynced: None }.run();
+                })
                 .map_err(|error| StoreError::Failed(format!("cannot start the writer: {error}")))?
         };
-        Ok(Self { jobs: Some(jobs), room: Arc::new(Semaphore::new(QUEUE)), counters, thread: Some(thread) })
+        let room = Arc::new(Semaphore::new(QUEUE));
+        Ok(Self { jobs: Some(jobs), room, counters, thread: Some(thread), ended })
+    }
+
+    /// Cancelled when nothing is written any more.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     pub(super) async fn write<T: Send + 'static>(

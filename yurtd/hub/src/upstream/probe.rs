@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::Tasks;
 
 use super::pool::{Connection, OpenError, Pool};
 use crate::link::{Link, Machine, Next, Silence};
@@ -17,12 +17,13 @@ use yurt_node::link::LinkState;
 /// How often rotated certificates are looked for while nothing else happens.
 const RETIRE_EVERY: Duration = Duration::from_secs(30);
 
-/// Starts the task; it ends with `stop`.
-pub(super) fn start(pool: Arc<Pool>, stop: CancellationToken) -> Link {
+/// Starts the task, a part of the role; it ends when the role stops.
+pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
     let (state, receiver) = watch::channel(LinkState::Unknown);
     let kick = Arc::<Notify>::default();
     let prober = Prober { pool, state, kick: Arc::clone(&kick), machine: Machine::new() };
-    tokio::spawn(async move {
+    let stop = tasks.stop().clone();
+    tasks.part("the link's probe", async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = prober.run() => {}

@@ -4,6 +4,9 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use tokio_util::sync::CancellationToken;
+use yurt_node::supervise::Tasks;
+
 use super::*;
 use yurt_fakes::api_server::FakeApi;
 use yurt_node::link::LinkState;
@@ -27,7 +30,7 @@ fn no_body() -> RequestBody {
 
 async fn started(api: &FakeApi) -> (Upstream, Link, CancellationToken) {
     let stop = CancellationToken::new();
-    let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), stop.clone()).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), &Tasks::new(stop.clone())).unwrap();
     assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
     (upstream, link, stop)
 }
@@ -179,7 +182,7 @@ async fn one_dead_server_of_two_is_no_offline_link() {
     let mut config = UpstreamConfig::of(&api);
     dead.cut();
     config.servers.insert(0, format!("https://{}", dead.address));
-    let (upstream, link) = Upstream::start(&config, CancellationToken::new()).unwrap();
+    let (upstream, link) = Upstream::start(&config, &Tasks::new(CancellationToken::new())).unwrap();
     assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
     assert_eq!(upstream.send(&bearer("t"), get("/api/v1/pods")).await.unwrap().status(), 200);
 }
@@ -220,9 +223,9 @@ async fn nothing_starts_with_a_ca_that_is_none() {
     let api = FakeApi::start().await;
     let mut config = UpstreamConfig::of(&api);
     std::fs::write(&config.ca_file, "no certificate").unwrap();
-    assert!(Upstream::start(&config, CancellationToken::new()).is_err());
+    assert!(Upstream::start(&config, &Tasks::new(CancellationToken::new())).is_err());
     config.servers = vec!["http://127.0.0.1:1".to_owned()];
-    assert!(Upstream::start(&config, CancellationToken::new()).is_err());
+    assert!(Upstream::start(&config, &Tasks::new(CancellationToken::new())).is_err());
 }
 
 /// Needs a network namespace of its own:

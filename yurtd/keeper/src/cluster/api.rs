@@ -72,7 +72,8 @@ impl ApiCluster {
         question: impl AsyncFn(&ApiClient) -> Result<T, ApiError>,
     ) -> Result<T, ClusterError> {
         let client = self.client(route)?;
-        patiently(route, async || question(&client).await).await
+        let (question, client) = (&question, &client);
+        patiently(route, move || question(client)).await
     }
 
     fn own_path(&self) -> String {
@@ -92,10 +93,10 @@ impl ApiCluster {
 
 /// Asks a busy server (429, 503, 504) again and again, within the time that one request may take; one that is busy for
 /// longer might as well not be there.
-async fn patiently<T>(
-    route: Route,
-    question: impl AsyncFn() -> Result<T, ApiError>,
-) -> Result<T, ClusterError> {
+pub(super) async fn patiently<T, F>(route: Route, question: impl Fn() -> F) -> Result<T, ClusterError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
     let deadline = Instant::now() + DEADLINE;
     let mut pause = FIRST_PAUSE;
     let mut last = format!("no answer within {} s", DEADLINE.as_secs());

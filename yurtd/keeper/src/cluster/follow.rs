@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use yurt_node::api_client::{ApiClient, ApiError, Event};
+use yurt_node::api_client::{ApiClient, Event};
 
+use super::api::patiently;
 use super::objects::Node;
 use super::{ClusterError, OwnNode, Route};
 
@@ -33,15 +34,12 @@ impl Follower {
             let mut pause = FIRST_PAUSE;
             loop {
                 for (route, client) in &ways {
-                    match follow(client, &field, &sender).await {
+                    match follow(*route, client, &field, &sender).await {
                         Ok(()) => {
                             pause = FIRST_PAUSE;
                             break;
                         }
-                        Err(error) => {
-                            let error = ClusterError::of(*route, error);
-                            tracing::debug!(%error, "the watch of the own node ended");
-                        }
+                        Err(error) => tracing::debug!(%error, "the own node cannot be followed this way"),
                     }
                 }
                 tokio::time::sleep(pause).await;
@@ -52,12 +50,14 @@ impl Follower {
     }
 }
 
-/// One list and one watch of the own Node; `Ok` when the watch came to its regular end.
+/// One list and one watch of the own Node; `Ok` when there was a watch and it ended, however it did. A hub that restarts
+/// breaks the watch and is back in a moment: it is no reason to list past it.
 async fn follow(
+    route: Route,
     client: &ApiClient,
     field: &str,
     sender: &watch::Sender<Option<OwnNode>>,
-) -> Result<(), ApiError> {
+) -> Result<(), ClusterError> {
     let publish = |node: Node| {
         let seen = Some(OwnNode::from(node));
         sender.send_if_modified(|last| {
@@ -68,13 +68,20 @@ async fn follow(
             changed
         });
     };
-    let version = client.list("/api/v1/nodes", field, publish).await?;
-    let mut events = client.watch("/api/v1/nodes", field, &version, LASTING).await?;
-    while let Some(event) = events.next(SILENCE).await? {
-        match event {
-            Event::Is(node) => publish(node),
-            Event::Gone(_) | Event::Bookmark => {}
+    let publish = &publish;
+    let version = patiently(route, move || client.list("/api/v1/nodes", field, publish)).await?;
+    let opened = client.watch("/api/v1/nodes", field, &version, LASTING).await;
+    let mut events = opened.map_err(|error| ClusterError::of(route, error))?;
+    loop {
+        match events.next(SILENCE).await {
+            Ok(Some(Event::Is(node))) => publish(node),
+            Ok(Some(Event::Gone(_) | Event::Bookmark)) => {}
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let error = ClusterError::of(route, error);
+                tracing::debug!(%error, "the watch of the own node ended");
+                return Ok(());
+            }
         }
     }
-    Ok(())
 }

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use futures::FutureExt;
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
@@ -124,7 +125,7 @@ impl Server {
 
 fn start(config: AgentConfig) -> (CancellationToken, AbortOnDropHandle<()>) {
     let stop = CancellationToken::new();
-    let task = AbortOnDropHandle::new(tokio::spawn(agent::run(config, stop.clone())));
+    let task = AbortOnDropHandle::new(tokio::spawn(agent::run(config, stop.clone()).map(drop)));
     (stop, task)
 }
 

@@ -9,9 +9,9 @@ async fn a_list_that_does_not_fit_leaves_the_view_as_it_was() {
     api.put_data("pods", "n", "a", "x", "small");
     let stop = CancellationToken::new();
     let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
-    let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), stop.clone()).unwrap();
+    let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
     let hub = Hub {
-        views: Views::load(&store, &upstream, &link, &node(), stop.clone()).unwrap(),
+        views: Views::load(&store, &upstream, &link, &node(), &Tasks::new(stop.clone())).unwrap(),
         link,
         store,
         stop,
