@@ -12,7 +12,6 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -24,6 +23,7 @@ use crate::filter::{Filter, Filters, json_for_kubelet};
 use crate::link::Link;
 use crate::offline::Answer;
 use crate::request::classify::{Collection, Freshness, Read, Watch};
+use crate::upstream::jitter;
 use crate::view::{Since, View, ViewError, ViewSpec, WatchOptions};
 use crate::wire::Encoding;
 use yurt_node::link::LinkState;
@@ -184,13 +184,7 @@ fn watch(hub: &Hub, permit: &Permit, view: &Arc<View>, watch: &Watch) -> Result<
 
 /// Between half an hour and an hour, so that the clients of a hub do not all come back at once.
 fn random_watch() -> Duration {
-    let mut random = [0; 4];
-    // Without randomness the shortest time is as good as any.
-    let fraction = match SystemRandom::new().fill(&mut random) {
-        Ok(()) => f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX),
-        Err(_) => 0.0,
-    };
-    WATCH_AT_LEAST + WATCH_AT_LEAST.mul_f64(fraction)
+    WATCH_AT_LEAST + WATCH_AT_LEAST.mul_f64(jitter())
 }
 
 /// The filter of one of kubelet's views.

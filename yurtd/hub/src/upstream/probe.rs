@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Notify, watch};
+use yurt_node::random::random;
 use yurt_node::supervise::Tasks;
 
 use super::pool::{Connection, OpenError, Pool};
@@ -34,10 +34,7 @@ pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
 
 /// A number in 0..1.
 pub(crate) fn jitter() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness all nodes are in step, which is no reason to stop.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+    f64::from(random()) / (f64::from(u32::MAX) + 1.0)
 }
 
 struct Prober {
