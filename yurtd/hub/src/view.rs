@@ -338,7 +338,7 @@ impl View {
             changed
         });
         self.progress.send_if_modified(|progress| {
-            let reset = record.sequence > progress.sequence && record.horizon_sequence >= progress.sequence;
+            let reset = record.reset_sequence > progress.sequence;
             let version = if reset {
                 // A collection that went back in time (see `table`) takes the view with it.
                 record.resource_version

@@ -58,6 +58,13 @@ pub(crate) struct ViewRecord {
     pub(crate) horizon: u64,
     /// Watchers that have not read up to here may miss deletions: 410.
     pub(crate) horizon_sequence: u64,
+    /// resourceVersion that a history had reached which etcd no longer has: watches from up to there, but from beyond
+    /// what the view has reached since, continue nothing: 410.
+    #[serde(default)]
+    pub(crate) abandoned: u64,
+    /// Watchers that began before this one are of such a history.
+    #[serde(default)]
+    pub(crate) reset_sequence: u64,
     /// Of the latest change.
     pub(crate) sequence: u64,
     /// Tombstones in the log, and their bytes.
@@ -80,6 +87,8 @@ impl ViewRecord {
             resource_version: 0,
             horizon: 0,
             horizon_sequence: 0,
+            abandoned: 0,
+            reset_sequence: 0,
             sequence: 0,
             tombstones: 0,
             tombstone_bytes: 0,

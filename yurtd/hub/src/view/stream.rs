@@ -49,7 +49,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     let record = view.read(|reader| feed::load(reader, view.id))?;
     let position = match options.since {
         Since::Exactly(since) if !options.send_initial_events => {
-            Position::after(&record, since).ok_or(WatchError::Expired)?
+            Position::after(&record, known, since).ok_or(WatchError::Expired)?
         }
         Since::Exactly(_) | Since::Any => Position::from_state(&record, known, options.send_initial_events),
     };

@@ -66,6 +66,7 @@ impl Reflector {
 
     async fn commit(&self, page: ListPage, only: bool) -> Result<ViewRecord, StoreError> {
         let (id, record, rebuild) = (self.view.id, self.new_record(), self.rebuild);
+        let reached = self.view.resource_version();
         self.store
             .write(Durability::Soon, move |tx| {
                 if rebuild {
@@ -78,7 +79,7 @@ impl Reflector {
                     // Leftovers of a list that never came to its last page.
                     table.stage(&[], true)?;
                 }
-                table.apply_list(&page)?;
+                table.apply_list(&page, reached)?;
                 table.save()
             })
             .await
