@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::feed::Position;
+use super::record::ObjectRecord;
 use super::table::{Change, ViewTable};
-use super::*;
+use super::{Bytes, Identity, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, feed};
 use crate::store::{Durability, Store};
 use crate::wire::frame::decode_event;
 use crate::wire::{
@@ -183,7 +184,7 @@ impl World {
             continue_token: None,
             items: self.server.objects.values().cloned().collect(),
         };
-        self.change(move |table| table.apply_list(&page, 0));
+        self.change(move |table| table.apply_list(&page, 0, 0));
     }
 
     fn deliver(&mut self, count: usize) {

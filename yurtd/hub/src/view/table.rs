@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
+use super::State;
 use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
 use crate::store::{StoreError, Table, Tx};
 use crate::wire::{self, EventType, Item, ListPage, ObjectMeta};
@@ -83,8 +84,8 @@ impl<'t, 'e> ViewTable<'t, 'e> {
 
     /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
     /// what has becomes events in the order of resourceVersions, for the watchers. `reached` is the resourceVersion
-    /// of the view with the bookmarks that are not stored yet.
-    pub(crate) fn apply_list(&mut self, last: &ListPage, reached: u64) -> Result<(), StoreError> {
+    /// of the view with the bookmarks that are not stored yet, `now` the time.
+    pub(crate) fn apply_list(&mut self, last: &ListPage, reached: u64, now: u64) -> Result<(), StoreError> {
         let version = last.resource_version;
         let reached = reached.max(self.record.resource_version);
         let mut listed = self.staged()?;
@@ -112,11 +113,12 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         // that watchers know can be continued.
         let old = |new: &Listed| new.meta.resource_version <= reached;
         let restored = version < reached || listed.iter().any(|(key, new)| old(new) && !same.contains(key));
-        if self.record.complete && restored {
+        let stored = self.record.state != State::Empty;
+        if stored && restored {
             tracing::warn!(reached, version, "the API server's state is another one; the view starts over");
             self.record.abandoned = self.record.abandoned.max(reached);
         }
-        if !self.record.complete || restored {
+        if !stored || restored {
             self.clear()?;
             self.record.horizon = version;
             self.record.horizon_sequence = self.record.sequence;
@@ -145,8 +147,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             self.remove(&key, version, None)?;
         }
         self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
-        self.record.complete = true;
-        self.record.refused = false;
+        self.record.state = self.record.state.after(super::Transition::Listed, now);
         self.record.resource_version = version;
         self.trim()
     }

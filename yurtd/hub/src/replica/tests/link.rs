@@ -17,7 +17,7 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
     caught_up(&view, bookmark).await;
     api.cut();
     hub.reaches(LinkState::Offline).await;
-    assert!(!view.is_live());
+    assert!(!view.is_followed());
     let offline = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
     assert_eq!(listed_version(&offline), bookmark);
     let changed = api.put_data("pods", "n", "a", "x", "2");
