@@ -11,6 +11,7 @@ pub mod address;
 mod caller;
 mod certificate;
 mod clock;
+mod cluster;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -90,7 +91,7 @@ impl Server {
         tasks.part("the store", async move {
             tokio::select! {
                 () = stopped.cancelled() => Ok(()),
-                () = broken.cancelled() => Err("it is damaged; the next start sets it aside"),
+                () = broken.cancelled() => Err("it is damaged, or of another cluster; the next start sets it aside"),
                 () = writer_ended.cancelled() => Err("its writer panicked"),
             }
         });
@@ -104,6 +105,16 @@ impl Server {
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
+        let ca = pki::read_certificates(&config.ca_file)?;
+        let ca = ca.iter().map(|certificate| certificate.as_ref());
+        let (guard, cluster) = cluster::Guard::new(store.clone(), client.clone(), link.clone(), node, ca);
+        let guarded = stop.clone();
+        tasks.part("the look at the cluster", async move {
+            tokio::select! {
+                () = guarded.cancelled() => {}
+                () = guard.run() => {}
+            }
+        });
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
         let offline = Arc::new(offline);
         let hub = Arc::new(Hub {
@@ -111,6 +122,7 @@ impl Server {
             views,
             upstream,
             link: link.clone(),
+            cluster,
             offline: offline.clone(),
             filters: Filters::new(&config.kubelet_version),
             stop: stop.clone(),

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Checked;
 use crate::filter::Filters;
 use crate::link::Link;
 use crate::offline::Offline;
@@ -47,6 +48,8 @@ pub(crate) struct Hub {
     pub(crate) upstream: Upstream,
     /// Whether they can be reached.
     pub(crate) link: Link,
+    /// Whether they are of the cluster that the store is of.
+    pub(crate) cluster: Checked,
     /// Answers without them.
     pub(crate) offline: Arc<Offline>,
     /// What kubelet is told differently.

@@ -278,10 +278,15 @@ impl Store {
         Ok(found)
     }
 
-    /// Cancelled when the database turns out to be broken. It cannot be repaired while it is open: the process should
+    /// Cancelled when the database turns out to be broken, or is abandoned. It cannot be repaired while it is open: the process should
     /// end, and its next start sets the store aside.
     pub(crate) fn broken(&self) -> CancellationToken {
         self.environment.broken.clone()
+    }
+
+    /// Has the next start set the store aside, and says so by [`Self::broken`]: what is in it must not be told any more.
+    pub(crate) fn abandon(&self, reason: &str) {
+        self.environment.abandon(reason);
     }
 
     /// Cancelled when the writer has ended: nothing can be written any more, and nobody would notice while reading.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,17 +47,25 @@ pub(super) struct Followers {
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
+    silence: Duration,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
 }
 
 impl Followers {
-    pub(super) fn new(store: Store, upstream: &Upstream, link: &Link, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        upstream: &Upstream,
+        link: &Link,
+        stop: CancellationToken,
+        silence: Duration,
+    ) -> Self {
         Self {
             store,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
+            silence,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
         }
@@ -81,6 +90,8 @@ impl Followers {
             credential,
             rebuild: false,
             refusals: Refusals::default(),
+            silence: self.silence,
+            no_bookmarks: false,
         };
         let stop = self.stop.clone();
         let task = tokio::spawn(async move {

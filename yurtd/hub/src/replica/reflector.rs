@@ -50,6 +50,12 @@ pub(super) struct Reflector {
     /// What is stored of the view cannot be read: its next list replaces everything.
     pub(super) rebuild: bool,
     pub(super) refusals: Refusals,
+    /// A watch on which nothing has come for so long, no bookmark either, is not believed. The API server sends one a
+    /// minute. On a watch from a resourceVersion that etcd has not reached it sends nothing at all, until it has: after
+    /// a backup without the latest changes was restored.
+    pub(super) silence: Duration,
+    /// A list has shown that nothing had happened, and no bookmark has come since: there are none.
+    pub(super) no_bookmarks: bool,
 }
 
 /// The 403s in a row. Any other answer, and an answer that does not come, ends the row.

@@ -2,6 +2,7 @@
 //! reflector, with a credential of the view's own identity.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use yurt_node::supervise::Tasks;
 
@@ -15,6 +16,8 @@ use crate::view::catalogue::Catalogue;
 use crate::view::{Lookup, Question, Request, State, Transition, View, ViewError, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
+/// Bookmarks come once a minute.
+const SILENCE: Duration = Duration::from_secs(180);
 /// Twice the life of the tokens whose renewal warms views again.
 const WARM_SECONDS: u64 = 7200;
 
@@ -55,11 +58,23 @@ impl Views {
         node: &Permit,
         tasks: &Tasks,
     ) -> Result<Self, StoreError> {
+        Self::load_with(store, upstream, link, node, tasks, SILENCE)
+    }
+
+    /// [`Self::load`] with a bound of one's own for silent watches.
+    pub(super) fn load_with(
+        store: &Store,
+        upstream: &Upstream,
+        link: &Link,
+        node: &Permit,
+        tasks: &Tasks,
+        silence: Duration,
+    ) -> Result<Self, StoreError> {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
         let inner = Inner {
             catalogue,
-            followers: Followers::new(store.clone(), upstream, link, stop.clone()),
+            followers: Followers::new(store.clone(), upstream, link, stop.clone(), silence),
             store: store.clone(),
             link: link.clone(),
             node: node.clone(),

@@ -22,6 +22,7 @@ use crate::request::classify::Verb;
 use crate::request::{Peer, RequestInfo, authorise};
 use crate::upstream::{RequestBody, UpstreamError};
 use crate::wire::Encoding;
+use yurt_node::link::LinkState;
 
 /// Bound of a request body that the hub has to know; the API server takes no more either.
 const MAX_BODY: usize = 3 << 20;
@@ -52,7 +53,9 @@ async fn answer(
 ) -> Result<Response<Body>, Failure> {
     // Just started: what the store has may be days old, and the API server a round trip away. Whoever had a connection
     // to the process before comes right now. Without a link that is known as soon, at a reboot at once.
-    hub.link.settled(SETTLE).await;
+    if hub.link.settled(SETTLE).await == LinkState::Online {
+        hub.cluster.settled(SETTLE).await;
+    }
     let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
     let permit = authorise(caller);
     if info.upgrade {

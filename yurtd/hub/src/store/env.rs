@@ -394,6 +394,12 @@ impl Environment {
         outcome
     }
 
+    /// The same for a database that is whole and must not be used any more.
+    pub(super) fn abandon(&self, reason: &str) {
+        // It has no other outcome.
+        let _ = self.note::<()>(Err(StoreError::Broken(reason.to_owned())));
+    }
+
     /// Flushes everything that was committed.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         Ok(self.env.force_sync()?)

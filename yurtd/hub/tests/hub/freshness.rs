@@ -164,3 +164,44 @@ async fn who_may_watch_and_not_list_watches() {
     client.get(&format!("{MAPS}?resourceVersion=0")).await.expect(403);
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_known_of_another_cluster_is_told_to_nobody() {
+    for readable in [true, false] {
+        let cluster = Cluster::new().await;
+        if readable {
+            let namespace =
+                json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "kube-system"}});
+            cluster.api.put("/api/v1/namespaces/kube-system", namespace);
+        } else {
+            cluster.api.forbid("system:node:edge", "get", "namespaces");
+        }
+        let hub = cluster.boot().await;
+        let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+        let pods = format!("{NODE_PODS}&resourceVersion=0");
+        assert_eq!(names(&kubelet.get(&pods).await.expect(200).json()), ["web-0", "web-1"]);
+        // The Service alone is made anew: the cluster is the same.
+        let service = "/api/v1/namespaces/default/services/kubernetes";
+        let made_anew = cluster.api.get(service).unwrap();
+        cluster.api.delete(service);
+        cluster.api.put(service, json!({"kind": "Service", "apiVersion": "v1", "spec": made_anew["spec"]}));
+        hub.stop().await;
+        let hub = cluster.boot().await;
+        let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+        cluster.link.set(Mode::Cut);
+        until("offline", async || (hub.server.readiness().link == "offline").then_some(())).await;
+        assert_eq!(names(&kubelet.get(&pods).await.expect(200).json()), ["web-0", "web-1"]);
+        // The control plane is built anew.
+        cluster.api.become_another_cluster();
+        cluster.api.delete(&format!("{PODS}/web-0"));
+        cluster.link.set(Mode::Pass);
+        let ended =
+            tokio::time::timeout(Duration::from_secs(10), hub.tasks.ended()).await.expect("the process ends");
+        assert!(ended.to_string().contains("another cluster"), "{ended}");
+        hub.stop().await;
+        let hub = cluster.boot().await;
+        let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+        assert_eq!(names(&kubelet.get(&pods).await.expect(200).json()), ["web-1"]);
+        hub.stop().await;
+    }
+}

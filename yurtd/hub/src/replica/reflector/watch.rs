@@ -51,6 +51,7 @@ impl Reflector {
         let mut received = false;
         let mut caught_up = Some(Instant::now() + CAUGHT_UP);
         let mut look_again = Instant::now() + Duration::from_secs(60);
+        let mut heard = Instant::now();
         // What has already arrived behind a chunk but could not be added to it: the end.
         let mut behind = None;
         loop {
@@ -61,6 +62,11 @@ impl Reflector {
                     () = self.view.damage.notified() => {
                         self.rebuild = true;
                         return (self.failed(Request::Watch, None, Outcome::Unreadable).await, received);
+                    }
+                    () = sleep_until(heard + self.silence), if !self.no_bookmarks => {
+                        tracing::debug!(view = %self.view.name(), "the watch is silent");
+                        self.no_bookmarks = true;
+                        return (Outcome::Silent, received);
                     }
                     () = sleep_until(caught_up.unwrap_or(look_again)) => {
                         if caught_up.take().is_some() {
@@ -87,6 +93,7 @@ impl Reflector {
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             };
             received |= !data.is_empty();
+            heard = Instant::now();
             if let Some(at) = &mut caught_up {
                 *at = Instant::now() + CAUGHT_UP;
             }
@@ -109,6 +116,7 @@ impl Reflector {
                         if let Some(outcome) = end {
                             return (outcome, received);
                         }
+                        self.no_bookmarks &= !bookmark;
                         if bookmark && caught_up.take().is_some() {
                             self.live();
                         }
