@@ -135,7 +135,9 @@ impl Server {
         tasks.passing(routes::watch(link, stop));
 
         let tls = Arc::new(server_tls::server_config(serving.clone())?);
+        let mut addresses = Vec::new();
         for socket in sockets.hub {
+            addresses.push(socket.local_addr().context("a hub socket has no address")?.ip());
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
             tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
         }
@@ -144,6 +146,7 @@ impl Server {
             certificate: serving,
             certificate_state,
             node: (node_permit, node.clone()),
+            addresses,
         });
         if let Some(socket) = sockets.health {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;

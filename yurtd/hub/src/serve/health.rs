@@ -2,8 +2,10 @@
 //!
 //! - `/healthz`: the process lives and its runtime turns.
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
-//!   answered or the node's own Node is known. The body says what is missing.
+//!   answered or the node's own Node is known, and the node has the addresses that are listened on. The body says what
+//!   is missing.
 
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +47,9 @@ pub struct Readiness {
     /// Why the last attempt to get one failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_error: Option<String>,
+    /// Addresses that are listened on and that the node does not have: nobody comes in there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing_addresses: Vec<IpAddr>,
     /// Whether the node's own Node is known without the API server.
     pub node_known: bool,
     /// Collections that are kept.
@@ -65,6 +70,14 @@ pub(crate) struct Health {
     pub(crate) certificate_state: tokio::sync::watch::Receiver<CertificateState>,
     /// The node's permit and name.
     pub(crate) node: (Permit, String),
+    /// What the hub listens on.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Whether an address is one of this machine's. Asked of the kernel, which lets a socket be bound to no other (but for
+/// listeners of ours, for which systemd asks it to).
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl Health {
@@ -80,8 +93,11 @@ impl Health {
         let serving_certificate = self.certificate.is_present();
         let state = self.certificate_state.borrow().clone();
         let (views, complete_views) = self.hub.views.count();
+        let missing_addresses: Vec<_> = self.addresses.iter().copied().filter(|ip| !is_local(*ip)).collect();
         Readiness {
-            ready: serving_certificate && (link == LinkState::Online || node_known),
+            ready: serving_certificate
+                && (link == LinkState::Online || node_known)
+                && missing_addresses.is_empty(),
             link: match link {
                 LinkState::Online => "online",
                 LinkState::Offline => "offline",
@@ -90,6 +106,7 @@ impl Health {
             serving_certificate,
             serving_certificate_expires: state.expires,
             serving_certificate_error: state.error,
+            missing_addresses,
             node_known,
             views,
             complete_views,
@@ -139,4 +156,16 @@ pub(crate) async fn serve(health: Arc<Health>, listener: TcpListener) {
         });
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_the_machine_does_not_have_is_not_local() {
+        assert!(is_local(IpAddr::from([127, 0, 0, 1])));
+        // For documentation (RFC 5737): nobody's.
+        assert!(!is_local(IpAddr::from([192, 0, 2, 1])));
+    }
 }
