@@ -43,6 +43,7 @@ use self::certificate::{CertificateState, InstalledCertificate};
 use self::filter::Filters;
 use self::link::Link;
 use self::node_client::NodeClient;
+use self::offline::events::replay;
 use self::offline::{Offline, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
@@ -129,6 +130,8 @@ impl Server {
             stop: stop.clone(),
         };
         tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
+        let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
+        tasks.part("the queue of Events", events);
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));

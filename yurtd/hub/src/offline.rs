@@ -11,12 +11,14 @@
 //! | the node's Lease | [`lease`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
 //! | PUT or PATCH that changes nothing of the CSINode | 200 |
+//! | POST of an Event by kubelet | queued: [`events`]; a PATCH of one is 404, upon which kubelet posts it |
 //! | lists that no view answers, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
 pub(crate) mod answer;
+pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod observe;
@@ -44,6 +46,7 @@ use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
 use crate::view::Lookup;
 use crate::wire::{Encoding, Resource, WireError};
+use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
@@ -91,12 +94,24 @@ pub(crate) enum OfflineError {
     /// 400: the TokenRequest.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// 400: the Event.
+    #[error(transparent)]
+    Event(EventError),
     /// 500: the store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// 500: a stored object cannot be read.
     #[error("a stored object cannot be read: {0}")]
     Damaged(String),
+}
+
+impl From<EventError> for OfflineError {
+    fn from(error: EventError) -> Self {
+        match error {
+            EventError::Store(error) => Self::Store(error),
+            error => Self::Event(error),
+        }
+    }
 }
 
 impl From<WireError> for OfflineError {
@@ -111,6 +126,7 @@ pub(crate) struct Offline {
     kubelet_version: String,
     views: Views,
     journal: Journal,
+    events: EventQueue,
     lease: NodeLease,
     replies: Replies,
     answers: Remembered,
@@ -125,6 +141,7 @@ impl Offline {
             kubelet_version: kubelet_version.to_owned(),
             views,
             journal: Journal::open(store.clone()),
+            events: EventQueue::open(store.clone()),
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
@@ -135,6 +152,11 @@ impl Offline {
     /// The journal of status patches.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// The queue of Events.
+    pub(crate) fn events(&self) -> &EventQueue {
+        &self.events
     }
 
     /// The views.
@@ -170,6 +192,8 @@ impl Offline {
                 Row::Lease => self.lease(target, info, parts, body),
                 Row::Token => self.token(target, info, parts, body),
                 Row::Unchanged => self.unchanged(permit, info, target, parts, body),
+                Row::Event => self.event(target, info, parts, body).await,
+                Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
                     .ok_or_else(|| never_cached(&describe(target))),
@@ -350,6 +374,22 @@ impl Offline {
             _ => false,
         };
         if unchanged { Ok(stored) } else { Err(refused()) }
+    }
+
+    async fn event(
+        &self,
+        target: &ResourceTarget,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        if !info.accept.accepts(content_type) {
+            let reason = format!("{} are answered as they were sent alone", describe(target));
+            return Err(OfflineError::Unavailable(reason));
+        }
+        self.events.push(parts.uri.path(), content_type, body).await?;
+        Ok(Answer::new(StatusCode::CREATED, content_type, body.clone()))
     }
 
     fn recall(

@@ -93,7 +93,9 @@ pub(crate) enum Bucket {
     Discovery = 4,
     /// Status patches to replay.
     Journal = 5,
-    /// Leases as last seen, settings, anything small. (6 was never used.)
+    /// Events to send.
+    Events = 6,
+    /// Leases as last seen, settings, anything small.
     Misc = 7,
 }
 

@@ -58,6 +58,10 @@ pub struct Readiness {
     pub complete_views: usize,
     /// Objects whose status waits to be replayed.
     pub pending_status_patches: usize,
+    /// Events that wait to be sent.
+    pub pending_events: usize,
+    /// Events that were dropped because too many waited, since the hub's start.
+    pub dropped_events: u64,
 }
 
 /// Answers probes.
@@ -111,6 +115,8 @@ impl Health {
             views,
             complete_views,
             pending_status_patches: self.hub.offline.journal().objects().len(),
+            pending_events: self.hub.offline.events().len(),
+            dropped_events: self.hub.offline.events().dropped(),
         }
     }
 

@@ -148,6 +148,7 @@ async fn offline(
     parts: &Parts,
     body: &Sent,
 ) -> Result<Response<Body>, Failure> {
+    let info = &info.without_api_server(parts);
     if let Some(collection) = &info.collection
         && let Some(response) = read::last_known(hub, permit, collection)?
     {

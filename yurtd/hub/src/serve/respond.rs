@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 
 use super::Body;
 use crate::filter::FilterError;
+use crate::offline::events::EventError;
 use crate::offline::patch::PatchError;
 use crate::offline::token_request::TokenError;
 use crate::offline::{Answer, OfflineError};
@@ -170,6 +171,8 @@ fn status_of(failure: &Failure) -> Status {
             OfflineError::Token(TokenError::Wire(_) | TokenError::Json(_)) => {
                 Status::new(400, "BadRequest", text())
             }
+            OfflineError::Event(EventError::TooLarge) => Status::new(413, "RequestEntityTooLarge", text()),
+            OfflineError::Event(_) => Status::new(400, "BadRequest", text()),
             OfflineError::Token(TokenError::Store(_)) | OfflineError::Store(_) | OfflineError::Damaged(_) => {
                 Status::new(500, "InternalError", text())
             }
