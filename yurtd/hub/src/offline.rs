@@ -6,13 +6,13 @@
 //! | row | answer |
 //! |---|---|
 //! | POST nodes | 409 when the Node is known |
-//! | GET of an object | from a view; else the last answer seen; 404 where a complete view proves it |
+//! | GET of an object | from views and the last answer seen, whichever is newest; 404 where a view proves it |
 //! | PATCH of a status | applied to the stored object, in the [`journal`], replayed by [`rebase`] |
 //! | the node's Lease | [`lease`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
 //! | PUT or PATCH that changes nothing of the CSINode | 200 |
 //! | POST of an Event by kubelet | queued: [`events`]; a PATCH of one is 404, upon which kubelet posts it |
-//! | lists that no view answers, discovery | the last answer seen: [`remember`] |
+//! | lists that no view knows better, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
@@ -75,7 +75,7 @@ pub(crate) enum OfflineError {
         /// Name.
         name: String,
     },
-    /// 404: a complete view does not have it.
+    /// 404: a view that may say so does not have it.
     #[error("{plural} {name:?} not found")]
     NotFound {
         /// API group.
@@ -226,7 +226,7 @@ impl Offline {
                 Err(OfflineError::AlreadyExists { plural: "nodes".into(), name: self.node_name.clone() })
             }
             Lookup::Refused => Err(OfflineError::Refused("its Node".into())),
-            Lookup::ProvenAbsent | Lookup::Unknown => Err(never_cached("its Node")),
+            Lookup::ProvenAbsent { .. } | Lookup::Unknown => Err(never_cached("its Node")),
         }
     }
 
@@ -239,16 +239,36 @@ impl Offline {
     ) -> Result<Answer, OfflineError> {
         let name = target.name.as_deref().unwrap_or_default();
         let accept = info.accept.view_encodings();
+        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
+        // Of what views know and what passed by the newer counts.
+        let is_newer =
+            |version: u64| answer.as_ref().and_then(Answer::version).is_some_and(|own| own > version);
         match self.views.lookup(permit, &target.resource, target.namespace.as_deref(), name, &accept) {
-            Lookup::Found { encoding, body } => {
+            Lookup::Found { encoding, body, version, local, view } if local || !is_newer(version) => {
+                view.touch();
                 return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
             }
-            Lookup::ProvenAbsent => return Err(not_found(target)),
+            Lookup::ProvenAbsent { version } if !is_newer(version) => return Err(not_found(target)),
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
-            Lookup::Unknown => {}
+            Lookup::Found { .. } | Lookup::ProvenAbsent { .. } | Lookup::Unknown => {}
         }
-        self.recall(&self.answers, Owner::of(permit), info, parts)?
-            .ok_or_else(|| never_cached(&describe(target)))
+        answer.ok_or_else(|| never_cached(&describe(target)))
+    }
+
+    /// The list as it last passed by, if that was after `version`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) fn newer_list(
+        &self,
+        permit: &Permit,
+        info: &RequestInfo,
+        parts: &Parts,
+        version: u64,
+    ) -> Result<Option<Answer>, OfflineError> {
+        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
+        Ok(answer.filter(|answer| answer.list_version().is_some_and(|own| own > version)))
     }
 
     async fn patch_status(
@@ -298,7 +318,7 @@ impl Offline {
             Lookup::Found { body, .. } => {
                 serde_json::from_slice(&body).map_err(|error| OfflineError::Damaged(error.to_string()))
             }
-            Lookup::ProvenAbsent => Err(not_found(target)),
+            Lookup::ProvenAbsent { .. } => Err(not_found(target)),
             Lookup::Refused => Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => Err(never_cached(&describe(target))),
         }

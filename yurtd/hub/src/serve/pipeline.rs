@@ -10,8 +10,9 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
+use super::read::{self, LastKnown};
 use super::respond::{self, Failure};
-use super::{Body, Hub, forward, read};
+use super::{Body, Hub, forward};
 use crate::caller::Permit;
 use crate::filter::Filter;
 use crate::offline::journal::{Claim, ObjectKey};
@@ -21,12 +22,14 @@ use crate::request::classify::Verb;
 use crate::request::{Peer, RequestInfo, authorise};
 use crate::upstream::{RequestBody, UpstreamError};
 use crate::wire::Encoding;
-use yurt_node::link::LinkState;
 
 /// Bound of a request body that the hub has to know; the API server takes no more either.
 const MAX_BODY: usize = 3 << 20;
-/// How long a request waits at the start of the process until it is known whether there is a link.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long a request waits at the start of the process until it is known whether there is a link: a little longer than
+/// the first round of attempts.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long a status patch waits for the replay of older ones.
+const CLAIM: Duration = Duration::from_secs(5);
 
 /// Answers a request; what goes wrong becomes a Status.
 pub(crate) async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
@@ -47,6 +50,9 @@ async fn answer(
     body: Incoming,
     mut info: RequestInfo,
 ) -> Result<Response<Body>, Failure> {
+    // Just started: what the store has may be days old, and the API server a round trip away. Whoever had a connection
+    // to the process before comes right now. Without a link that is known as soon, at a reboot at once.
+    hub.link.settled(SETTLE).await;
     let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
     let permit = authorise(caller);
     if info.upgrade {
@@ -67,15 +73,7 @@ async fn answer(
     }
     let row = hub.offline.row(&info, &parts, &permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
-    let mut state = *hub.link.subscribe().borrow();
-    if state == LinkState::Unknown {
-        // Just started. What is known without the API server need not wait for it.
-        if let Ok(answer) = hub.offline.answer(&permit, &info, row, &parts, body.bytes()).await {
-            return Ok(respond::answer(filtered(hub, &permit, &info, row, answer)?));
-        }
-        state = hub.link.settled(SETTLE).await;
-    }
-    if state != LinkState::Online {
+    if !hub.link.is_online() {
         return offline(hub, &permit, &info, row, &parts, &body).await;
     }
     // One of the replay at the same time could overtake it.
@@ -94,7 +92,7 @@ async fn answer(
     drop(claim);
     match response {
         Ok(response) => {
-            let known = info.collection.as_ref().is_some_and(|list| read::has_view(hub, &permit, list));
+            let known = info.collection.as_ref().is_some_and(|list| read::is_followed(hub, &permit, list));
             let tokens = hub.authenticator.tokens();
             let observer = if known {
                 None
@@ -149,10 +147,15 @@ async fn offline(
     body: &Sent,
 ) -> Result<Response<Body>, Failure> {
     let info = &info.without_api_server(parts);
-    if let Some(collection) = &info.collection
-        && let Some(response) = read::last_known(hub, permit, collection)?
-    {
-        return Ok(response);
+    if let Some(collection) = &info.collection {
+        let passed_by = |version| hub.offline.newer_list(permit, info, parts, version);
+        match read::last_known(hub, permit, collection, passed_by).await? {
+            Some(LastKnown::Response(response)) => return Ok(response),
+            Some(LastKnown::Answer(answer)) => {
+                return Ok(respond::answer(filtered(hub, permit, info, Row::List, answer)?));
+            }
+            None => {}
+        }
     }
     let answer = hub.offline.answer(permit, info, row, parts, body.bytes()).await?;
     Ok(respond::answer(filtered(hub, permit, info, row, answer)?))
@@ -212,7 +215,7 @@ fn patched_object(hub: &Hub, info: &RequestInfo) -> Option<ObjectKey> {
 /// Waits while the object is being replayed right now, and keeps it from being replayed. Nothing if that takes too
 /// long: kubelet compares and patches again, late is better than never.
 async fn claim<'h>(hub: &'h Hub, object: &ObjectKey) -> Option<Claim<'h>> {
-    let claim = tokio::time::timeout(SETTLE, hub.offline.journal().claim(object)).await;
+    let claim = tokio::time::timeout(CLAIM, hub.offline.journal().claim(object)).await;
     if claim.is_err() {
         tracing::warn!(
             path = object.status_path(),

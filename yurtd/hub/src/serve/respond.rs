@@ -133,6 +133,7 @@ fn status_of(failure: &Failure) -> Status {
         Failure::Auth(_) => Status::new(401, "Unauthorized", text()),
         Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
+        Failure::View(ViewError::Late) => Status::new(504, "Timeout", text()),
         Failure::View(ViewError::Store(_)) | Failure::Store(_) | Failure::Watch(WatchError::Store(_)) => {
             Status::new(500, "InternalError", text())
         }

@@ -162,7 +162,6 @@ async fn the_rows_of_an_offline_reboot() {
     for (method, path) in [
         (Method::POST, "/api/v1/namespaces/shop/pods"),
         (Method::DELETE, "/api/v1/namespaces/shop/pods/web-0"),
-        (Method::POST, "/api/v1/namespaces/shop/events"),
         (Method::POST, "/apis/certificates.k8s.io/v1/certificatesigningrequests"),
         (Method::GET, "/api/v1/namespaces/shop/configmaps/never-seen"),
         (Method::GET, "/apis/apps/v1"),

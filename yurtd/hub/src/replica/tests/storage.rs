@@ -45,12 +45,15 @@ async fn bookmarks_are_stored_now_and_then_and_unused_views_forgotten() {
     let remains = hub.remains(dir.path());
     api.cut();
     let hub = Hub::start(&api, remains.path()).await;
-    assert_eq!(hub.views.find(&node(), &pods(Encoding::Json)).unwrap().resource_version(), bookmark);
+    assert_eq!(
+        hub.views.find(&node(), &pods(Encoding::Json), Question::Any).unwrap().resource_version(),
+        bookmark
+    );
     hub.views.forget(60).await.unwrap();
-    assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_some());
-    hub.views.find(&node(), &pods(Encoding::Json)).unwrap().used_at(0);
+    assert!(hub.views.find(&node(), &pods(Encoding::Json), Question::Any).is_some());
+    hub.views.find(&node(), &pods(Encoding::Json), Question::Any).unwrap().used_at(0);
     hub.views.forget(60).await.unwrap();
-    assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_none());
+    assert!(hub.views.find(&node(), &pods(Encoding::Json), Question::Any).is_none());
     let mut left = 0;
     hub.store
         .read(|reader| {
@@ -77,7 +80,10 @@ async fn a_damaged_record_costs_one_list_and_no_process() {
     assert!(matches!(view.list(), Err(StoreError::Damaged(_))));
     assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
     let mut sync = view.sync.subscribe();
-    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.live)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|sync| sync.state.is_following()))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
     let new = api.put_data("pods", "n", "a", "x", "2");
