@@ -50,6 +50,7 @@ use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
+use self::serve::metrics::Metrics;
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
 use self::store::{Opened, Store};
@@ -114,6 +115,7 @@ impl Server {
             link: link.clone(),
             offline: offline.clone(),
             filters: Filters::new(&config.kubelet_version),
+            metrics: Metrics::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });

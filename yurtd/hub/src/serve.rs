@@ -12,6 +12,7 @@
 pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod metrics;
 pub(crate) mod pipeline;
 pub(crate) mod read;
 pub(crate) mod respond;
@@ -51,6 +52,8 @@ pub(crate) struct Hub {
     pub(crate) offline: Arc<Offline>,
     /// What kubelet is told differently.
     pub(crate) filters: Filters,
+    /// What is counted.
+    pub(crate) metrics: metrics::Metrics,
     /// Cancelled when the process is told to stop: watches end, connections drain.
     pub(crate) stop: CancellationToken,
     /// Owns every task that outlives its request.

@@ -1,4 +1,5 @@
 //! The health port: plain HTTP on loopback. No tokens, no objects, nothing that is not for everyone on the node.
+//! `/metrics`: [`metrics`].
 //!
 //! - `/healthz`: the process lives and its runtime turns.
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 use yurt_node::accept::http::{Http, Protocol};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
+use super::metrics::{self, Sample};
 use super::{Body, Hub, respond};
 use crate::caller::Permit;
 use crate::certificate::{CertificateState, InstalledCertificate};
@@ -120,6 +122,27 @@ impl Health {
         }
     }
 
+    fn sample(&self) -> Sample {
+        let readiness = self.readiness();
+        let store = self.hub.views.store_stats();
+        let expires = readiness.serving_certificate_expires.as_deref();
+        Sample {
+            online: self.hub.link.is_online(),
+            ready: readiness.ready,
+            views: self.hub.views.states(),
+            pending_patches: readiness.pending_status_patches,
+            pending_events: readiness.pending_events,
+            dropped_events: readiness.dropped_events,
+            store_bytes: store.file_bytes,
+            store_limit: store.map_bytes,
+            store_commits: store.commits,
+            store_full: store.full,
+            certificate_expires: expires
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map(jiff::Timestamp::as_second),
+        }
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let json = "application/json";
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -135,7 +158,11 @@ impl Health {
                     Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
                 }
             }
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz and /readyz\n"),
+            "/metrics" => match self.hub.metrics.encode(&self.sample()) {
+                Ok(text) => respond::answer(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, text.into())),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            },
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n"),
         }
     }
 }

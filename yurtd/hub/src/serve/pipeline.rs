@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
+use super::metrics::Source;
 use super::read::{self, LastKnown};
 use super::respond::{self, Failure};
 use super::{Body, Hub, forward};
@@ -37,10 +38,12 @@ pub(crate) async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Inco
     let info = RequestInfo::of(&parts);
     let encoding = info.accept.status_encoding();
     tracing::trace!(method = %parts.method, uri = %parts.uri, "request");
-    match answer(&hub, &peer, parts, body, info).await {
-        Ok(response) => response,
-        Err(failure) => respond::failure(failure, encoding),
-    }
+    let (source, response) = match answer(&hub, &peer, parts, body, info).await {
+        Ok((source, response)) => (source, response),
+        Err(failure) => (Source::None, respond::failure(failure, encoding)),
+    };
+    hub.metrics.answered(source, response.status());
+    response
 }
 
 async fn answer(
@@ -49,19 +52,21 @@ async fn answer(
     mut parts: Parts,
     body: Incoming,
     mut info: RequestInfo,
-) -> Result<Response<Body>, Failure> {
+) -> Result<(Source, Response<Body>), Failure> {
+    let upstream = |response| (Source::Upstream, response);
+    let without_link = |response| (Source::Offline, response);
     // Just started: what the store has may be days old, and the API server a round trip away. Whoever had a connection
     // to the process before comes right now. Without a link that is known as soon, at a reboot at once.
     hub.link.settled(SETTLE).await;
     let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
     let permit = authorise(caller);
     if info.upgrade {
-        return forward::upgrade(hub, &permit, parts, body).await;
+        return forward::upgrade(hub, &permit, parts, body).await.map(upstream);
     }
     if let Some(collection) = &info.collection
         && let Some(response) = read::collection(hub, &permit, collection).await?
     {
-        return Ok(response);
+        return Ok((Source::View, response));
     }
 
     let filter = filter_of_forwarded(hub, &permit, &info, &parts.method);
@@ -74,7 +79,7 @@ async fn answer(
     let row = hub.offline.row(&info, &parts, &permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
     if !hub.link.is_online() {
-        return offline(hub, &permit, &info, row, &parts, &body).await;
+        return offline(hub, &permit, &info, row, &parts, &body).await.map(without_link);
     }
     // One of the replay at the same time could overtake it.
     let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
@@ -103,9 +108,9 @@ async fn answer(
                 Some(filter) => {
                     let filter =
                         |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
-                    forward::relay_filtered(hub, response, observer, filter).await
+                    forward::relay_filtered(hub, response, observer, filter).await.map(upstream)
                 }
-                None => Ok(forward::relay(hub, response, observer)),
+                None => Ok(upstream(forward::relay(hub, response, observer))),
             }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
@@ -114,7 +119,7 @@ async fn answer(
                 Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
                     Err(error.into())
                 }
-                other => other,
+                other => other.map(without_link),
             }
         }
         Err(error) => Err(error.into()),

@@ -111,6 +111,14 @@ async fn the_health_port_says_what_is_missing_and_nothing_else() {
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     assert!(ready.contains("\"link\": \"online\""), "{ready}");
     assert!(get("/api/v1/pods").await.starts_with("HTTP/1.1 404"));
+    cluster.client(&hub, &As::Nobody).await.get(OWN_NODE).await.expect(401);
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("content-type: application/openmetrics-text;"), "{metrics}");
+    for line in
+        ["yurt_hub_link_up 1", "yurt_hub_ready 1", "yurt_hub_requests_total{source=\"none\",code=\"401\"} 1"]
+    {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     cluster.cut(&hub).await;
     assert!(get("/readyz").await.starts_with("HTTP/1.1 503"), "nothing is known of the node yet");
     hub.stop().await;
