@@ -71,6 +71,7 @@ impl Views {
             if let Some(failed) = now.failure {
                 match verdict(failed, wants, told) {
                     Some(ViewError::NotAView) => return Err(ViewError::NotAView),
+                    Some(error @ ViewError::Store(_)) if self.inner.store.is_full() => return Err(error),
                     // An old refusal may be outdated: ask again.
                     _ if now.attempts == before.attempts => view.poke.notify_one(),
                     Some(error) => return Err(error),

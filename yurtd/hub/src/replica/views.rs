@@ -7,7 +7,7 @@ use yurt_node::supervise::Tasks;
 
 use super::followers::Followers;
 use super::{Start, kept};
-use crate::caller::Permit;
+use crate::caller::{Identity, Permit};
 use crate::clock;
 use crate::link::Link;
 use crate::store::{Store, StoreError, StoreStats};
@@ -214,8 +214,18 @@ impl Views {
         }
     }
 
-    /// The view, in the catalogue from now on; none if there are too many. One that makes room for it is removed.
+    /// Whether the store has room for another list of this identity.
+    fn may_store_more(&self, identity: &Identity) -> bool {
+        identity == self.inner.node.identity() || self.inner.store.has_room_for_others()
+    }
+
+    /// The view, in the catalogue from now on; none if there are too many, or what is left of the store is kubelet's. One that
+    /// makes room for it is removed.
     pub(super) fn enter(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+        let is_new = || self.inner.catalogue.find(permit, spec, Question::Any).is_none();
+        if !self.may_store_more(permit.identity()) && is_new() {
+            return None;
+        }
         let entered = self.inner.catalogue.enter(permit, spec)?;
         if let Some(view) = entered.displaced {
             tracing::info!(view = %view.name(), "unused; it makes room for another view");

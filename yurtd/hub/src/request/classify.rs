@@ -121,8 +121,8 @@ pub(crate) enum Freshness {
 pub(crate) struct Watch {
     /// `None` for no resourceVersion or `0`: the current state first.
     pub(crate) since: Option<u64>,
-    /// `sendInitialEvents`.
-    pub(crate) send_initial_events: bool,
+    /// `sendInitialEvents`, if it is said.
+    pub(crate) send_initial_events: Option<bool>,
     /// `allowWatchBookmarks`.
     pub(crate) bookmarks: bool,
     /// `timeoutSeconds`.
@@ -292,7 +292,7 @@ fn collection(target: &ResourceTarget, query: &Query, accept: &Accept) -> Option
     };
     let matching = query.get("resourceVersionMatch").unwrap_or_default();
     let read = if watch {
-        let send_initial_events = query.flag("sendInitialEvents");
+        let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         match (query.get("sendInitialEvents"), matching) {
             (None, "") | (Some(_), "NotOlderThan") => {}
             // The API server says what is wrong with it.

@@ -58,6 +58,10 @@ pub struct Readiness {
     pub views: usize,
     /// Views with a complete list behind them.
     pub complete_views: usize,
+    /// Whether the store is full: requests are forwarded, and what is known for the time without a link is old.
+    pub store_full: bool,
+    /// How much of the store's bound is in use.
+    pub store_used_percent: u64,
     /// Objects whose status waits to be replayed.
     pub pending_status_patches: usize,
     /// Events that wait to be sent.
@@ -100,6 +104,7 @@ impl Health {
         let state = self.certificate_state.borrow().clone();
         let (views, complete_views) = self.hub.views.count();
         let missing_addresses: Vec<_> = self.addresses.iter().copied().filter(|ip| !is_local(*ip)).collect();
+        let store = self.hub.views.store_stats();
         Readiness {
             ready: serving_certificate
                 && (link == LinkState::Online || node_known)
@@ -116,6 +121,8 @@ impl Health {
             node_known,
             views,
             complete_views,
+            store_full: store.full,
+            store_used_percent: store.used_bytes * 100 / store.map_bytes.max(1),
             pending_status_patches: self.hub.offline.journal().objects().len(),
             pending_events: self.hub.offline.events().len(),
             dropped_events: self.hub.offline.events().dropped(),

@@ -26,6 +26,7 @@ use crate::request::classify::{Collection, Freshness, Read, Watch};
 use crate::upstream::jitter;
 use crate::view::{Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions};
 use crate::wire::Encoding;
+use crate::wire::frame::encode_error;
 use yurt_node::link::LinkState;
 
 /// How long a list waits for a resourceVersion that the view has not reached, as the API server does.
@@ -87,7 +88,9 @@ async fn open(
     spec: &ViewSpec,
 ) -> Result<Arc<View>, ViewError> {
     match &collection.read {
-        Read::Watch(Watch { since: Some(since), send_initial_events: false, .. }) => {
+        Read::Watch(Watch { since: Some(since), send_initial_events, .. })
+            if *send_initial_events != Some(true) =>
+        {
             hub.views.open_at(permit, spec, *since).await
         }
         Read::Watch(_) => hub.views.open_watch(permit, spec).await,
@@ -211,9 +214,25 @@ async fn watch(
     // The API server reads 0 as unset.
     let asked = watch.timeout_seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let lasts = asked.unwrap_or_else(random_watch).min(WATCH_AT_MOST);
+    let initial_events = watch.send_initial_events == Some(true);
+    if initial_events
+        && let Some(wanted) = watch.since
+        && let Err(too_large) = reached(view, wanted).await
+    {
+        // The state that ends with a bookmark must not be older than what the client has seen. The API server tells
+        // that within the watch.
+        let encoding = view.spec().encoding();
+        let frame = encode_error(encoding, &respond::status_of(&too_large));
+        return Ok(watch_response(encoding, respond::full(frame)));
+    }
+    let since = match (watch.since, watch.send_initial_events) {
+        (Some(since), _) => Since::Exactly(since),
+        (None, Some(false)) => Since::Exactly(view.resource_version()),
+        (None, _) => Since::Any,
+    };
     let options = WatchOptions {
-        since: watch.since.map_or(Since::Any, Since::Exactly),
-        send_initial_events: watch.send_initial_events,
+        since,
+        send_initial_events: initial_events,
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
@@ -223,11 +242,16 @@ async fn watch(
         stop: Box::pin(hub.stop.clone().cancelled_owned()),
         failed: false,
     };
-    let content_type = view.spec().encoding().watch_content_type();
-    let mut response = Response::new(Body::new(StreamBody::new(frames.map(|frame| frame.map(Frame::data)))));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let body = Body::new(StreamBody::new(frames.map(|frame| frame.map(Frame::data))));
+    Ok(watch_response(view.spec().encoding(), body))
+}
+
+fn watch_response(encoding: Encoding, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(encoding.watch_content_type());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    Ok(response)
+    response
 }
 
 /// Between half an hour and an hour, so that the clients of a hub do not all come back at once.

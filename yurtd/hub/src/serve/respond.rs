@@ -119,7 +119,7 @@ pub(crate) fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
 }
 
 /// The Status of a refusal.
-fn status_of(failure: &Failure) -> Status {
+pub(super) fn status_of(failure: &Failure) -> Status {
     let text = || failure.to_string();
     let details = |name: &str, group: &str, kind: &str| {
         Some(StatusDetails {

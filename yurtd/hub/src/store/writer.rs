@@ -2,7 +2,7 @@
 //! them fails, each of them runs again alone, so that nobody pays for another's mistake.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,7 +32,6 @@ pub(crate) enum Durability {
 #[derive(Debug, Default)]
 struct Counters {
     commits: AtomicU64,
-    full: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -132,8 +131,8 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    pub(super) fn counters(&self) -> (u64, bool) {
-        (self.counters.commits.load(Ordering::Relaxed), self.counters.full.load(Ordering::Relaxed))
+    pub(super) fn commits(&self) -> u64 {
+        self.counters.commits.load(Ordering::Relaxed)
     }
 }
 
@@ -183,16 +182,16 @@ impl Loop {
         }
         if let Err(error) = self.transaction(&mut jobs) {
             if jobs.len() == 1 {
-                return self.finish(jobs, &Err(error));
+                return Self::finish(jobs, &Err(error));
             }
             tracing::debug!(%error, jobs = jobs.len(), "a group of writes failed; each alone now");
             for job in jobs {
                 let mut alone = vec![job];
                 let outcome = self.transaction(&mut alone);
-                self.finish(alone, &outcome);
+                Self::finish(alone, &outcome);
             }
         } else {
-            self.finish(jobs, &Ok(()));
+            Self::finish(jobs, &Ok(()));
         }
     }
 
@@ -208,8 +207,7 @@ impl Loop {
         Ok(())
     }
 
-    fn finish(&self, jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
-        self.counters.full.store(matches!(outcome, Err(StoreError::Full(_))), Ordering::Relaxed);
+    fn finish(jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
         for job in jobs {
             job.finish(outcome.clone());
         }

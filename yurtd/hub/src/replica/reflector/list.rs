@@ -1,6 +1,7 @@
 //! The whole collection, committed when its last page is there.
 
 use super::Reflector;
+use crate::caller::Credential;
 use crate::clock;
 use crate::replica::fetch::{self, ListParameters};
 use crate::replica::step::Outcome;
@@ -15,6 +16,10 @@ impl Reflector {
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
         let mut parameters = ListParameters { at, continue_token: None };
         let mut first = true;
+        if !matches!(*self.credential.borrow(), Credential::Node) && !self.store.has_room_for_others() {
+            let error = StoreError::Full("what is left of it is kubelet's".to_owned());
+            return self.store_failed(Request::List, error).await;
+        }
         loop {
             let credential = self.credential.borrow_and_update().clone();
             let page = match fetch::list(&self.upstream, &credential, &self.view.spec, &parameters).await {
