@@ -125,6 +125,9 @@ pub(crate) struct StoreStats {
     pub(crate) map_bytes: u64,
     /// Transactions since the start.
     pub(crate) commits: u64,
+    /// Times the disk was waited for: every commit flushes its pages, and every [`Durability::Durable`] one, or a
+    /// second of others, its meta page.
+    pub(crate) syncs: u64,
     /// Whether the last write failed for lack of room.
     pub(crate) full: bool,
 }
@@ -276,6 +279,22 @@ impl Store {
         Ok(found)
     }
 
+    /// All keys of a bucket with the sizes of their values, which are not unsealed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn sizes(&self, bucket: Bucket) -> Result<Vec<(Vec<u8>, usize)>, StoreError> {
+        let mut found = Vec::new();
+        self.read(|reader| {
+            reader.scan(Table::Buckets, &[bucket as u8], None, |key, sealed| {
+                found.push((key[1..].to_vec(), sealed.len().saturating_sub(Sealer::OVERHEAD)));
+                Ok(true)
+            })
+        })?;
+        Ok(found)
+    }
+
     /// Cancelled when the database turns out to be broken. It cannot be repaired while it is open: the process should
     /// end, and its next start sets the store aside.
     pub(crate) fn broken(&self) -> CancellationToken {
@@ -289,11 +308,12 @@ impl Store {
 
     /// Figures for metrics.
     pub(crate) fn stats(&self) -> StoreStats {
-        let (commits, full) = self.writer.counters();
+        let (commits, syncs, full) = self.writer.counters();
         StoreStats {
             file_bytes: self.environment.file_bytes(),
             map_bytes: self.environment.map_size as u64,
             commits,
+            syncs,
             full,
         }
     }
@@ -319,7 +339,8 @@ impl ReadOnlyStore {
     }
 }
 
-fn bucket_key(bucket: Bucket, key: &[u8]) -> Vec<u8> {
+/// Under which key of [`Table::Buckets`] a bucket's is.
+pub(crate) fn bucket_key(bucket: Bucket, key: &[u8]) -> Vec<u8> {
     let mut all = Vec::with_capacity(key.len() + 1);
     all.push(bucket as u8);
     all.extend_from_slice(key);

@@ -10,6 +10,8 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
+use super::connection::Connection;
+use super::metered::Metered;
 use super::respond::{self, Failure};
 use super::{Body, Hub, forward, read};
 use crate::caller::Permit;
@@ -18,7 +20,7 @@ use crate::offline::journal::{Claim, ObjectKey};
 use crate::offline::{Answer, OfflineError, Row};
 use crate::request::accept::Accept;
 use crate::request::classify::Verb;
-use crate::request::{Peer, RequestInfo, authorise};
+use crate::request::{RequestInfo, authorise};
 use crate::upstream::{RequestBody, UpstreamError};
 use crate::wire::Encoding;
 use yurt_node::link::LinkState;
@@ -29,54 +31,64 @@ const MAX_BODY: usize = 3 << 20;
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// Answers a request; what goes wrong becomes a Status.
-pub(crate) async fn handle(hub: Arc<Hub>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn handle(
+    hub: Arc<Hub>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let info = RequestInfo::of(&parts);
     let encoding = info.accept.status_encoding();
     tracing::trace!(method = %parts.method, uri = %parts.uri, "request");
-    match answer(&hub, &peer, parts, body, info).await {
-        Ok(response) => response,
-        Err(failure) => respond::failure(failure, encoding),
-    }
+    let answered = async {
+        let caller =
+            hub.authenticator.authenticate(&connection.peer, connection.from, &parts.headers).await?;
+        let flow = connection.admit(&hub.accounts, &caller)?;
+        let permit = authorise(caller);
+        let answer = match answer(&hub, &permit, parts, body, info).await {
+            Ok(response) => response,
+            Err(failure) => respond::failure(failure, encoding),
+        };
+        Ok(answer.map(|body| Body::new(Metered::new(body, flow))))
+    };
+    answered.await.unwrap_or_else(|failure| respond::failure(failure, encoding))
 }
 
 async fn answer(
     hub: &Hub,
-    peer: &Peer,
+    permit: &Permit,
     mut parts: Parts,
     body: Incoming,
     mut info: RequestInfo,
 ) -> Result<Response<Body>, Failure> {
-    let caller = hub.authenticator.authenticate(peer, &parts.headers).await?;
-    let permit = authorise(caller);
     if info.upgrade {
-        return forward::upgrade(hub, &permit, parts, body).await;
+        return forward::upgrade(hub, permit, parts, body).await;
     }
     if let Some(collection) = &info.collection
-        && let Some(response) = read::collection(hub, &permit, collection).await?
+        && let Some(response) = read::collection(hub, permit, collection).await?
     {
         return Ok(response);
     }
 
-    let filter = filter_of_forwarded(hub, &permit, &info, &parts.method);
+    let filter = filter_of_forwarded(hub, permit, &info, &parts.method);
     if filter.is_some() {
         // What the hub is to change it has to read.
         parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         info.accept = Accept::from_headers(&parts.headers);
     }
-    let row = hub.offline.row(&info, &parts, &permit);
+    let row = hub.offline.row(&info, &parts, permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
     let mut state = *hub.link.subscribe().borrow();
     if state == LinkState::Unknown {
         // Just started. What is known without the API server need not wait for it.
-        if let Ok(answer) = hub.offline.answer(&permit, &info, row, &parts, body.bytes()).await {
-            return Ok(respond::answer(filtered(hub, &permit, &info, row, answer)?));
+        if let Ok(answer) = hub.offline.answer(permit, &info, row, &parts, body.bytes()).await {
+            return Ok(respond::answer(filtered(hub, permit, &info, row, answer)?));
         }
         state = hub.link.settled(SETTLE).await;
     }
     if state != LinkState::Online {
-        return offline(hub, &permit, &info, row, &parts, &body).await;
+        return offline(hub, permit, &info, row, &parts, &body).await;
     }
     // One of the replay at the same time could overtake it.
     let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
@@ -84,22 +96,22 @@ async fn answer(
         Some(object) => claim(hub, object).await,
         None => None,
     };
-    let response = exchange(hub, &permit, &parts, &mut body).await;
+    let response = exchange(hub, permit, &parts, &mut body).await;
     if let (Some(object), Some(_), Ok(response)) = (&patched, &claim, &response)
         && response.status().is_success()
     {
-        hub.offline.superseded(&permit, object).await;
+        hub.offline.superseded(permit, object).await;
     }
     // The patch may have to be answered without the API server, which claims the object, too.
     drop(claim);
     match response {
         Ok(response) => {
-            let known = info.collection.as_ref().is_some_and(|list| read::has_view(hub, &permit, list));
+            let known = info.collection.as_ref().is_some_and(|list| read::has_view(hub, permit, list));
             let tokens = hub.authenticator.tokens();
             let observer = if known {
                 None
             } else {
-                hub.offline.observer(tokens, &permit, &info, row, &parts, body.bytes())
+                hub.offline.observer(tokens, permit, &info, row, &parts, body.bytes())
             };
             match filter {
                 Some(filter) => {
@@ -111,7 +123,7 @@ async fn answer(
             }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
-            match offline(hub, &permit, &info, row, &parts, &body).await {
+            match offline(hub, permit, &info, row, &parts, &body).await {
                 // The link may be up again already: then the reason says more.
                 Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
                     Err(error.into())

@@ -32,6 +32,7 @@ pub(crate) enum Durability {
 #[derive(Debug, Default)]
 struct Counters {
     commits: AtomicU64,
+    syncs: AtomicU64,
     full: AtomicBool,
 }
 
@@ -132,8 +133,10 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    pub(super) fn counters(&self) -> (u64, bool) {
-        (self.counters.commits.load(Ordering::Relaxed), self.counters.full.load(Ordering::Relaxed))
+    /// Commits, waits for the disk, and whether it is full.
+    pub(super) fn counters(&self) -> (u64, u64, bool) {
+        let Counters { commits, syncs, full } = &*self.counters;
+        (commits.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed), full.load(Ordering::Relaxed))
     }
 }
 
@@ -165,6 +168,7 @@ impl Loop {
 
     fn sync(&mut self) {
         self.unsynced = None;
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.environment.sync() {
             tracing::warn!(%error, "the store could not be flushed");
         }
@@ -199,7 +203,9 @@ impl Loop {
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if jobs.iter().any(|job| job.durability() == Durability::Durable) {
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
             self.environment.sync()?;
             self.unsynced = None;
         } else if self.unsynced.is_none() {
