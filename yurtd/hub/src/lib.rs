@@ -14,6 +14,7 @@ mod clock;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod limits;
 mod link;
 mod node_client;
 mod offline;
@@ -41,6 +42,7 @@ use yurt_node::supervise::Tasks;
 use self::caller::Permit;
 use self::certificate::{CertificateState, InstalledCertificate};
 use self::filter::Filters;
+use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
 use self::offline::events::replay;
@@ -110,6 +112,8 @@ impl Server {
         let offline = Arc::new(offline);
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
+            accounts: Accounts::new(),
+            observed: Observed::default(),
             views,
             upstream,
             link: link.clone(),
@@ -136,6 +140,10 @@ impl Server {
         tasks.part("the queue of Events", events);
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
+        let (writing, lost, end) = (offline.clone(), link.clone(), stop.clone());
+        tasks.part("the writing of remembered answers", async move {
+            writing.keep_written(&lost, &end).await;
+        });
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 

@@ -30,16 +30,21 @@ pub(crate) mod row;
 pub(crate) mod strategic;
 pub(crate) mod token_request;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use yurt_node::link::LinkState;
 
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
 
 use crate::caller::Permit;
+use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
@@ -55,6 +60,8 @@ use token_request::{Replies, TokenError, is_protobuf};
 
 const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
 const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
+/// Between attempts to write.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
 const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSeconds"];
 
@@ -147,6 +154,38 @@ impl Offline {
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
             discovery: Remembered::open(store, Bucket::Discovery, DISCOVERY),
         }
+    }
+
+    /// Writes remembered answers, now and then, when the link is lost and when the hub stops.
+    pub(crate) async fn keep_written(&self, link: &Link, stop: &CancellationToken) {
+        let mut state = link.subscribe();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.answers.due() => {}
+                () = self.discovery.due() => {}
+                changed = state.changed() => match changed {
+                    Ok(()) if *state.borrow_and_update() != LinkState::Offline => continue,
+                    Ok(()) => {}
+                    Err(_) => break,
+                },
+            }
+            if !self.write_back().await {
+                tokio::time::sleep(WRITE_AGAIN).await;
+            }
+        }
+        self.write_back().await;
+    }
+
+    async fn write_back(&self) -> bool {
+        let mut written = true;
+        for memory in [&self.answers, &self.discovery] {
+            if let Err(error) = memory.write_back().await {
+                tracing::warn!(%error, "remembered answers could not be written");
+                written = false;
+            }
+        }
+        written
     }
 
     /// The journal of status patches.

@@ -9,9 +9,11 @@
 //! [`pipeline`] is the whole way in one function; [`respond`] is the only place where errors become HTTP. The health
 //! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
 
+pub(crate) mod connection;
 pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod metered;
 pub(crate) mod metrics;
 pub(crate) mod pipeline;
 pub(crate) mod read;
@@ -26,6 +28,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio_util::sync::CancellationToken;
 
 use crate::filter::Filters;
+use crate::limits::{Accounts, Observed};
 use crate::link::Link;
 use crate::offline::Offline;
 use crate::replica::Views;
@@ -42,6 +45,10 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) struct Hub {
     /// Who asks.
     pub(crate) authenticator: Authenticator,
+    /// What each of them has under way.
+    pub(crate) accounts: Accounts,
+    /// What is copied of passing answers.
+    pub(crate) observed: Observed,
     /// What is listed and watched.
     pub(crate) views: Views,
     /// The API servers.

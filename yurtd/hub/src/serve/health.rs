@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use yurt_node::accept::http::{Http, Protocol};
+use yurt_node::accept::http::{Buffers, Http, Protocol};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
 use super::metrics::{self, Sample};
@@ -30,8 +30,13 @@ use yurt_node::link::LinkState;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// A probe sends its request at once.
-const HTTP: Http =
-    Http { first_head: Duration::from_secs(5), idle: Duration::from_secs(5), head_bytes: 8192, streams: 1 };
+const HTTP: Http = Http {
+    first_head: Duration::from_secs(5),
+    idle: Duration::from_secs(5),
+    head_bytes: 8192,
+    streams: 1,
+    buffers: Buffers::USUAL,
+};
 
 /// What `/readyz` shows.
 #[derive(Debug, Serialize)]

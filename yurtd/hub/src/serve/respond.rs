@@ -62,6 +62,9 @@ pub(crate) enum Failure {
     /// The request's body broke off.
     #[error("the request body could not be read: {0}")]
     Body(String),
+    /// The caller has more under way than its share.
+    #[error("too many requests and watches of this user are under way; try again")]
+    Busy,
     /// An upgrade on a connection that cannot be upgraded.
     #[error("upgrades need HTTP/1.1")]
     Upgrade,
@@ -130,6 +133,10 @@ pub(super) fn status_of(failure: &Failure) -> Status {
         })
     };
     match failure {
+        Failure::Auth(AuthError::Busy) | Failure::Busy => Status {
+            details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
+            ..Status::new(429, "TooManyRequests", text())
+        },
         Failure::Auth(_) => Status::new(401, "Unauthorized", text()),
         Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
