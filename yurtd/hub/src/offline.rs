@@ -11,12 +11,14 @@
 //! | the node's Lease | [`lease`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
 //! | PUT or PATCH that changes nothing of the CSINode | 200 |
+//! | POST of an Event by kubelet | queued: [`events`]; a PATCH of one is 404, upon which kubelet posts it |
 //! | lists that no view knows better, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
 pub(crate) mod answer;
+pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod observe;
@@ -28,22 +30,28 @@ pub(crate) mod row;
 pub(crate) mod strategic;
 pub(crate) mod token_request;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use yurt_node::link::LinkState;
 
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
 
 use crate::caller::Permit;
+use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
 use crate::view::Lookup;
 use crate::wire::{Encoding, Resource, WireError};
+use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
@@ -52,6 +60,8 @@ use token_request::{Replies, TokenError, is_protobuf};
 
 const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
 const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
+/// Between attempts to write.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
 const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSeconds"];
 
@@ -91,12 +101,24 @@ pub(crate) enum OfflineError {
     /// 400: the TokenRequest.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// 400: the Event.
+    #[error(transparent)]
+    Event(EventError),
     /// 500: the store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// 500: a stored object cannot be read.
     #[error("a stored object cannot be read: {0}")]
     Damaged(String),
+}
+
+impl From<EventError> for OfflineError {
+    fn from(error: EventError) -> Self {
+        match error {
+            EventError::Store(error) => Self::Store(error),
+            error => Self::Event(error),
+        }
+    }
 }
 
 impl From<WireError> for OfflineError {
@@ -111,6 +133,7 @@ pub(crate) struct Offline {
     kubelet_version: String,
     views: Views,
     journal: Journal,
+    events: EventQueue,
     lease: NodeLease,
     replies: Replies,
     answers: Remembered,
@@ -125,6 +148,7 @@ impl Offline {
             kubelet_version: kubelet_version.to_owned(),
             views,
             journal: Journal::open(store.clone()),
+            events: EventQueue::open(store.clone()),
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
@@ -132,9 +156,46 @@ impl Offline {
         }
     }
 
+    /// Writes remembered answers, now and then, when the link is lost and when the hub stops.
+    pub(crate) async fn keep_written(&self, link: &Link, stop: &CancellationToken) {
+        let mut state = link.subscribe();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.answers.due() => {}
+                () = self.discovery.due() => {}
+                changed = state.changed() => match changed {
+                    Ok(()) if *state.borrow_and_update() != LinkState::Offline => continue,
+                    Ok(()) => {}
+                    Err(_) => break,
+                },
+            }
+            if !self.write_back().await {
+                tokio::time::sleep(WRITE_AGAIN).await;
+            }
+        }
+        self.write_back().await;
+    }
+
+    async fn write_back(&self) -> bool {
+        let mut written = true;
+        for memory in [&self.answers, &self.discovery] {
+            if let Err(error) = memory.write_back().await {
+                tracing::warn!(%error, "remembered answers could not be written");
+                written = false;
+            }
+        }
+        written
+    }
+
     /// The journal of status patches.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// The queue of Events.
+    pub(crate) fn events(&self) -> &EventQueue {
+        &self.events
     }
 
     /// The views.
@@ -170,6 +231,8 @@ impl Offline {
                 Row::Lease => self.lease(target, info, parts, body),
                 Row::Token => self.token(target, info, parts, body),
                 Row::Unchanged => self.unchanged(permit, info, target, parts, body),
+                Row::Event => self.event(target, info, parts, body).await,
+                Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
                     .ok_or_else(|| never_cached(&describe(target))),
@@ -370,6 +433,22 @@ impl Offline {
             _ => false,
         };
         if unchanged { Ok(stored) } else { Err(refused()) }
+    }
+
+    async fn event(
+        &self,
+        target: &ResourceTarget,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        if !info.accept.accepts(content_type) {
+            let reason = format!("{} are answered as they were sent alone", describe(target));
+            return Err(OfflineError::Unavailable(reason));
+        }
+        self.events.push(parts.uri.path(), content_type, body).await?;
+        Ok(Answer::new(StatusCode::CREATED, content_type, body.clone()))
     }
 
     fn recall(

@@ -93,7 +93,9 @@ pub(crate) enum Bucket {
     Discovery = 4,
     /// Status patches to replay.
     Journal = 5,
-    /// Leases as last seen, settings, anything small. (6 was never used.)
+    /// Events to send.
+    Events = 6,
+    /// Leases as last seen, settings, anything small.
     Misc = 7,
 }
 
@@ -127,6 +129,9 @@ pub(crate) struct StoreStats {
     pub(crate) map_bytes: u64,
     /// Transactions since the start.
     pub(crate) commits: u64,
+    /// Times the disk was waited for: every commit flushes its pages, and every [`Durability::Durable`] one, or a
+    /// second of others, its meta page.
+    pub(crate) syncs: u64,
     /// Whether what was to be written lately did not fit and would not now.
     pub(crate) full: bool,
 }
@@ -278,8 +283,24 @@ impl Store {
         Ok(found)
     }
 
-    /// Cancelled when the database turns out to be broken, or is abandoned. It cannot be repaired while it is open: the process should
-    /// end, and its next start sets the store aside.
+    /// All keys of a bucket with the sizes of their values, which are not unsealed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn sizes(&self, bucket: Bucket) -> Result<Vec<(Vec<u8>, usize)>, StoreError> {
+        let mut found = Vec::new();
+        self.read(|reader| {
+            reader.scan(Table::Buckets, &[bucket as u8], None, |key, sealed| {
+                found.push((key[1..].to_vec(), sealed.len().saturating_sub(Sealer::OVERHEAD)));
+                Ok(true)
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Cancelled when the database turns out to be broken, or is abandoned. It cannot be repaired while it is open: the
+    /// process should end, and its next start sets the store aside.
     pub(crate) fn broken(&self) -> CancellationToken {
         self.environment.broken.clone()
     }
@@ -296,11 +317,13 @@ impl Store {
 
     /// Figures for metrics.
     pub(crate) fn stats(&self) -> StoreStats {
+        let (commits, syncs) = self.writer.counters();
         StoreStats {
             file_bytes: self.environment.file_bytes(),
             used_bytes: self.environment.used_bytes(),
             map_bytes: self.environment.map_size as u64,
-            commits: self.writer.commits(),
+            commits,
+            syncs,
             full: self.is_full(),
         }
     }
@@ -336,7 +359,8 @@ impl ReadOnlyStore {
     }
 }
 
-fn bucket_key(bucket: Bucket, key: &[u8]) -> Vec<u8> {
+/// Under which key of [`Table::Buckets`] a bucket's is.
+pub(crate) fn bucket_key(bucket: Bucket, key: &[u8]) -> Vec<u8> {
     let mut all = Vec::with_capacity(key.len() + 1);
     all.push(bucket as u8);
     all.extend_from_slice(key);

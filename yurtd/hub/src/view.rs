@@ -31,7 +31,7 @@ use record::{ObjectRecord, ViewId, ViewRecord};
 
 pub(crate) use lookup::Lookup;
 pub(crate) use spec::ViewSpec;
-pub(crate) use state::{Question, State, Transition, Why};
+pub(crate) use state::{Question, State, StateCounts, Transition, Why};
 pub(crate) use stream::WatchStream;
 
 /// An upstream answer for the client, verbatim.

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
-use super::remember::{Key, Owner};
+use super::remember::{Keep, Key, Owner};
 use super::row::Row;
-use super::{Answer, Offline, key, parse_token_request, prewarm, token_request};
+use super::{Answer, IGNORED_PARAMETERS, Offline, key, parse_token_request, prewarm, token_request};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -31,7 +31,7 @@ pub(crate) struct Observer {
 enum What {
     Lease,
     Token(token_request::Request),
-    Answer(Key, Subject),
+    Answer(Key, Keep, Subject),
     Discovery(Key),
 }
 
@@ -66,12 +66,21 @@ impl Offline {
                 if self.views.follows(permit, &target.resource, namespace, name, &accept) {
                     return None;
                 }
-                What::Answer(key(Owner::of(permit), info, parts), Subject::of(permit, target, row))
+                What::Answer(
+                    key(Owner::of(permit), info, parts),
+                    Keep::of(target),
+                    Subject::of(permit, target, row),
+                )
             }
-            (Target::Resource(target), Row::List) => {
-                What::Answer(key(Owner::of(permit), info, parts), Subject::of(permit, target, row))
-            }
-            (Target::NonResource { .. }, Row::Discovery) => {
+            (Target::Resource(target), Row::List) => What::Answer(
+                key(Owner::of(permit), info, parts),
+                Keep::of(target),
+                Subject::of(permit, target, row),
+            ),
+            // One that anybody could make up another of drives out those that people need.
+            (Target::NonResource { .. }, Row::Discovery)
+                if info.query.keys().all(|name| IGNORED_PARAMETERS.contains(&name)) =>
+            {
                 What::Discovery(key(Owner::Everybody, info, parts))
             }
             _ => return None,
@@ -126,6 +135,12 @@ impl Subject {
     }
 }
 
+impl Keep {
+    fn of(target: &ResourceTarget) -> Self {
+        if target.is("coordination.k8s.io", "leases", None) { Self::InMemory } else { Self::Stored }
+    }
+}
+
 impl Observer {
     /// How much of an answer is taken; longer ones are not kept.
     pub(crate) fn limit(&self) -> usize {
@@ -152,7 +167,7 @@ impl Observer {
 
     /// Forgets the earlier answer.
     pub(crate) async fn forget(self) {
-        if let What::Answer(key, _) = &self.what
+        if let What::Answer(key, ..) = &self.what
             && let Err(error) = self.offline.answers.forget(key).await
         {
             tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
@@ -163,12 +178,14 @@ impl Observer {
     pub(crate) async fn seen(self, headers: HeaderMap, body: Bytes) {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
-            What::Answer(key, subject) => {
+            What::Answer(key, keep, subject) => {
                 subject.heard(&self.offline.views, &answer).await;
-                self.offline.answers.remember(&key, &answer).await.map_err(|error| error.to_string())
+                self.offline.answers.remember(&key, &answer, keep);
+                Ok(())
             }
             What::Discovery(key) => {
-                self.offline.discovery.remember(&key, &answer).await.map_err(|error| error.to_string())
+                self.offline.discovery.remember(&key, &answer, Keep::Stored);
+                Ok(())
             }
             What::Lease => match answer.decompressed("", MAX_SMALL) {
                 Some(answer) => self.offline.lease.seen(answer).await.map_err(|error| error.to_string()),

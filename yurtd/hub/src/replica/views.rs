@@ -9,11 +9,12 @@ use yurt_node::supervise::Tasks;
 use super::followers::Followers;
 use super::{Start, kept};
 use crate::caller::{Identity, Permit};
+use crate::clock;
 use crate::link::Link;
 use crate::store::{Store, StoreError, StoreStats};
 use crate::upstream::Upstream;
 use crate::view::catalogue::Catalogue;
-use crate::view::{Lookup, Question, Request, State, Transition, View, ViewError, ViewSpec};
+use crate::view::{Lookup, Question, Request, State, StateCounts, Transition, View, ViewError, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
 /// Bookmarks come once a minute.
@@ -159,9 +160,19 @@ impl Views {
         self.inner.catalogue.count()
     }
 
-    /// How the store of the views fares.
+    /// Figures of the store.
     pub(crate) fn store_stats(&self) -> StoreStats {
         self.inner.store.stats()
+    }
+
+    /// How many views are in which state.
+    pub(crate) fn states(&self) -> StateCounts {
+        let now = clock::now();
+        self.inner
+            .catalogue
+            .all()
+            .iter()
+            .fold(StateCounts::default(), |counts, view| counts.with(view.state(), now))
     }
 
     /// A single object out of the views of the identity in one of the `accept`ed encodings, as the best of them knows

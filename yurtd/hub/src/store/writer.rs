@@ -32,6 +32,7 @@ pub(crate) enum Durability {
 #[derive(Debug, Default)]
 struct Counters {
     commits: AtomicU64,
+    syncs: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -131,8 +132,10 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    pub(super) fn commits(&self) -> u64 {
-        self.counters.commits.load(Ordering::Relaxed)
+    /// Commits, and waits for the disk.
+    pub(super) fn counters(&self) -> (u64, u64) {
+        let Counters { commits, syncs } = &*self.counters;
+        (commits.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed))
     }
 }
 
@@ -164,6 +167,7 @@ impl Loop {
 
     fn sync(&mut self) {
         self.unsynced = None;
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.environment.sync() {
             tracing::warn!(%error, "the store could not be flushed");
         }
@@ -198,7 +202,9 @@ impl Loop {
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if jobs.iter().any(|job| job.durability() == Durability::Durable) {
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
             self.environment.sync()?;
             self.unsynced = None;
         } else if self.unsynced.is_none() {

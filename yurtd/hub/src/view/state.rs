@@ -99,6 +99,43 @@ pub(crate) enum Question {
     },
 }
 
+/// How many views are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StateCounts {
+    following: usize,
+    behind: usize,
+    refused: usize,
+    empty: usize,
+    /// For how many seconds the view that has waited longest has been behind.
+    pub(crate) oldest: u64,
+}
+
+impl StateCounts {
+    /// With one view more.
+    pub(crate) fn with(mut self, state: State, now: u64) -> Self {
+        match state {
+            State::Empty => self.empty += 1,
+            State::Following { .. } => self.following += 1,
+            State::Behind { since, .. } => {
+                self.behind += 1;
+                self.oldest = self.oldest.max(now.saturating_sub(since));
+            }
+            State::Refused { .. } => self.refused += 1,
+        }
+        self
+    }
+
+    /// By the states' names.
+    pub(crate) fn by_name(self) -> [(&'static str, usize); 4] {
+        [
+            ("following", self.following),
+            ("behind", self.behind),
+            ("refused", self.refused),
+            ("empty", self.empty),
+        ]
+    }
+}
+
 impl State {
     /// The state as another process finds it in the store.
     pub(crate) fn found(self) -> Self {
