@@ -11,3 +11,11 @@ pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
 pub(crate) fn now() -> u64 {
     unix_seconds(SystemTime::now())
 }
+
+/// Days since 1970, today.
+pub(crate) fn today() -> u64 {
+    now() / DAY
+}
+
+/// Seconds a day has.
+pub(crate) const DAY: u64 = 24 * 3600;

@@ -24,8 +24,8 @@ use http::HeaderMap;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::caller::Identity;
-use crate::clock::now;
+use crate::caller::{Identity, rights_last};
+use crate::clock::{DAY, now, today};
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
@@ -297,7 +297,19 @@ impl View {
 
     /// The one question about freshness.
     pub(crate) fn may_answer(&self, question: Question) -> bool {
-        self.state().may_answer(question, self.resource_version())
+        let state = self.state();
+        let in_place = matches!(question, Question::AsLastKnown | Question::Absence { .. });
+        state.may_answer(question, self.resource_version()) && (!in_place || self.rights_last(state))
+    }
+
+    /// Whether the identity may still be believed to have the right to read this, without the API server.
+    fn rights_last(&self, state: State) -> bool {
+        match state {
+            State::Behind { since, .. } if !self.identity.is_node() && !state.was_followed() => {
+                rights_last(since / DAY, today(), self.spec.resource().is_secret())
+            }
+            _ => true,
+        }
     }
 
     /// Whether a reflector keeps it equal to the API server's collection.

@@ -67,7 +67,7 @@ impl Views {
             if now.state.is_following() {
                 return Ok(view);
             }
-            let told = now.state.may_answer(Question::Any, 0);
+            let told = view.may_answer(Question::AsLastKnown);
             if let Some(failed) = now.failure {
                 match verdict(failed, wants, told) {
                     Some(ViewError::NotAView) => return Err(ViewError::NotAView),
