@@ -128,6 +128,9 @@ impl Subject {
 
     /// Views that are not followed learn that there is something newer.
     async fn heard(&self, views: &Views, answer: &Answer) {
+        if !views.stands_still(&self.permit, &self.resource) {
+            return;
+        }
         let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
         if let Some(version) = version {
             views.heard(&self.permit, &self.resource, version).await;

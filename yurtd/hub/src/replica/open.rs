@@ -56,6 +56,9 @@ impl Views {
             });
         }
         self.inner.followers.start(permit, &view, start);
+        if view.is_gone() {
+            return Err(ViewError::NotAView);
+        }
         if !before.state.is_following() {
             // It may be in a pause after an error.
             view.poke.notify_one();
