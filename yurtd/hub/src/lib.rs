@@ -21,6 +21,7 @@ mod replica;
 mod request;
 mod routes;
 pub mod serve;
+mod service_addresses;
 mod store;
 mod upstream;
 mod view;
@@ -28,6 +29,7 @@ mod wire;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -39,7 +41,7 @@ use yurt_node::pki;
 use yurt_node::supervise::Tasks;
 
 use self::caller::Permit;
-use self::certificate::{CertificateState, InstalledCertificate};
+use self::certificate::Certificates;
 use self::filter::Filters;
 use self::link::Link;
 use self::node_client::NodeClient;
@@ -51,6 +53,7 @@ use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
+use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 
@@ -106,45 +109,49 @@ impl Server {
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
         let offline = Arc::new(offline);
+        let domain = config.cluster_domain.as_deref();
+        let certificates = Certificates::open(state_dir, node, domain, SystemTime::now())
+            .context("the hub has nothing to prove itself with")?;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
             views,
             upstream,
             link: link.clone(),
             offline: offline.clone(),
-            filters: Filters::new(&config.kubelet_version),
+            filters: Filters::new(&config.kubelet_version, certificates.ca()),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
 
-        let serving = Arc::new(InstalledCertificate::default());
-        let (certificate_sender, certificate_state) = watch::channel(CertificateState::default());
-        let manager = certificate::Manager {
-            state_dir: state_dir.to_owned(),
-            node_name: node.clone(),
+        let known = watch::Sender::new(certificates.service_addresses());
+        let service = known.subscribe();
+        let learning = ServiceAddresses {
+            views: hub.views.clone(),
+            node: node_permit.clone(),
             client: client.clone(),
             link: link.clone(),
-            installed: serving.clone(),
-            state: certificate_sender,
+            known,
             stop: stop.clone(),
         };
-        tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
-        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
+        tasks.part("the API server's addresses for pods", learning.run());
+        let health = Arc::new(Health {
+            hub: hub.clone(),
+            node_ca: certificates.ca(),
+            certificate: certificates.installed(),
+            certificate_state: certificates.state(),
+            node: (node_permit.clone(), node.clone()),
+        });
+        let tls = Arc::new(server_tls::server_config(certificates.installed())?);
+        tasks.part("the serving certificate", certificates.run(service, stop.clone()));
+        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit, stop.clone());
         tasks.part("the replay of status patches", rebase);
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 
-        let tls = Arc::new(server_tls::server_config(serving.clone())?);
         for socket in sockets.hub {
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
             tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
         }
-        let health = Arc::new(Health {
-            hub,
-            certificate: serving,
-            certificate_state,
-            node: (node_permit, node.clone()),
-        });
         if let Some(socket) = sockets.health {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));

@@ -3,6 +3,7 @@
 //! - `/healthz`: the process lives and its runtime turns.
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
 //!   answered or the node's own Node is known. The body says what is missing.
+//! - `/ca.crt`: the certificate of the node's CA, with which the hub is verified. The keeper reads it here, for kubelet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +43,7 @@ pub struct Readiness {
     /// When it ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_expires: Option<String>,
-    /// Why the last attempt to get one failed.
+    /// Why it is not on the disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_error: Option<String>,
     /// Whether the node's own Node is known without the API server.
@@ -59,6 +60,8 @@ pub struct Readiness {
 pub(crate) struct Health {
     /// The hub.
     pub(crate) hub: Arc<Hub>,
+    /// The certificate of the node's CA, PEM.
+    pub(crate) node_ca: Arc<str>,
     /// Its certificate.
     pub(crate) certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
@@ -112,7 +115,11 @@ impl Health {
                     Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
                 }
             }
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz and /readyz\n"),
+            "/ca.crt" => {
+                let pem = Bytes::copy_from_slice(self.node_ca.as_bytes());
+                respond::answer(Answer::new(StatusCode::OK, "application/pem-certificate-chain", pem))
+            }
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /ca.crt\n"),
         }
     }
 }
