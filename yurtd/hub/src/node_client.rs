@@ -1,5 +1,5 @@
-//! Requests that the hub makes for itself, with the node's own credential: TokenReviews, its serving
-//! certificate's CSR, the replay of status patches. Never on behalf of a caller.
+//! Requests that the hub makes for itself, with the node's own credential: TokenReviews, the Service
+//! `default/kubernetes`, the replay of status patches. Never on behalf of a caller.
 
 use std::time::Duration;
 

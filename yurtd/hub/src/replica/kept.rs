@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::needs::{Need, NeedKind, NodePods};
 use super::{Start, Views};
+use crate::filter::json_for_kubelet;
 use crate::store::StoreError;
 use crate::view::record::ViewId;
 use crate::view::{Question, View, ViewSpec};
@@ -33,6 +34,10 @@ pub(super) type PodsAt = (ViewId, u64, Arc<NodePods>);
 fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool {
     let (resource, fields) = (spec.resource(), spec.field_selector());
     if !spec.label_selector().is_empty() {
+        return false;
+    }
+    // What a release before kept in an encoding that kubelet is not answered from any more would be fetched twice.
+    if spec.encoding() != Encoding::Json && json_for_kubelet(resource, spec.namespace(), fields) {
         return false;
     }
     let kind = match (&*resource.group, &*resource.plural) {
@@ -151,12 +156,14 @@ mod tests {
             (("", "secrets", Some("shop"), "metadata.name=other"), false),
         ];
         for ((group, plural, namespace, fields), expected) in table {
-            let spec = |labels| {
-                let resource = Resource::new(group, "v1", plural);
-                ViewSpec::new(resource, namespace, labels, fields, Encoding::Protobuf)
-            };
-            assert_eq!(is_needed(&spec(""), "edge", Some(&pods)), expected, "{plural} {fields}");
-            assert!(!is_needed(&spec("a=b"), "edge", Some(&pods)), "{plural} {fields}");
+            let resource = Resource::new(group, "v1", plural);
+            let json = json_for_kubelet(&resource, namespace, fields);
+            let spec =
+                |labels, encoding| ViewSpec::new(resource.clone(), namespace, labels, fields, encoding);
+            let needed = |spec: &ViewSpec| is_needed(spec, "edge", Some(&pods));
+            assert_eq!(needed(&spec("", Encoding::Json)), expected, "{plural} {fields}");
+            assert_eq!(needed(&spec("", Encoding::Protobuf)), expected && !json, "{plural} {fields}");
+            assert!(!needed(&spec("a=b", Encoding::Json)), "{plural} {fields}");
         }
         let other = ViewSpec::new(
             Resource::new("", "v1", "secrets"),

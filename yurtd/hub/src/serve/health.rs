@@ -5,6 +5,7 @@
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
 //!   answered or the node's own Node is known, and the node has the addresses that are listened on. The body says what
 //!   is missing.
+//! - `/ca.crt`: the certificate of the node's CA, with which the hub is verified. The keeper reads it here, for kubelet.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub struct Readiness {
     /// When it ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_expires: Option<String>,
-    /// Why the last attempt to get one failed.
+    /// Why it is not on the disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_error: Option<String>,
     /// Addresses that are listened on and that the node does not have: nobody comes in there.
@@ -79,6 +80,8 @@ pub struct Readiness {
 pub(crate) struct Health {
     /// The hub.
     pub(crate) hub: Arc<Hub>,
+    /// The certificate of the node's CA, PEM.
+    pub(crate) node_ca: Arc<str>,
     /// Its certificate.
     pub(crate) certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
@@ -174,7 +177,11 @@ impl Health {
                 Ok(text) => respond::answer(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, text.into())),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n"),
+            "/ca.crt" => {
+                let pem = Bytes::copy_from_slice(self.node_ca.as_bytes());
+                respond::answer(Answer::new(StatusCode::OK, "application/pem-certificate-chain", pem))
+            }
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /ca.crt\n"),
         }
     }
 }

@@ -279,7 +279,7 @@ impl FilterFor {
         let any = hub.filters.for_kubelet(view.spec().resource(), true).is_some();
         (permit.is_node() && json && any).then(|| {
             let mut filter = Self {
-                filters: hub.filters,
+                filters: hub.filters.clone(),
                 view: view.clone(),
                 link: hub.link.clone(),
                 changes: WatchStream::from_changes(hub.link.subscribe()),

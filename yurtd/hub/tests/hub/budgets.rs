@@ -76,7 +76,7 @@ async fn a_selector_as_long_as_a_url_may_be_is_answered() {
             };
             let request = request.body(Full::new(Bytes::new())).unwrap();
             assert_eq!(
-                client::http1(hub.address, &cluster.ca, &who, request).await.status(),
+                client::http1(hub.address, hub.trust.clone(), &who, request).await.status(),
                 200,
                 "{length}"
             );

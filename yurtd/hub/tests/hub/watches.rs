@@ -44,7 +44,7 @@ async fn a_watch_over_http1_streams() {
         .header("host", "127.0.0.1")
         .body(Full::new(Bytes::new()))
         .unwrap();
-    let response = client::http1(hub.address, &cluster.ca, &cluster.kubelet(), request).await;
+    let response = client::http1(hub.address, &hub.trust, &cluster.kubelet(), request).await;
     assert_eq!(response.status(), 200);
     let mut watch = client::Watch::of(response);
     assert_eq!(watch.change().await.1["metadata"]["name"], "kubernetes");
