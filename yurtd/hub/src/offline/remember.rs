@@ -235,7 +235,9 @@ impl Remembered {
         }
         self.store.delete(self.bucket, &stored).await?;
         let mut index = self.lock();
-        stored.iter().for_each(|key| drop(index.removed.remove(key)));
+        for key in &stored {
+            index.removed.remove(key);
+        }
         Ok(())
     }
 
