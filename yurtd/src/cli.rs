@@ -21,6 +21,8 @@ pub(crate) enum Role {
     Edge(EdgeArgs),
     /// Hold or release the hub's pod address on the loopback interface (started by systemd)
     Address(AddressArgs),
+    /// End the processes of a container, which kubelet then starts again (started by the keeper)
+    EndContainer(EndContainerArgs),
 }
 
 /// Arguments of `yurtd edge`.
@@ -40,6 +42,16 @@ pub(crate) struct AddressArgs {
     /// What to do with the address
     #[arg(value_enum)]
     pub(crate) action: AddressAction,
+}
+
+/// Arguments of `yurtd end-container`.
+#[derive(Debug, Args)]
+pub(crate) struct EndContainerArgs {
+    /// The container's id, as its runtime knows it
+    pub(crate) id: String,
+    /// How long it may take to end by itself
+    #[arg(long, default_value_t = 30)]
+    pub(crate) grace_seconds: u32,
 }
 
 /// What to do with the hub's pod address.

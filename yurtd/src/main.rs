@@ -4,6 +4,7 @@ mod cli;
 mod edge;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime::Builder;
@@ -20,6 +21,12 @@ fn main() -> ExitCode {
         }
         Role::Address(args) => {
             yurtd::run(Builder::new_current_thread(), |_| yurt_hub::address::run(args.action.into()))
+        }
+        Role::EndContainer(args) => {
+            let grace = Duration::from_secs(args.grace_seconds.into());
+            yurtd::run(Builder::new_current_thread(), |_| async move {
+                yurt_keeper::end_container::run(&args.id, grace)
+            })
         }
     }
 }
