@@ -4,10 +4,11 @@
 //! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), path, canonical
 //! query, `Accept`. An answer that has not changed is not written again. The memory is bounded; the answers that
 //! were seen longest ago go first. A quarter is kubelet's alone, and nobody else has more than a quarter: a client that
-//! asks for ten thousand different things forgets its own answers and nobody else's. When an answer was seen last is
+//! asks for ten thousand different things forgets its own answers and nobody else's. Answers of those who have a pod on
+//! the node go after all others: it asks again when it starts. When an answer was seen last is
 //! known in memory alone; after a restart all are equally old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
@@ -65,6 +66,22 @@ impl<'i> Owner<'i> {
         let identity = permit.identity().as_str();
         if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
     }
+
+    fn parts(self) -> (u8, &'i str) {
+        match self {
+            Self::Node(identity) => (0, identity),
+            Self::Other(identity) => (OTHER, identity),
+            Self::Everybody => (2, ""),
+        }
+    }
+
+    /// What its keys begin with.
+    fn prefix(self) -> [u8; OWNER] {
+        let (kind, identity) = self.parts();
+        let mut prefix = [kind; OWNER];
+        prefix[1..].copy_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        prefix
+    }
 }
 
 /// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
@@ -80,15 +97,9 @@ pub(crate) struct Key(Vec<u8>);
 impl Key {
     /// The answer's key.
     pub(crate) fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
-        let (kind, identity) = match owner {
-            Owner::Node(identity) => (0, identity),
-            Owner::Other(identity) => (OTHER, identity),
-            Owner::Everybody => (2, ""),
-        };
-        let text = [identity, path, canonical_query, accept].join("\0");
+        let text = [owner.parts().1, path, canonical_query, accept].join("\0");
         // LMDB keys are short; digests keep them so, and distinct.
-        let mut key = vec![kind];
-        key.extend_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        let mut key = owner.prefix().to_vec();
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
     }
@@ -120,12 +131,17 @@ impl Remembered {
         self.bounds.answer
     }
 
-    /// Keeps an answer.
+    /// Keeps an answer. Those of owners that `stay` go after all others.
     ///
     /// # Errors
     ///
     /// When it cannot be stored; what was kept before under this key may still be there.
-    pub(crate) async fn remember(&self, key: &Key, answer: &Answer) -> Result<(), StoreError> {
+    pub(crate) async fn remember(
+        &self,
+        key: &Key,
+        answer: &Answer,
+        stay: &[Owner<'_>],
+    ) -> Result<(), StoreError> {
         if answer.body.len() > self.bounds.answer {
             return Ok(());
         }
@@ -135,7 +151,7 @@ impl Remembered {
             if !index.insert(key.0.clone(), &value) {
                 return Ok(());
             }
-            index.evict(&self.bounds)
+            index.evict(&self.bounds, &stay.iter().map(|owner| owner.prefix()).collect())
         };
         if !evicted.is_empty() {
             self.store.delete(self.bucket, &evicted).await?;
@@ -203,10 +219,10 @@ impl Index {
     }
 
     /// Takes out what was seen longest ago until the bounds hold; never the newest.
-    fn evict(&mut self, bounds: &Bounds) -> Vec<Vec<u8>> {
+    fn evict(&mut self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Vec<Vec<u8>> {
         let mut evicted = Vec::new();
         while self.entries.len() > 1 {
-            let Some(key) = self.victim(bounds) else { break };
+            let Some(key) = self.victim(bounds, stay) else { break };
             self.remove(&key);
             evicted.push(key);
         }
@@ -214,7 +230,7 @@ impl Index {
     }
 
     /// What has to go next: of the owner with more than its share, or else of those without a claim to theirs.
-    fn victim(&self, bounds: &Bounds) -> Option<Vec<u8>> {
+    fn victim(&self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Option<Vec<u8>> {
         let newest = self.entries.iter().max_by_key(|(_, entry)| entry.seen)?.0;
         let quarter = Usage { count: bounds.count.div_ceil(4), size: bounds.total / 4 };
         let whole = Usage { count: bounds.count, size: bounds.total };
@@ -240,7 +256,7 @@ impl Index {
         self.entries
             .iter()
             .filter(|(key, _)| *key != newest && may_go(key))
-            .min_by_key(|(_, entry)| entry.seen)
+            .min_by_key(|(key, entry)| (stay.contains(&key[..OWNER]), entry.seen))
             .map(|(key, _)| key.clone())
     }
 }
@@ -282,13 +298,13 @@ mod tests {
         assert!(index.insert(node("1"), &[1; 100]));
         assert!(index.insert(node("2"), &[2; 100]));
         assert!(!index.insert(node("1"), &[1; 100]), "unchanged, but seen again");
-        assert!(index.evict(&bounds).is_empty());
+        assert!(index.evict(&bounds, &HashSet::new()).is_empty());
         assert!(index.insert(node("3"), &[3; 90]));
-        assert_eq!(index.evict(&bounds), [node("2")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("2")]);
         assert_eq!(index.total, 190);
         index.see(&node("1"));
         assert!(index.insert(node("4"), &[4; 100]));
-        assert_eq!(index.evict(&bounds), [node("3")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("3")]);
     }
 
     #[test]
@@ -298,7 +314,7 @@ mod tests {
         let insert = |index: &mut Index, owner: Owner<'_>, count: usize| {
             for number in 0..count {
                 index.insert(key(owner, &number.to_string()), b"x");
-                index.evict(&bounds);
+                index.evict(&bounds, &HashSet::new());
             }
             let of = key(owner, "");
             index.entries.keys().filter(|key| key[..OWNER] == of[..OWNER]).count()
@@ -315,6 +331,29 @@ mod tests {
         assert!(index_of_others(&index) <= others);
     }
 
+    #[test]
+    fn answers_of_those_who_have_a_pod_on_the_node_go_last() {
+        let bounds = Bounds { answer: 10, total: 10_000, count: 8 };
+        let mut index = Index::default();
+        let (agent, passer_by) = (Owner::Other("agent"), Owner::Other("passer-by"));
+        let stay = [agent.prefix()].into();
+        index.insert(key(agent, "own pod"), b"x");
+        for number in 0..20 {
+            for other in [passer_by, Owner::Other("second"), Owner::Other("third")] {
+                index.insert(key(other, &number.to_string()), b"x");
+                index.evict(&bounds, &stay);
+            }
+        }
+        assert!(index.entries.contains_key(&key(agent, "own pod")));
+        assert!(index.entries.len() <= 8);
+        // Its own newer ones drive it out all the same: a share is a share.
+        for number in 0..3 {
+            index.insert(key(agent, &number.to_string()), b"x");
+            index.evict(&bounds, &stay);
+        }
+        assert!(!index.entries.contains_key(&key(agent, "own pod")));
+    }
+
     fn index_of_others(index: &Index) -> usize {
         index.entries.keys().filter(|key| key[0] == OTHER).count()
     }
@@ -329,16 +368,16 @@ mod tests {
             Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(text.as_bytes()))
         };
         let key = |path: &str| Key::new(Owner::Node("system:node:edge"), path, "", "");
-        memory.remember(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1"), &[]).await.unwrap();
         let commits = store.stats().commits;
-        memory.remember(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1"), &[]).await.unwrap();
         assert_eq!(store.stats().commits, commits, "unchanged");
         let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
         assert_eq!(memory.recall(&key("/a")).unwrap(), Some(answer("1")));
-        memory.remember(&key("/a"), &answer("1")).await.unwrap();
+        memory.remember(&key("/a"), &answer("1"), &[]).await.unwrap();
         assert_eq!(store.stats().commits, commits, "still unchanged");
         for path in ["/b", "/c"] {
-            memory.remember(&key(path), &answer("2")).await.unwrap();
+            memory.remember(&key(path), &answer("2"), &[]).await.unwrap();
         }
         assert_eq!(memory.recall(&key("/a")).unwrap(), None, "the oldest went");
         assert_eq!(memory.recall(&key("/c")).unwrap(), Some(answer("2")));
