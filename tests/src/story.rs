@@ -7,13 +7,14 @@
 //! - [`teller`]: what the person at the terminal reads. [`product`]: the plugin and image that are tried.
 //! - [`workload`]: the pods that stand for business.
 //! - [`vanilla`] S1–S3, [`convert`] S4, [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
-//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs.
+//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs. [`flannel`]: another network.
 
 mod access;
 mod again;
 mod autonomy;
 mod convert;
 mod crash;
+mod flannel;
 pub mod product;
 mod reboot;
 mod refusals;
@@ -100,6 +101,13 @@ pub const BESIDES: &[Step] = &[
 /// What holds of the published build alone, and is asked for by `make size`.
 pub const PUBLISHED: &[Step] =
     &[Step { id: "size", title: "what the product weighs on the node", play: size::size }];
+
+/// What is played on a cluster of its own, whose network is flannel.
+pub const FLANNEL: &[Step] = &[Step {
+    id: "flannel",
+    title: "convert, cut, power cut: a network that asks the API server for its start",
+    play: flannel::flannel,
+}];
 
 /// The order in which the test plays everything: what needs a vanilla cluster before S4, what needs a
 /// converted one before S8, and a second conversion after it.

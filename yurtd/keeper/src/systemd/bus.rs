@@ -304,7 +304,6 @@ impl Systemd for Bus {
             ("CapabilityBoundingSet", Variant::from(CAPABILITIES)),
             ("NoNewPrivileges", Variant::from(true)),
             ("ProtectSystem", Variant::from("strict")),
-            ("ProtectHome", Variant::from("yes")),
         ];
         match self.job_of("run", unit, &properties).await {
             Err(SystemdError::Call { source: zbus::Error::MethodError(name, ..), .. })
@@ -385,11 +384,11 @@ mod tests {
         bus.clean_state("yurt-test.service").await.unwrap();
         bus.clean_state("yurt-test.service").await.unwrap();
 
-        let made = units.join("made");
-        let touch = |path: &str| ["/usr/bin/touch", path].map(str::to_owned);
-        bus.run("yurt-test-run.service", &touch(&made.display().to_string())).await.unwrap();
-        assert!(made.exists(), "it has ended when this returns");
-        let refused = bus.run("yurt-test-run.service", &touch("/does/not/exist/x")).await.unwrap_err();
+        let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let begun = std::time::Instant::now();
+        bus.run("yurt-test-run.service", &command(&["/bin/sleep", "0.5"])).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(500), "it has ended when this returns");
+        let refused = bus.run("yurt-test-run.service", &command(&["/bin/false"])).await.unwrap_err();
         assert!(matches!(&refused, SystemdError::Job { result, .. } if result == "failed"), "{refused}");
         assert!(!bus.unit("yurt-test-run.service").await.unwrap().is_loaded(), "it leaves nothing");
 
