@@ -205,8 +205,8 @@ impl Server {
     }
 }
 
-/// The views of kube-proxy and CoreDNS, opened again with their stored tokens when the hub has restarted and the link
-/// is there.
+/// The views of kube-proxy, CoreDNS and of every identity with a pod on the node, followed again with their stored tokens
+/// when the hub has restarted and the link is there.
 async fn prewarm(offline: Arc<Offline>, link: Link, stop: CancellationToken) {
     let mut state = link.subscribe();
     let online = tokio::select! {

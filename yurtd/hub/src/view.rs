@@ -170,7 +170,8 @@ pub(crate) struct View {
     used: AtomicU64,
     /// In use until then although nobody asks, in seconds since 1970.
     warm_until: AtomicU64,
-    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`).
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`), or one of them does
+    /// when it starts (`replica::accounts`).
     kept: AtomicBool,
 }
 
@@ -267,6 +268,22 @@ impl View {
         })
     }
 
+    /// How many bytes its objects take in the store; more than `limit` are not counted on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn stored_bytes(&self, limit: u64) -> Result<u64, StoreError> {
+        self.read(|reader| {
+            let mut bytes = 0_u64;
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                bytes = bytes.saturating_add((key.len() + value.len()) as u64);
+                Ok(bytes <= limit)
+            })?;
+            Ok(bytes)
+        })
+    }
+
     /// The collection's resourceVersion.
     pub(crate) fn resource_version(&self) -> u64 {
         self.progress.borrow().resource_version
@@ -345,7 +362,7 @@ impl View {
         self.warm_until.fetch_max(now() + seconds, Ordering::Relaxed);
     }
 
-    /// Whether kubelet needs the view.
+    /// Whether the node needs the view, used or not.
     pub(crate) fn set_kept(&self, kept: bool) {
         self.kept.store(kept, Ordering::Relaxed);
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::reflector::{Reflector, Refusals};
-use crate::caller::{Credential, Identity, Permit};
+use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
@@ -38,6 +38,12 @@ impl Credentials {
             newer
         });
         sender.subscribe()
+    }
+
+    /// The freshest one of an identity.
+    fn of(&self, identity: &Identity) -> Option<Credential> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(identity).map(|sender| sender.borrow().clone())
     }
 }
 
@@ -101,6 +107,17 @@ impl Followers {
             }
         });
         tasks.insert(view.id, task);
+    }
+
+    /// Hands the credential to the reflectors of the identity, those that will start too.
+    pub(super) fn show(&self, permit: &Permit) {
+        drop(self.credentials.show(permit));
+    }
+
+    /// An identity with the freshest credential that it has shown.
+    pub(super) fn permit_of(&self, identity: &Identity) -> Option<Permit> {
+        let credential = self.credentials.of(identity)?;
+        Some(authorise(Caller { identity: identity.clone(), credential }))
     }
 
     /// Whether the view's reflector runs.
