@@ -1,5 +1,7 @@
 //! Certificate authorities that sign what a test wants.
 
+use std::sync::Arc;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -24,6 +26,12 @@ impl Trust {
 impl From<&TestCa> for Trust {
     fn from(ca: &TestCa) -> Self {
         Self(vec![ca.der.clone()])
+    }
+}
+
+impl From<&Arc<TestCa>> for Trust {
+    fn from(ca: &Arc<TestCa>) -> Self {
+        Self::from(&**ca)
     }
 }
 
