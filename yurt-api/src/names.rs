@@ -118,7 +118,7 @@ pub const KUBELET_KUBECONFIG: &str = "/opt/yurt/etc/kubelet.conf";
 pub const TUNNEL_CA_FILE: &str = "/opt/yurt/etc/tunnel-ca.crt";
 /// The keeper's journal.
 pub const KEEPER_JOURNAL: &str = "/opt/yurt/keeper/journal.json";
-/// State of `yurtd edge` (systemd's `StateDirectory=yurt`): store, serving certificate.
+/// State of `yurtd edge` (systemd's `StateDirectory=yurt`): store, the node's CA, the hub's certificate.
 pub const STATE_DIR: &str = "/var/lib/yurt";
 /// Where units go.
 pub const SYSTEMD_DIR: &str = "/etc/systemd/system";

@@ -31,7 +31,7 @@ pub(crate) struct EdgeArgs {
     /// Configuration that the keeper writes
     #[arg(long, default_value = names::EDGE_CONFIG)]
     pub(crate) config: PathBuf,
-    /// Where the store and the serving certificate live
+    /// Where the store, the node's CA and the hub's certificate live
     #[arg(long, default_value = names::STATE_DIR, env = "STATE_DIRECTORY")]
     pub(crate) state_dir: PathBuf,
 }
