@@ -43,7 +43,7 @@ use self::certificate::{CertificateState, InstalledCertificate};
 use self::filter::Filters;
 use self::link::Link;
 use self::node_client::NodeClient;
-use self::offline::{Offline, rebase};
+use self::offline::{Offline, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
@@ -55,6 +55,10 @@ use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 
 pub use self::serve::health::Readiness;
+
+/// Names this boot of the node: from the unit, which may not read the kernel's own file.
+const BOOT_VARIABLE: &str = "YURT_BOOT_ID";
+const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {
@@ -104,7 +108,10 @@ impl Server {
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
-        let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
+        // Without a name every boot is the same, and no kubelet is known to have ended with one.
+        let boot = std::env::var(BOOT_VARIABLE).or_else(|_| std::fs::read_to_string(BOOT_FILE));
+        let boot = boot.unwrap_or_default();
+        let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
@@ -131,6 +138,8 @@ impl Server {
         tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
+        let overlay = overlay::run(offline.clone(), node_permit.clone(), stop.clone());
+        tasks.part("the node's pods in EndpointSlices", overlay);
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 

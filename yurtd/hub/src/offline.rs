@@ -14,12 +14,16 @@
 //! | lists that no view answers, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
+//! [`overlay`] shows the node's own pods in EndpointSlices as they are here.
+//!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
 pub(crate) mod answer;
+pub(crate) mod change;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod observe;
+pub(crate) mod overlay;
 pub(crate) mod patch;
 pub(crate) mod prewarm;
 pub(crate) mod rebase;
@@ -42,7 +46,8 @@ use crate::replica::Views;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
-use crate::view::Lookup;
+use crate::view::{Lookup, ViewSpec};
+use crate::wire::endpoint_slice::is_slice;
 use crate::wire::{Encoding, Resource, WireError};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
@@ -119,12 +124,19 @@ pub(crate) struct Offline {
 
 impl Offline {
     /// Reads what earlier processes left. What cannot be read is missing, and logged: the hub starts all the same.
-    pub(crate) async fn open(store: Store, views: Views, node_name: &str, kubelet_version: &str) -> Self {
+    /// `boot` names this boot of the node.
+    pub(crate) async fn open(
+        store: Store,
+        views: Views,
+        node_name: &str,
+        kubelet_version: &str,
+        boot: &str,
+    ) -> Self {
         Self {
             node_name: node_name.to_owned(),
             kubelet_version: kubelet_version.to_owned(),
             views,
-            journal: Journal::open(store.clone()),
+            journal: Journal::open(store.clone(), boot).await,
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
@@ -140,6 +152,17 @@ impl Offline {
     /// The views.
     pub(crate) fn views(&self) -> &Views {
         &self.views
+    }
+
+    /// A list of kubelet's own pods while it watches none: it is a new kubelet, or one that has lost track, to which
+    /// nothing that an earlier one has ended is final.
+    pub(crate) async fn kubelet_begins(&self, node: &Permit, spec: &ViewSpec) {
+        let own = spec.field_selector().strip_prefix("spec.nodeName=") == Some(&*self.node_name);
+        let pods = (&*spec.resource().group, &*spec.resource().plural) == ("", "pods");
+        let begins = pods && own && spec.namespace().is_none() && !self.journal.ended(false).is_empty();
+        if begins && self.views.find(node, spec).is_some_and(|view| !view.is_watched()) {
+            self.take_back_ends(node, false).await;
+        }
     }
 
     /// The row of a request.
@@ -170,9 +193,7 @@ impl Offline {
                 Row::Lease => self.lease(target, info, parts, body),
                 Row::Token => self.token(target, info, parts, body),
                 Row::Unchanged => self.unchanged(permit, info, target, parts, body),
-                Row::List => self
-                    .recall(&self.answers, Owner::of(permit), info, parts)?
-                    .ok_or_else(|| never_cached(&describe(target))),
+                Row::List => self.remembered(permit, info, target, parts),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
                     "{} {} needs the API server",
                     parts.method,
@@ -223,8 +244,23 @@ impl Offline {
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => {}
         }
-        self.recall(&self.answers, Owner::of(permit), info, parts)?
-            .ok_or_else(|| never_cached(&describe(target)))
+        self.remembered(permit, info, target, parts)
+    }
+
+    /// The last answer seen; EndpointSlices in it show the node's own pods as they are here.
+    fn remembered(
+        &self,
+        permit: &Permit,
+        info: &RequestInfo,
+        target: &ResourceTarget,
+        parts: &Parts,
+    ) -> Result<Answer, OfflineError> {
+        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
+        let answer = answer.ok_or_else(|| never_cached(&describe(target)))?;
+        if !is_slice(&target.resource) {
+            return Ok(answer);
+        }
+        Ok(answer.showing(&self.views.overlay().book(), self.answers.limit()))
     }
 
     async fn patch_status(
@@ -251,12 +287,15 @@ impl Offline {
         // Journal and local version come and go together: a replay in between would leave the local version behind.
         let _claim = self.journal.claim(&object).await;
         let stored = self.json(permit, &target.resource, namespace, name, target)?;
-        let patched = patch::apply_to_status(&stored, patch_type, body, schema)?;
+        // A version that came from the API server while the link was up for a moment does not know of it.
+        let before = match self.journal.change(&object)? {
+            Some(change) => change.over(&stored),
+            None => stored.clone(),
+        };
+        let patched = patch::apply_to_status(&before, patch_type, body, schema)?;
         if patched != stored {
-            let text = std::str::from_utf8(body)
-                .map_err(|error| OfflineError::Damaged(format!("the patch is not UTF-8: {error}")))?;
             // First on the disk, then visible: what a watcher has seen is never lost.
-            self.journal.append(&object, patch_type, text).await?;
+            self.journal.append(&object, &before, &patched).await?;
             self.views.apply_local(permit, &target.resource, namespace, name, &patched).await?;
         }
         Ok(Answer::new(StatusCode::OK, Encoding::Json.content_type(), Bytes::from(patched.to_string())))

@@ -10,11 +10,13 @@ pub(crate) mod catalogue;
 mod feed;
 mod list;
 mod lookup;
+pub(crate) mod overlay;
 pub(crate) mod record;
 pub(crate) mod spec;
 mod stream;
 pub(crate) mod table;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -211,13 +213,36 @@ impl View {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        self.object(namespace, name, feed::body)
+    }
+
+    /// The same as upstream has it, without what lies over it here.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn upstreams(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        self.object(namespace, name, |reader, _, key, object| object.open(reader.sealer(), key))
+    }
+
+    fn object(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        body: impl for<'a> FnOnce(
+            &Reader<'a>,
+            &ViewRecord,
+            &[u8],
+            &ObjectRecord<'a>,
+        ) -> Result<Cow<'a, [u8]>, StoreError>,
+    ) -> Result<Option<Bytes>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
             let (Some(kind), Some(value)) = (&record.kind, reader.get(Table::Objects, &key)?) else {
                 return Ok(None);
             };
-            let body = feed::body(reader, &record, &key, &ObjectRecord::decode(value)?)?;
+            let body = body(reader, &record, &key, &ObjectRecord::decode(value)?)?;
             Ok(Some(crate::wire::object::encode_object(self.spec.encoding(), kind, &body)))
         })
     }
@@ -262,6 +287,11 @@ impl View {
     /// Whether the API server's last word on it was a 403.
     pub(crate) fn is_refused(&self) -> bool {
         self.sync.borrow().refused
+    }
+
+    /// Whether a client watches it right now.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
     }
 
     /// Whether a whole list is stored, served or not.

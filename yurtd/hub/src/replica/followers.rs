@@ -14,6 +14,7 @@ use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
 use crate::view::View;
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
 
 /// The freshest credential that each identity has shown.
@@ -43,6 +44,7 @@ impl Credentials {
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
     store: Store,
+    overlay: Overlay,
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
@@ -51,9 +53,16 @@ pub(super) struct Followers {
 }
 
 impl Followers {
-    pub(super) fn new(store: Store, upstream: &Upstream, link: &Link, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        overlay: Overlay,
+        upstream: &Upstream,
+        link: &Link,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             store,
+            overlay,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
@@ -76,6 +85,7 @@ impl Followers {
         let reflector = Reflector {
             view: Arc::clone(view),
             store: self.store.clone(),
+            overlay: self.overlay.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,

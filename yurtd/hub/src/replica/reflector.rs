@@ -16,6 +16,7 @@ use super::step::{Action, Outcome, Step};
 use crate::caller::Credential;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, jitter};
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewRecord;
 use crate::view::{View, ViewError};
 
@@ -39,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Reflector {
     pub(super) view: Arc<View>,
     pub(super) store: Store,
+    /// What EndpointSlices show of the node's own pods.
+    pub(super) overlay: Overlay,
     pub(super) upstream: Upstream,
     pub(super) link: channel::Receiver<LinkState>,
     pub(super) credential: channel::Receiver<Credential>,

@@ -12,6 +12,7 @@ use crate::link::Link;
 use crate::store::{Store, StoreError};
 use crate::upstream::Upstream;
 use crate::view::catalogue::Catalogue;
+use crate::view::overlay::Overlay;
 use crate::view::{Lookup, View, ViewError, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) catalogue: Catalogue,
     pub(super) followers: Followers,
     pub(super) store: Store,
+    /// What EndpointSlices show of the node's own pods.
+    pub(super) overlay: Overlay,
     pub(super) link: Link,
     /// The hub's own work for its node.
     pub(super) node: Permit,
@@ -57,10 +60,12 @@ impl Views {
     ) -> Result<Self, StoreError> {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
+        let overlay = Overlay::default();
         let inner = Inner {
             catalogue,
-            followers: Followers::new(store.clone(), upstream, link, stop.clone()),
+            followers: Followers::new(store.clone(), overlay.clone(), upstream, link, stop.clone()),
             store: store.clone(),
+            overlay,
             link: link.clone(),
             node: node.clone(),
             pods: Mutex::default(),

@@ -42,6 +42,11 @@ pub(crate) async fn collection(
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
     let specs = specs(permit, collection);
+    if permit.is_node() && begins_anew(&collection.read) {
+        for spec in &specs {
+            hub.offline.kubelet_begins(permit, spec).await;
+        }
+    }
     if collection.read == Read::List(Freshness::Consistent) {
         // As last known when it has to be: client-go lists this way after errors.
         let view = if hub.link.is_online() { None } else { find(hub, permit, &specs) };
@@ -70,6 +75,14 @@ pub(crate) async fn collection(
     match &collection.read {
         Read::List(freshness) => list(hub, permit, &view, *freshness).await.map(Some),
         Read::Watch(watch) => self::watch(hub, permit, &view, watch).map(Some),
+    }
+}
+
+/// Whether the client asks for the state and not for what follows something that it knows.
+fn begins_anew(read: &Read) -> bool {
+    match read {
+        Read::List(_) => true,
+        Read::Watch(watch) => watch.since.is_none() || watch.send_initial_events,
     }
 }
 

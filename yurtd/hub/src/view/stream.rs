@@ -61,6 +61,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         position,
         queue: VecDeque::new(),
         drained: false,
+        went_back: false,
         ended: false,
         version: 0,
         bookmark_at: options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark)),
@@ -81,6 +82,8 @@ struct Watcher {
     position: Position,
     queue: VecDeque<Bytes>,
     drained: bool,
+    /// An event since the last bookmark had a resourceVersion from long ago.
+    went_back: bool,
     ended: bool,
     /// The collection's resourceVersion up to which everything was sent.
     version: u64,
@@ -127,8 +130,14 @@ impl Watcher {
             Ok(batch) if !batch.expired => {
                 self.queue.extend(batch.frames);
                 self.drained = batch.drained;
+                self.went_back |= batch.local;
                 if batch.drained {
                     self.version = batch.version;
+                    // client-go takes the resourceVersion of the last event for that of the collection, and would
+                    // come back with it: too old, perhaps.
+                    if std::mem::take(&mut self.went_back) && self.bookmark_at.is_some() {
+                        self.bookmark();
+                    }
                 }
                 return;
             }

@@ -5,6 +5,7 @@
 mod forwarding;
 mod identity;
 mod offline;
+mod overlay;
 mod watches;
 
 use std::net::{SocketAddr, TcpListener};
