@@ -12,6 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -182,8 +183,10 @@ fn watch(hub: &Hub, permit: &Permit, view: &Arc<View>, watch: &Watch) -> Result<
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
+    let frames = view.watch(options)?;
     let frames = Frames {
-        frames: view.watch(options)?,
+        went_back: frames.went_back(),
+        frames,
         filter: FilterFor::of(hub, permit, view),
         stop: Box::pin(hub.stop.clone().cancelled_owned()),
         failed: false,
@@ -254,6 +257,8 @@ impl FilterFor {
 /// The frames of one watch, filtered, until the hub stops.
 struct Frames<S> {
     frames: S,
+    /// Told when the filter has made events of its own, which have resourceVersions from long ago.
+    went_back: Arc<Notify>,
     filter: Option<FilterFor>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     failed: bool,
@@ -264,19 +269,26 @@ impl<S: Stream<Item = Bytes> + Unpin> Frames<S> {
         let Some(filter) = &mut self.filter else {
             return self.frames.poll_next_unpin(context).map(|frame| frame.map(Ok));
         };
-        if let Err(error) = filter.poll_transition(context) {
-            return Poll::Ready(Some(Err(error)));
-        }
         if let Some(event) = filter.events.pop_front() {
             return Poll::Ready(Some(Ok(event)));
         }
-        let Some(frame) = std::task::ready!(self.frames.poll_next_unpin(context)) else {
-            return Poll::Ready(None);
-        };
-        Poll::Ready(Some(match filter.now() {
-            Some(filter) => filter.event(frame).map_err(Into::into),
-            None => Ok(frame),
-        }))
+        match self.frames.poll_next_unpin(context) {
+            Poll::Ready(Some(frame)) => {
+                return Poll::Ready(Some(match filter.now() {
+                    Some(filter) => filter.event(frame).map_err(Into::into),
+                    None => Ok(frame),
+                }));
+            }
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        // The filter's own events show the newest state: whatever the view had for this watcher comes before them.
+        if let Err(error) = filter.poll_transition(context) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let Some(event) = filter.events.pop_front() else { return Poll::Pending };
+        self.went_back.notify_one();
+        Poll::Ready(Some(Ok(event)))
     }
 }
 
