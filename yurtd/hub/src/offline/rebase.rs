@@ -34,7 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_TRIES: u32 = 8;
 /// An object that somebody else is busy with is looked at again after this.
 const BUSY_AGAIN: Duration = Duration::from_millis(500);
-/// For the object's view to catch up, before the API server is asked for it; and for the view to hear of a patch.
+/// For the objects' views to catch up, before the API server is asked for them, in one round; and for a view to hear of
+/// a patch.
 const VIEW_WITHIN: Duration = Duration::from_secs(3);
 /// For an end that is to be taken back while somebody works on its pod.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
@@ -81,7 +82,8 @@ pub(crate) async fn run(
     offline.take_back_ends(&node, true).await;
     let mut state = link.subscribe();
     let mut pending = offline.journal().subscribe();
-    let mut rebase = Rebase { offline, client, link, node, troubles: HashMap::new() };
+    let views_until = Instant::now();
+    let mut rebase = Rebase { offline, client, link, node, troubles: HashMap::new(), views_until };
     loop {
         let due = *state.borrow_and_update() == LinkState::Online && pending.borrow_and_update().objects > 0;
         let mut again_at = None;
@@ -112,12 +114,15 @@ struct Rebase {
     link: Link,
     node: Permit,
     troubles: HashMap<ObjectKey, Trouble>,
+    /// No longer than this are views waited for in this round.
+    views_until: Instant,
 }
 
 impl Rebase {
     /// Every object that is due, once. Returns when the next one is.
     async fn round(&mut self) -> Option<Instant> {
         let objects = self.offline.journal().objects();
+        self.views_until = Instant::now() + VIEW_WITHIN;
         self.troubles.retain(|object, _| objects.binary_search(object).is_ok());
         let mut next: Option<Instant> = None;
         let mut done = 0;
@@ -215,9 +220,10 @@ impl Rebase {
     /// The object as the API server has it: out of a view that follows, or asked for. `None` if it is gone.
     async fn present(&self, object: &ObjectKey, change: &Change) -> Result<Option<Value>, CallError> {
         let views = self.offline.views();
-        let deadline = Instant::now() + VIEW_WITHIN;
         let namespace = object.namespace.as_deref();
-        match views.present(&self.node, &object.resource(), namespace, &object.name, deadline).await {
+        let present =
+            views.present(&self.node, &object.resource(), namespace, &object.name, self.views_until).await;
+        match present {
             Present::Has(body) => {
                 if let Ok(present) = serde_json::from_slice(&body) {
                     return Ok(Some(present));
@@ -338,7 +344,8 @@ mod tests {
 
         // And not the other way round: journal and local version belong together.
         let client = NodeClient::new(upstream);
-        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles: HashMap::new() };
+        let (troubles, views_until) = (HashMap::new(), Instant::now());
+        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles, views_until };
         let claim = offline.journal().claim(&object).await;
         assert!(rebase.object(&object, None).await.is_some(), "it comes again");
         assert!(offline.journal().has(&object) && rebase.troubles.is_empty());
