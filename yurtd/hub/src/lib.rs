@@ -14,6 +14,7 @@ mod clock;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod limits;
 mod link;
 mod node_client;
 mod offline;
@@ -41,14 +42,17 @@ use yurt_node::supervise::Tasks;
 use self::caller::Permit;
 use self::certificate::{CertificateState, InstalledCertificate};
 use self::filter::Filters;
+use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
+use self::offline::events::replay;
 use self::offline::{Offline, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
+use self::serve::metrics::Metrics;
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
 use self::store::{Opened, Store};
@@ -115,11 +119,14 @@ impl Server {
         let offline = Arc::new(offline);
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
+            accounts: Accounts::new(),
+            observed: Observed::default(),
             views,
             upstream,
             link: link.clone(),
             offline: offline.clone(),
             filters: Filters::new(&config.kubelet_version),
+            metrics: Metrics::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
@@ -136,15 +143,23 @@ impl Server {
             stop: stop.clone(),
         };
         tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
+        let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
+        tasks.part("the queue of Events", events);
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
         let overlay = overlay::run(offline.clone(), node_permit.clone(), stop.clone());
         tasks.part("the node's pods in EndpointSlices", overlay);
+        let (writing, lost, end) = (offline.clone(), link.clone(), stop.clone());
+        tasks.part("the writing of remembered answers", async move {
+            writing.keep_written(&lost, &end).await;
+        });
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 
         let tls = Arc::new(server_tls::server_config(serving.clone())?);
+        let mut addresses = Vec::new();
         for socket in sockets.hub {
+            addresses.push(socket.local_addr().context("a hub socket has no address")?.ip());
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
             tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
         }
@@ -153,6 +168,7 @@ impl Server {
             certificate: serving,
             certificate_state,
             node: (node_permit, node.clone()),
+            addresses,
         });
         if let Some(socket) = sockets.health {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;

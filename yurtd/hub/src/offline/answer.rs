@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::view::overlay::Book;
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object};
-use crate::wire::{Encoding, split_list};
+use crate::wire::{Encoding, MAX_PAGE, split_list};
 
 /// Status, a few headers, body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,20 +83,35 @@ impl Answer {
 
     /// An EndpointSlice, or a list of them, with the node's own pods as they are here. What cannot be read, and what is
     /// one page of several, stays as it is.
-    pub(crate) fn showing(self, book: &Book, limit: usize) -> Self {
-        if book.is_empty() {
-            return self;
-        }
-        let encoding = match &*self.content_type {
-            "application/vnd.kubernetes.protobuf" => Encoding::Protobuf,
-            "application/json" => Encoding::Json,
-            _ => return self,
-        };
-        let Some(plain) = self.clone().decompressed("", 16 * limit) else { return self };
-        match shown(encoding, &plain.body, book) {
-            Some(body) => Self { body, ..plain },
+    pub(crate) fn showing(self, book: &Book) -> Self {
+        let edited = || shown(self.encoding()?, &self.plain()?, book);
+        let edited = if book.is_empty() { None } else { edited() };
+        match edited {
+            Some(body) => Self { body, content_encoding: None, ..self },
             None => self,
         }
+    }
+
+    /// resourceVersion of the object that it is, if it is one.
+    pub(crate) fn version(&self) -> Option<u64> {
+        let body = self.plain()?;
+        let (_, item) = decode_object(self.encoding()?, &body).ok()?;
+        Some(item.meta.resource_version)
+    }
+
+    /// resourceVersion of the list that it is, if it is one.
+    pub(crate) fn list_version(&self) -> Option<u64> {
+        let body = self.plain()?;
+        Some(split_list(self.encoding()?, &body).ok()?.resource_version)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        let known = [Encoding::Json, Encoding::Protobuf];
+        known.into_iter().find(|encoding| encoding.content_type() == self.content_type)
+    }
+
+    fn plain(&self) -> Option<Bytes> {
+        self.clone().decompressed("", MAX_PAGE).map(|answer| answer.body)
     }
 
     /// The answer for a client that may not take compressed bodies; `None` when it cannot be decompressed.
@@ -159,6 +174,30 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_knows_how_new_it_is() {
+        let json = |text: &'static str| {
+            Answer::new(StatusCode::OK, "application/json", Bytes::from_static(text.as_bytes()))
+        };
+        let object =
+            json(r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"7"}}"#);
+        assert_eq!((object.version(), object.list_version()), (Some(7), None));
+        let list =
+            json(r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[]}"#);
+        assert_eq!(list.list_version(), Some(9));
+        for other in [json("{}"), Answer { content_type: "text/plain".into(), ..object.clone() }] {
+            assert_eq!((other.version(), other.list_version()), (None, None), "{other:?}");
+        }
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&object.body).unwrap();
+        let packed = Answer {
+            content_encoding: Some("gzip".into()),
+            body: Bytes::from(encoder.finish().unwrap()),
+            ..object
+        };
+        assert_eq!(packed.version(), Some(7));
+    }
+
+    #[test]
     fn a_compressed_answer_is_unpacked_for_those_who_need_it() {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(b"hello").unwrap();
@@ -187,7 +226,7 @@ mod tests {
         };
         let shown = |body: String| {
             let answer = Answer::new(StatusCode::OK, "application/json", body.into());
-            String::from_utf8(answer.showing(&book, 1 << 20).body.to_vec()).unwrap()
+            String::from_utf8(answer.showing(&book).body.to_vec()).unwrap()
         };
         for body in [object, list("")] {
             let shown = shown(body);

@@ -8,14 +8,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
-use super::reflector::Reflector;
+use super::reflector::{Reflector, Refusals};
 use crate::caller::{Credential, Identity, Permit};
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
-use crate::view::View;
 use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
+use crate::view::{Transition, View, Why};
 
 /// The freshest credential that each identity has shown.
 #[derive(Default)]
@@ -90,8 +90,7 @@ impl Followers {
             link: self.link.subscribe(),
             credential,
             rebuild: false,
-            refusals: 0,
-            refused_since: None,
+            refusals: Refusals::default(),
         };
         let stop = self.stop.clone();
         let task = tokio::spawn(async move {
@@ -115,7 +114,7 @@ impl Followers {
             task.abort();
             let _ = task.await;
         }
-        view.sync.send_modify(|state| state.live = false);
+        view.turn(Transition::Lost(Why::Unfollowed));
     }
 
     /// Forgets tasks that have ended by themselves.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::caller::Permit;
 use crate::store::{Durability, StoreError};
 use crate::view::table::ViewTable;
-use crate::view::{Progress, View};
+use crate::view::{Progress, Question, View};
 use crate::wire::object::object_key;
 use crate::wire::{Encoding, Resource};
 
@@ -42,7 +42,7 @@ impl Views {
                 continue;
             }
             let mut sync = view.sync.subscribe();
-            let followed = sync.wait_for(|state| state.live);
+            let followed = sync.wait_for(|sync| sync.state.is_following());
             if matches!(timeout_at(deadline, followed).await, Ok(Ok(_))) {
                 return match view.upstreams(namespace, name) {
                     Ok(Some(body)) => Present::Has(body),
@@ -63,7 +63,7 @@ impl Views {
         deadline: Instant,
     ) {
         for view in self.in_json(permit, resource) {
-            if view.is_live() {
+            if view.state().is_following() {
                 view.wait_for(version, deadline).await;
             }
         }
@@ -76,7 +76,7 @@ impl Views {
 
     fn in_json(&self, permit: &Permit, resource: &Resource) -> Vec<Arc<View>> {
         let mut views = self.inner.catalogue.showing(permit, resource);
-        views.retain(|view| view.is_complete() && view.spec.encoding() == Encoding::Json);
+        views.retain(|view| view.may_answer(Question::Any) && view.spec.encoding() == Encoding::Json);
         views
     }
 

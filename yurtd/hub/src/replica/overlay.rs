@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use super::Views;
 use crate::store::{Durability, StoreError};
-use crate::view::View;
 use crate::view::overlay::{Book, Overlay};
 use crate::view::record::ViewId;
 use crate::view::table::ViewTable;
+use crate::view::{Question, View};
 use crate::wire::endpoint_slice::{is_slice, publishes_not_ready};
 use crate::wire::object::meta;
 
@@ -59,7 +59,7 @@ impl Views {
         let mut views = self.inner.catalogue.all();
         views.retain(|view| {
             let resource = view.spec.resource();
-            resource.group.is_empty() && resource.plural == "services" && view.is_complete()
+            resource.group.is_empty() && resource.plural == "services" && view.may_answer(Question::Any)
         });
         let mut seen: Vec<_> = views.iter().map(|view| (view.id, view.progress.borrow().sequence)).collect();
         seen.sort_unstable();

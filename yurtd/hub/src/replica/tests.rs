@@ -25,7 +25,9 @@ use crate::clock::now;
 use crate::link::Link;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, UpstreamConfig};
-use crate::view::{Lookup, Since, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream};
+use crate::view::{
+    Lookup, Question, Since, State, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream, Why,
+};
 use crate::wire::frame::decode_event;
 use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource, split_list};
 use yurt_fakes::api_server::{self, FakeApi, Kind};

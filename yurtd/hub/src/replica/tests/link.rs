@@ -17,7 +17,7 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
     caught_up(&view, bookmark).await;
     api.cut();
     hub.reaches(LinkState::Offline).await;
-    assert!(!view.is_live());
+    assert!(!view.is_followed());
     let offline = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
     assert_eq!(listed_version(&offline), bookmark);
     let changed = api.put_data("pods", "n", "a", "x", "2");
@@ -170,4 +170,25 @@ async fn a_restored_backup_ends_watches_and_is_listed_anew() {
     assert!(watch.stream.next().await.is_none());
     assert_eq!(view.resource_version(), api.version());
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}
+
+#[tokio::test]
+async fn a_backup_restored_with_a_bumped_revision_is_shown_as_it_is() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let old = api.put_data("pods", "n", "changed", "x", "old");
+    api.put_data("pods", "n", "gone", "x", "1");
+    let backup = api.backup();
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let changed = api.put_data("pods", "n", "changed", "x", "new");
+    api.delete("/api/v1/namespaces/n/pods/gone");
+    caught_up(&view, api.version()).await;
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    // The watch that is resumed is answered with 410; the list has a newer version, its objects have older ones.
+    api.restore_from(backup, 1_000_000);
+    caught_up(&view, api.version()).await;
+    assert!(old.version < changed.version);
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    assert!(watch.stream.next().await.is_none());
 }
