@@ -309,6 +309,56 @@ mod tests {
         assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
     }
 
+    /// kubelet's word on the pod, without a link.
+    async fn patch(offline: &Offline, node: &Permit, phase: &str) {
+        let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
+            .header("content-type", "application/merge-patch+json")
+            .body(());
+        let parts = request.unwrap().into_parts().0;
+        let body = Bytes::from(format!("{{\"status\":{{\"phase\":{phase:?}}}}}"));
+        let info = RequestInfo::of(&parts);
+        offline.answer(node, &info, Row::PatchStatus, &parts, Some(&body)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_from_an_earlier_boot_is_taken_back_before_anybody_hears_of_it() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let pod = "/api/v1/namespaces/n/pods/p";
+        api.put(
+            pod,
+            serde_json::json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"},
+                "spec": {"containers": [], "restartPolicy": "Always"}, "status": {"phase": "Running"}}),
+        );
+        let stop = CancellationToken::new();
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
+        let view = views.open(&node, &pods).await.unwrap();
+        let boot = async |boot| Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", boot).await;
+        let shows = |phase: &str| {
+            let body = view.list().unwrap().body;
+            String::from_utf8_lossy(&body).contains(phase)
+        };
+        patch(&boot("b-1").await, &node, "Failed").await;
+        // The hub alone has started again: kubelet goes on, and what it says is final.
+        let same = boot("b-1").await;
+        same.take_back_ends(&node, true).await;
+        assert!(same.journal().objects().len() == 1 && shows("Failed"));
+        // The node has. There is a link, and nothing is left to be told.
+        let offline = Arc::new(boot("b-2").await);
+        let replay = run(offline.clone(), NodeClient::new(upstream), link, node, stop.clone());
+        let replay = tokio::spawn(replay);
+        let mut pending = offline.journal().subscribe();
+        let settled = pending.wait_for(|pending| pending.objects == 0);
+        tokio::time::timeout(Duration::from_secs(5), settled).await.expect("in time").unwrap();
+        assert!(shows("Running") && !shows("Failed"));
+        stop.cancel();
+        replay.await.unwrap();
+        assert_eq!(api.writes(), 0);
+    }
+
     #[tokio::test]
     async fn an_offline_patch_and_the_replay_never_meet() {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
@@ -326,20 +376,12 @@ mod tests {
         let claim = offline.journal().claim(&object).await;
         let patching = tokio::spawn({
             let (offline, node) = (offline.clone(), node.clone());
-            async move {
-                let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
-                    .header("content-type", "application/merge-patch+json")
-                    .body(());
-                let parts = request.unwrap().into_parts().0;
-                let body = Bytes::from_static(b"{\"status\":{\"phase\":\"Running\"}}");
-                let info = RequestInfo::of(&parts);
-                offline.answer(&node, &info, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
-            }
+            async move { patch(&offline, &node, "Running").await }
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!patching.is_finished() && !offline.journal().has(&object), "not while it is replayed");
         drop(claim);
-        patching.await.unwrap().unwrap();
+        patching.await.unwrap();
         assert!(offline.journal().has(&object));
 
         // And not the other way round: journal and local version belong together.
