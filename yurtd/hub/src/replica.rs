@@ -19,10 +19,13 @@ mod kept;
 mod local;
 mod needs;
 mod open;
+mod overlay;
 mod reflector;
 mod step;
 mod views;
 
+pub(crate) use local::Present;
+pub(crate) use overlay::Publishing;
 use step::Start;
 pub(crate) use views::Views;
 

@@ -10,12 +10,14 @@ pub(crate) mod catalogue;
 mod feed;
 mod list;
 mod lookup;
+pub(crate) mod overlay;
 pub(crate) mod record;
 pub(crate) mod spec;
 pub(crate) mod state;
 mod stream;
 pub(crate) mod table;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -239,6 +241,31 @@ impl View {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Found>, StoreError> {
+        self.object(namespace, name, feed::body)
+    }
+
+    /// The same as upstream has it, without what lies over it here.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn upstreams(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let found =
+            self.object(namespace, name, |reader, _, key, object| object.open(reader.sealer(), key))?;
+        Ok(found.map(|found| found.body))
+    }
+
+    fn object(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        body: impl for<'a> FnOnce(
+            &Reader<'a>,
+            &ViewRecord,
+            &[u8],
+            &ObjectRecord<'a>,
+        ) -> Result<Cow<'a, [u8]>, StoreError>,
+    ) -> Result<Option<Found>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
@@ -247,7 +274,7 @@ impl View {
             };
             let object = ObjectRecord::decode(value)?;
             let local = record.locals > 0 && reader.get(Table::Locals, &key)?.is_some();
-            let body = feed::body(reader, &record, &key, &object)?;
+            let body = body(reader, &record, &key, &object)?;
             let body = crate::wire::object::encode_object(self.spec.encoding(), kind, &body);
             Ok(Some(Found { body, version: object.version, local }))
         })
@@ -325,6 +352,11 @@ impl View {
     /// Whether the API server's last word on it was a 403.
     pub(crate) fn is_refused(&self) -> bool {
         self.state().is_refused()
+    }
+
+    /// Whether a client watches it right now.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
     }
 
     /// Whether something of it may be stored, told to anybody or not.

@@ -14,6 +14,7 @@ use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
 use crate::view::{Transition, View, Why};
 
@@ -50,6 +51,7 @@ impl Credentials {
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
     store: Store,
+    overlay: Overlay,
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
@@ -61,6 +63,7 @@ pub(super) struct Followers {
 impl Followers {
     pub(super) fn new(
         store: Store,
+        overlay: Overlay,
         upstream: &Upstream,
         link: &Link,
         stop: CancellationToken,
@@ -68,6 +71,7 @@ impl Followers {
     ) -> Self {
         Self {
             store,
+            overlay,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
@@ -91,6 +95,7 @@ impl Followers {
         let reflector = Reflector {
             view: Arc::clone(view),
             store: self.store.clone(),
+            overlay: self.overlay.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,
