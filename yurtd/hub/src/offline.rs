@@ -47,7 +47,8 @@ use yurt_node::link::LinkState;
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
 
-use crate::caller::Permit;
+use crate::caller::{Permit, rights_last};
+use crate::clock;
 use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -493,14 +494,22 @@ impl Offline {
         parts: &Parts,
     ) -> Result<Option<Answer>, OfflineError> {
         let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
-        let answer = memory.recall(&key(owner, info, parts))?;
+        let mut answer = memory.recall(&key(owner, info, parts))?;
+        if let (Owner::Other(_), Some(target)) = (owner, info.resource()) {
+            // Nobody has followed since whether the identity may still read this.
+            let (today, is_secret) = (clock::today(), target.resource.is_secret());
+            answer =
+                answer.filter(|answer| rights_last(answer.confirmed.unwrap_or_default(), today, is_secret));
+        }
         Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
     }
 }
 
 fn key(owner: Owner<'_>, info: &RequestInfo, parts: &Parts) -> Key {
     let query = info.query.canonical(&IGNORED_PARAMETERS);
-    Key::new(owner, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
+    let subject =
+        info.resource().map(|target| format!("{}/{}", target.resource.group, target.resource.plural));
+    Key::new(owner, &subject.unwrap_or_default(), parts.uri.path(), &query, header(&parts.headers, ACCEPT))
 }
 
 fn parse_token_request(

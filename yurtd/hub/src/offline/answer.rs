@@ -5,6 +5,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::today;
 use crate::view::overlay::Book;
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object};
@@ -21,6 +22,8 @@ pub(crate) struct Answer {
     pub(crate) content_encoding: Option<String>,
     /// `ETag`, if upstream gave one.
     pub(crate) etag: Option<String>,
+    /// The day, since 1970, on which the API server gave it. Once a day an answer that has not changed is written again.
+    pub(crate) confirmed: Option<u64>,
     /// The body.
     pub(crate) body: Bytes,
 }
@@ -34,12 +37,15 @@ struct Head {
     content_encoding: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confirmed: Option<u64>,
 }
 
 impl Answer {
     /// An answer with a body in one encoding.
     pub(crate) fn new(code: StatusCode, content_type: &str, body: Bytes) -> Self {
-        Self { code, content_type: content_type.to_owned(), content_encoding: None, etag: None, body }
+        let content_type = content_type.to_owned();
+        Self { code, content_type, content_encoding: None, etag: None, confirmed: None, body }
     }
 
     /// Upstream's answer, 200; `None` when it does not say what it is.
@@ -50,6 +56,7 @@ impl Answer {
             content_type: text(CONTENT_TYPE)?,
             content_encoding: text(CONTENT_ENCODING).filter(|encoding| encoding != "identity"),
             etag: text(ETAG),
+            confirmed: Some(today()),
             body,
         })
     }
@@ -60,6 +67,7 @@ impl Answer {
             content_type: self.content_type.clone(),
             content_encoding: self.content_encoding.clone(),
             etag: self.etag.clone(),
+            confirmed: self.confirmed,
         };
         // Strings alone: this cannot fail, and an empty head is refused when it is read.
         let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
@@ -77,6 +85,7 @@ impl Answer {
             content_type: head.content_type,
             content_encoding: head.content_encoding,
             etag: head.etag,
+            confirmed: head.confirmed,
             body: Bytes::copy_from_slice(&bytes[end + 1..]),
         })
     }
@@ -162,6 +171,7 @@ mod tests {
     fn answer() -> Answer {
         Answer {
             etag: Some("\"x\"".into()),
+            confirmed: Some(20_000),
             ..Answer::new(StatusCode::OK, "application/json", Bytes::from_static(b"{}\n\n\0"))
         }
     }

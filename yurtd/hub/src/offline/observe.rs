@@ -127,6 +127,9 @@ impl Subject {
 
     /// Views that are not followed learn that there is something newer.
     async fn heard(&self, views: &Views, answer: &Answer) {
+        if !views.stands_still(&self.permit, &self.resource) {
+            return;
+        }
         let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
         if let Some(version) = version {
             views.heard(&self.permit, &self.resource, version).await;
@@ -164,11 +167,18 @@ impl Observer {
             && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
     }
 
-    /// Forgets the earlier answer.
-    pub(crate) async fn forget(self) {
-        if let What::Answer(key, ..) = &self.what
-            && let Err(error) = self.offline.answers.forget(key).await
-        {
+    /// Forgets the earlier answer, that was refuted with `code`. Who is refused one object of a resource may have lost the
+    /// right to all of them: what is remembered of them goes, and comes back with the next GET. Not for kubelet, which is
+    /// refused what no pod of its node refers to any more.
+    pub(crate) async fn forget(self, code: StatusCode) {
+        let What::Answer(key, _, subject) = &self.what else { return };
+        let answers = &self.offline.answers;
+        let forgotten = if code == StatusCode::FORBIDDEN && !subject.permit.is_node() {
+            answers.forget_subject(key).await
+        } else {
+            answers.forget(key).await
+        };
+        if let Err(error) = forgotten {
             tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
         }
     }

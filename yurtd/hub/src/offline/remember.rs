@@ -1,8 +1,9 @@
 //! Answers of the API server kept for the time without a link: GETs of single objects and lists that no view
 //! covers, and discovery.
 //!
-//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), path, canonical
-//! query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is kubelet's alone,
+//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
+//! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is
+//! kubelet's alone,
 //! and nobody else has more than a quarter: a client that asks for ten thousand different things forgets its own answers
 //! and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
 //! When an answer was seen last is known in memory alone; after a restart all are equally old.
@@ -124,8 +125,10 @@ impl<'i> Owner<'i> {
 
 /// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
 const OWNER: usize = 9;
-/// The whole key: the owner, a digest of everything.
-const KEY: usize = OWNER + 32;
+/// The owner, and a digest of what the answer is about.
+const SUBJECT: usize = OWNER + 8;
+/// The whole key: these, a digest of everything.
+const KEY: usize = SUBJECT + 32;
 const OTHER: u8 = 1;
 
 /// Under which key an answer is kept.
@@ -133,11 +136,18 @@ const OTHER: u8 = 1;
 pub(crate) struct Key(Vec<u8>);
 
 impl Key {
-    /// The answer's key.
-    pub(crate) fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
+    /// The answer's key. `subject`: the resource, `group/plural`.
+    pub(crate) fn new(
+        owner: Owner<'_>,
+        subject: &str,
+        path: &str,
+        canonical_query: &str,
+        accept: &str,
+    ) -> Self {
         let text = [owner.parts().1, path, canonical_query, accept].join("\0");
         // LMDB keys are short; digests keep them so, and distinct.
         let mut key = owner.prefix().to_vec();
+        key.extend_from_slice(&Sha256::digest(subject.as_bytes())[..SUBJECT - OWNER]);
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
     }
@@ -151,8 +161,10 @@ impl Remembered {
             tracing::error!(%error, ?bucket, "remembered answers cannot be read");
             Vec::new()
         });
-        // Keys of another length are an older release's, and nobody will ask for them.
-        for (key, size) in found.into_iter().filter(|(key, _)| key.len() == KEY) {
+        // Keys of another length are an older release's, and nobody will ask for them: they go with the next writing.
+        let (found, old): (Vec<_>, Vec<_>) = found.into_iter().partition(|(key, _)| key.len() == KEY);
+        index.removed.extend(old.into_iter().map(|(key, _)| key));
+        for (key, size) in found {
             index.clock += 1;
             index.total += size;
             let (seen, keep) = (index.clock, Keep::Stored);
@@ -214,6 +226,28 @@ impl Remembered {
         }
         self.store.delete(self.bucket, std::slice::from_ref(&key.0)).await?;
         self.lock().removed.remove(&key.0);
+        Ok(())
+    }
+
+    /// Forgets every answer of the owner about the same subject.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; they are then removed with the next writing, and told to nobody before.
+    pub(crate) async fn forget_subject(&self, key: &Key) -> Result<(), StoreError> {
+        let stored: Vec<Vec<u8>> = {
+            let mut index = self.lock();
+            let subject = &key.0[..SUBJECT];
+            let keys: Vec<_> = index.entries.keys().filter(|key| key.starts_with(subject)).cloned().collect();
+            keys.iter().for_each(|key| index.remove(key));
+            keys.into_iter().filter(|key| index.removed.contains(key)).collect()
+        };
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.store.delete(self.bucket, &stored).await?;
+        let mut index = self.lock();
+        stored.iter().for_each(|key| drop(index.removed.remove(key)));
         Ok(())
     }
 
@@ -449,7 +483,7 @@ mod tests {
     use super::*;
 
     fn key(owner: Owner<'_>, path: &str) -> Vec<u8> {
-        Key::new(owner, path, "", "").0
+        Key::new(owner, "", path, "", "").0
     }
 
     impl Index {
@@ -539,7 +573,7 @@ mod tests {
     }
 
     fn of_node(path: &str) -> Key {
-        Key::new(Owner::Node("system:node:edge"), path, "", "")
+        Key::new(Owner::Node("system:node:edge"), "", path, "", "")
     }
 
     fn memory(dir: &std::path::Path, bounds: Bounds) -> (Store, Remembered) {
@@ -664,11 +698,35 @@ mod tests {
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
     }
 
+    #[tokio::test]
+    async fn answers_about_one_resource_are_forgotten_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let bounds = Bounds { answer: 100, total: 1000, count: 40 };
+        let key = |owner: &'static str, subject: &str, path: &str| {
+            Key::new(Owner::Other(owner), subject, path, "", "")
+        };
+        let answer = Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(b"{}"));
+        let (one, two) = (key("a", "/secrets", "/1"), key("a", "/secrets", "/2"));
+        let others = [key("a", "/configmaps", "/3"), key("b", "/secrets", "/1")];
+        let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
+        memory.remember(&one, &answer, Keep::Stored, &[]);
+        memory.write_back().await.unwrap();
+        memory.remember(&two, &answer, Keep::Stored, &[]);
+        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored, &[]));
+        memory.forget_subject(&key("a", "/secrets", "/never asked for")).await.unwrap();
+        memory.write_back().await.unwrap();
+        for memory in [memory, Remembered::open(store, Bucket::Answers, bounds)] {
+            assert_eq!([&one, &two].map(|key| memory.recall(key).unwrap()), [None, None]);
+            assert!(others.iter().all(|key| memory.recall(key).unwrap().is_some()));
+        }
+    }
+
     #[test]
     fn keys_of_two_identities_never_meet() {
         let (node, other) = (Owner::Node("a"), Owner::Other("a"));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(Owner::Everybody, "a/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(other, "/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "x=1", "j"), Key::new(node, "/b", "x=1", "p"));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(Owner::Everybody, "", "a/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(other, "", "/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "x=1", "j"), Key::new(node, "", "/b", "x=1", "p"));
     }
 }

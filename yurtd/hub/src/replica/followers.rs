@@ -85,11 +85,12 @@ impl Followers {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run.
+    /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run. Never that of a
+    /// view that has [ended](Self::end) for good: it would write a record that is nobody's.
     pub(super) fn start(&self, permit: &Permit, view: &Arc<View>, start: Start) {
         let credential = self.credentials.show(permit);
         let mut tasks = self.lock();
-        if tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
+        if view.is_gone() || tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
             return;
         }
         let reflector = Reflector {
@@ -130,9 +131,14 @@ impl Followers {
         self.lock().get(&view).is_some_and(|task| !task.is_finished())
     }
 
-    /// Ends the view's reflector: whatever it was about to write comes before what follows.
+    /// Ends the reflector of a view that is in the catalogue no more: whatever it was about to write comes before what
+    /// follows.
     pub(super) async fn end(&self, view: &View) {
-        let task = self.lock().remove(&view.id);
+        let task = {
+            let mut tasks = self.lock();
+            view.set_gone();
+            tasks.remove(&view.id)
+        };
         if let Some(task) = task {
             task.abort();
             let _ = task.await;

@@ -210,6 +210,12 @@ impl Views {
         }
     }
 
+    /// Whether [`Self::heard`] has anything to do for this resource.
+    pub(crate) fn stands_still(&self, permit: &Permit, resource: &Resource) -> bool {
+        let views = self.inner.catalogue.showing(permit, resource);
+        views.iter().any(|view| matches!(view.state(), State::Behind { .. }))
+    }
+
     /// Whether a view of the identity that is followed has this object, or would have it: then nothing else has to
     /// remember it.
     pub(crate) fn follows(

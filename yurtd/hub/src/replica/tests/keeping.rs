@@ -144,3 +144,57 @@ async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
     }
     assert_eq!(count(&node()), 5);
 }
+
+#[tokio::test]
+async fn a_view_that_was_removed_is_not_started_by_who_still_has_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let selected = spec("pods", "app=x", "", Encoding::Json);
+    // It stands still, as after a restart.
+    hub.views.open(&service_account("t"), &selected).await.unwrap();
+    let remains = hub.remains(dir.path());
+    drop(hub);
+    let hub = Hub::start(&api, remains.path()).await;
+    let view = hub.views.find(&service_account("t"), &selected, Question::Any).unwrap();
+    hub.views.forget_at(60, now() + 3600).await.unwrap();
+    hub.views.resume(&service_account("t"), &view);
+    assert!(!hub.views.inner.followers.is_running(view.id));
+    // Another one is made for who asks.
+    let other = hub.views.open(&service_account("t"), &selected).await.unwrap();
+    assert_ne!(other.id, view.id);
+    let mut stored = Vec::new();
+    hub.store
+        .read(|reader| {
+            reader.scan(Table::Views, &[], None, |key, _| {
+                stored.push(key.to_vec());
+                Ok(true)
+            })
+        })
+        .unwrap();
+    assert_eq!(stored, [other.id.prefix()]);
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_makes_no_view_unused() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let pods = spec("pods", "", "", Encoding::Json);
+    let view = hub.views.open(&service_account("t"), &pods).await.unwrap();
+    view.used_at(crate::clock::steady() - 100);
+    hub.views.save().await.unwrap();
+    let record = hub
+        .store
+        .read(|reader| {
+            crate::view::record::ViewRecord::decode(reader.get(Table::Views, &view.id.prefix())?.unwrap())
+        })
+        .unwrap();
+    // A process that finds it while the clock is years behind takes it for used just now.
+    let found = |used: u64| {
+        let record = crate::view::record::ViewRecord { used, ..record.clone() };
+        View::new(view.id, view.identity.clone(), pods.clone(), hub.store.read_only(), Some(&record)).idle()
+    };
+    assert_eq!(found(now() + 50 * 365 * 24 * 3600), 0);
+    assert!((99..=102).contains(&found(now() - 100)), "{}", found(now() - 100));
+    assert!((99..=102).contains(&view.idle()));
+    assert!(now() - view.used() >= 99);
+}

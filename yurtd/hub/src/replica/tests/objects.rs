@@ -174,3 +174,25 @@ async fn services_that_publish_what_is_not_ready_are_known_from_any_view() {
     hub.views.open(&service_account("t"), &spec("services", "", "", Encoding::Json)).await.unwrap();
     assert_eq!(*hub.views.publishing(&mut known), HashSet::from([("n".to_owned(), "open".to_owned())]));
 }
+async fn a_right_that_nobody_has_asked_about_for_long_is_not_believed_without_the_api_server() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("secrets", "n", "s", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let secrets = spec("secrets", "", "", Encoding::Json);
+    let resource = Resource::new("", "v1", "secrets");
+    for (permit, why, told) in [
+        (service_account("t"), Why::Unfollowed, false),
+        (service_account("t"), Why::Disconnected, true),
+        (node(), Why::Unfollowed, true),
+    ] {
+        let view = hub.views.open(&permit, &secrets).await.unwrap();
+        let state = State::Behind { since: now() - 9 * 24 * 3600, why, heard: 0 };
+        view.sync.send_modify(|sync| sync.state = state);
+        assert_eq!(hub.views.find(&permit, &secrets, Question::AsLastKnown).is_some(), told, "{why:?}");
+        let found = hub.views.lookup(&permit, &resource, Some("n"), "s", &ENCODINGS);
+        assert_eq!(matches!(found, Lookup::Found { .. }), told, "{found:?}");
+        let absent = hub.views.lookup(&permit, &resource, Some("n"), "absent", &ENCODINGS);
+        assert_eq!(matches!(absent, Lookup::ProvenAbsent { .. }), told, "{absent:?}");
+        view.sync.send_modify(|sync| sync.state = State::Following { seen: now() });
+    }
+}
