@@ -10,12 +10,14 @@ pub(crate) mod catalogue;
 mod feed;
 mod list;
 mod lookup;
+pub(crate) mod overlay;
 pub(crate) mod record;
 pub(crate) mod spec;
 pub(crate) mod state;
 mod stream;
 pub(crate) mod table;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -173,7 +175,8 @@ pub(crate) struct View {
     warm_until: AtomicU64,
     /// It is in the catalogue no more, and what is stored of it goes.
     gone: AtomicBool,
-    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`).
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`), or one of them does
+    /// when it starts (`replica::accounts`).
     kept: AtomicBool,
 }
 
@@ -246,6 +249,31 @@ impl View {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Found>, StoreError> {
+        self.object(namespace, name, feed::body)
+    }
+
+    /// The same as upstream has it, without what lies over it here.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn upstreams(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let found =
+            self.object(namespace, name, |reader, _, key, object| object.open(reader.sealer(), key))?;
+        Ok(found.map(|found| found.body))
+    }
+
+    fn object(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        body: impl for<'a> FnOnce(
+            &Reader<'a>,
+            &ViewRecord,
+            &[u8],
+            &ObjectRecord<'a>,
+        ) -> Result<Cow<'a, [u8]>, StoreError>,
+    ) -> Result<Option<Found>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
@@ -254,7 +282,7 @@ impl View {
             };
             let object = ObjectRecord::decode(value)?;
             let local = record.locals > 0 && reader.get(Table::Locals, &key)?.is_some();
-            let body = feed::body(reader, &record, &key, &object)?;
+            let body = body(reader, &record, &key, &object)?;
             let body = crate::wire::object::encode_object(self.spec.encoding(), kind, &body);
             Ok(Some(Found { body, version: object.version, local }))
         })
@@ -272,6 +300,22 @@ impl View {
                 Ok(true)
             })?;
             Ok(record.sequence)
+        })
+    }
+
+    /// How many bytes its objects take in the store; more than `limit` are not counted on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn stored_bytes(&self, limit: u64) -> Result<u64, StoreError> {
+        self.read(|reader| {
+            let mut bytes = 0_u64;
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                bytes = bytes.saturating_add((key.len() + value.len()) as u64);
+                Ok(bytes <= limit)
+            })?;
+            Ok(bytes)
         })
     }
 
@@ -330,6 +374,11 @@ impl View {
         self.state().is_refused()
     }
 
+    /// Whether a client watches it right now.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether something of it may be stored, told to anybody or not.
     pub(crate) fn is_stored(&self) -> bool {
         self.state() != State::Empty
@@ -365,7 +414,7 @@ impl View {
         self.warm_until.fetch_max(steady() + seconds, Ordering::Relaxed);
     }
 
-    /// Whether kubelet needs the view.
+    /// Whether the node needs the view, used or not.
     pub(crate) fn set_kept(&self, kept: bool) {
         self.kept.store(kept, Ordering::Relaxed);
     }

@@ -2,9 +2,11 @@
 //! covers, and discovery.
 //!
 //! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
-//! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is kubelet's alone,
+//! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is
+//! kubelet's alone,
 //! and nobody else has more than a quarter: a client that asks for ten thousand different things forgets its own answers
-//! and nobody else's. When an answer was seen last is known in memory alone; after a restart all are equally old.
+//! and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
+//! When an answer was seen last is known in memory alone; after a restart all are equally old.
 //!
 //! # Writing
 //!
@@ -103,6 +105,22 @@ impl<'i> Owner<'i> {
         let identity = permit.identity().as_str();
         if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
     }
+
+    fn parts(self) -> (u8, &'i str) {
+        match self {
+            Self::Node(identity) => (0, identity),
+            Self::Other(identity) => (OTHER, identity),
+            Self::Everybody => (2, ""),
+        }
+    }
+
+    /// What its keys begin with.
+    fn prefix(self) -> [u8; OWNER] {
+        let (kind, identity) = self.parts();
+        let mut prefix = [kind; OWNER];
+        prefix[1..].copy_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        prefix
+    }
 }
 
 /// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
@@ -126,15 +144,9 @@ impl Key {
         canonical_query: &str,
         accept: &str,
     ) -> Self {
-        let (kind, identity) = match owner {
-            Owner::Node(identity) => (0, identity),
-            Owner::Other(identity) => (OTHER, identity),
-            Owner::Everybody => (2, ""),
-        };
-        let text = [identity, path, canonical_query, accept].join("\0");
+        let text = [owner.parts().1, path, canonical_query, accept].join("\0");
         // LMDB keys are short; digests keep them so, and distinct.
-        let mut key = vec![kind];
-        key.extend_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        let mut key = owner.prefix().to_vec();
         key.extend_from_slice(&Sha256::digest(subject.as_bytes())[..SUBJECT - OWNER]);
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
@@ -172,8 +184,8 @@ impl Remembered {
         self.bounds.answer
     }
 
-    /// Keeps an answer, in memory at first.
-    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep) {
+    /// Keeps an answer, in memory at first. Those of owners that `stay` go after all others.
+    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep, stay: &[Owner<'_>]) {
         if answer.body.len() > self.bounds.answer {
             return;
         }
@@ -191,7 +203,7 @@ impl Remembered {
             return index.see(&key.0);
         }
         index.insert(key.0.clone(), value, digest, keep);
-        index.evict(&self.bounds);
+        index.evict(&self.bounds, &stay.iter().map(|owner| owner.prefix()).collect());
         if index.unwritten > UNWRITTEN / 2 {
             self.full.notify_one();
         }
@@ -403,10 +415,10 @@ impl Index {
     }
 
     /// Takes out what was seen longest ago until the bounds hold; never the newest.
-    fn evict(&mut self, bounds: &Bounds) -> Vec<Vec<u8>> {
+    fn evict(&mut self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Vec<Vec<u8>> {
         let mut evicted = Vec::new();
         while self.entries.len() > 1 {
-            let Some(key) = self.victim(bounds) else { break };
+            let Some(key) = self.victim(bounds, stay) else { break };
             self.remove(&key);
             evicted.push(key);
         }
@@ -414,7 +426,7 @@ impl Index {
     }
 
     /// What has to go next: of the owner with more than its share, or else of those without a claim to theirs.
-    fn victim(&self, bounds: &Bounds) -> Option<Vec<u8>> {
+    fn victim(&self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Option<Vec<u8>> {
         let newest = self.entries.iter().max_by_key(|(_, entry)| entry.seen)?.0;
         let quarter = Usage { count: bounds.count.div_ceil(4), size: bounds.total / 4 };
         let whole = Usage { count: bounds.count, size: bounds.total };
@@ -440,7 +452,7 @@ impl Index {
         self.entries
             .iter()
             .filter(|(key, _)| *key != newest && may_go(key))
-            .min_by_key(|(_, entry)| entry.seen)
+            .min_by_key(|(key, entry)| (stay.contains(&key[..OWNER]), entry.seen))
             .map(|(key, _)| key.clone())
     }
 }
@@ -498,13 +510,13 @@ mod tests {
         assert!(index.keep(node("1"), &[1; 100]));
         assert!(index.keep(node("2"), &[2; 100]));
         assert!(!index.keep(node("1"), &[1; 100]), "unchanged, but seen again");
-        assert!(index.evict(&bounds).is_empty());
+        assert!(index.evict(&bounds, &HashSet::new()).is_empty());
         assert!(index.keep(node("3"), &[3; 90]));
-        assert_eq!(index.evict(&bounds), [node("2")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("2")]);
         assert_eq!(index.total, 190);
         index.see(&node("1"));
         assert!(index.keep(node("4"), &[4; 100]));
-        assert_eq!(index.evict(&bounds), [node("3")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("3")]);
     }
 
     #[test]
@@ -514,7 +526,7 @@ mod tests {
         let insert = |index: &mut Index, owner: Owner<'_>, count: usize| {
             for number in 0..count {
                 index.keep(key(owner, &number.to_string()), b"x");
-                index.evict(&bounds);
+                index.evict(&bounds, &HashSet::new());
             }
             let of = key(owner, "");
             index.entries.keys().filter(|key| key[..OWNER] == of[..OWNER]).count()
@@ -529,6 +541,29 @@ mod tests {
         let others = index_of_others(&index);
         assert_eq!(insert(&mut index, node, 1000), 40 - index_of_others(&index));
         assert!(index_of_others(&index) <= others);
+    }
+
+    #[test]
+    fn answers_of_those_who_have_a_pod_on_the_node_go_last() {
+        let bounds = Bounds { answer: 10, total: 10_000, count: 8 };
+        let mut index = Index::default();
+        let (agent, passer_by) = (Owner::Other("agent"), Owner::Other("passer-by"));
+        let stay = [agent.prefix()].into();
+        index.keep(key(agent, "own pod"), b"x");
+        for number in 0..20 {
+            for other in [passer_by, Owner::Other("second"), Owner::Other("third")] {
+                index.keep(key(other, &number.to_string()), b"x");
+                index.evict(&bounds, &stay);
+            }
+        }
+        assert!(index.entries.contains_key(&key(agent, "own pod")));
+        assert!(index.entries.len() <= 8);
+        // Its own newer ones drive it out all the same: a share is a share.
+        for number in 0..3 {
+            index.keep(key(agent, &number.to_string()), b"x");
+            index.evict(&bounds, &stay);
+        }
+        assert!(!index.entries.contains_key(&key(agent, "own pod")));
     }
 
     fn index_of_others(index: &Index) -> usize {
@@ -554,7 +589,7 @@ mod tests {
         let bounds = Bounds { answer: 100, total: 1000, count: 2 };
         let (store, memory) = memory(dir.path(), bounds);
         let keep = |memory: &Remembered, path: &str, text: &str| {
-            memory.remember(&of_node(path), &json(text), Keep::Stored);
+            memory.remember(&of_node(path), &json(text), Keep::Stored, &[]);
         };
         keep(&memory, "/a", "1");
         assert_eq!(memory.recall(&of_node("/a")).unwrap(), Some(json("1")), "not written yet");
@@ -588,9 +623,14 @@ mod tests {
         let hour = async |metrics: bool| {
             let before = store.stats().syncs;
             for second in (0..3600).step_by(2) {
-                memory.remember(&of_node("/lease"), &json(&format!("{second}{metrics}")), Keep::InMemory);
+                memory.remember(
+                    &of_node("/lease"),
+                    &json(&format!("{second}{metrics}")),
+                    Keep::InMemory,
+                    &[],
+                );
                 if metrics && second % 15 == 0 {
-                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored);
+                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored, &[]);
                 }
                 tokio::time::advance(Duration::from_secs(2)).await;
                 if memory.due().now_or_never().is_some() {
@@ -623,7 +663,7 @@ mod tests {
             let (_, writing) = tokio::join!(
                 async {
                     for number in 0..200 {
-                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored);
+                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored, &[]);
                         assert!(memory.lock().unwritten <= UNWRITTEN);
                         tokio::task::yield_now().await;
                     }
@@ -648,10 +688,10 @@ mod tests {
         let bounds = Bounds { answer: 3 << 20, total: 30 << 20, count: 100 };
         let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
         let memory = Remembered::open(store, Bucket::Answers, bounds);
-        memory.remember(&of_node("/small"), &json("1"), Keep::Stored);
+        memory.remember(&of_node("/small"), &json("1"), Keep::Stored, &[]);
         memory.write_back().await.unwrap();
-        memory.remember(&of_node("/small"), &json("2"), Keep::Stored);
-        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored);
+        memory.remember(&of_node("/small"), &json("2"), Keep::Stored, &[]);
+        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored, &[]);
         assert!(matches!(memory.write_back().await, Err(StoreError::Full(_))));
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
         memory.forget(&of_node("/large")).await.unwrap();
@@ -672,10 +712,10 @@ mod tests {
         let (one, two) = (key("a", "/secrets", "/1"), key("a", "/secrets", "/2"));
         let others = [key("a", "/configmaps", "/3"), key("b", "/secrets", "/1")];
         let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
-        memory.remember(&one, &answer, Keep::Stored);
+        memory.remember(&one, &answer, Keep::Stored, &[]);
         memory.write_back().await.unwrap();
-        memory.remember(&two, &answer, Keep::Stored);
-        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored));
+        memory.remember(&two, &answer, Keep::Stored, &[]);
+        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored, &[]));
         memory.forget_subject(&key("a", "/secrets", "/never asked for")).await.unwrap();
         memory.write_back().await.unwrap();
         for memory in [memory, Remembered::open(store, Bucket::Answers, bounds)] {

@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::reflector::{Reflector, Refusals};
-use crate::caller::{Credential, Identity, Permit};
+use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
 use crate::view::{Transition, View, Why};
 
@@ -39,11 +40,18 @@ impl Credentials {
         });
         sender.subscribe()
     }
+
+    /// The freshest one of an identity.
+    fn of(&self, identity: &Identity) -> Option<Credential> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(identity).map(|sender| sender.borrow().clone())
+    }
 }
 
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
     store: Store,
+    overlay: Overlay,
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
@@ -55,6 +63,7 @@ pub(super) struct Followers {
 impl Followers {
     pub(super) fn new(
         store: Store,
+        overlay: Overlay,
         upstream: &Upstream,
         link: &Link,
         stop: CancellationToken,
@@ -62,6 +71,7 @@ impl Followers {
     ) -> Self {
         Self {
             store,
+            overlay,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
@@ -86,6 +96,7 @@ impl Followers {
         let reflector = Reflector {
             view: Arc::clone(view),
             store: self.store.clone(),
+            overlay: self.overlay.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,
@@ -102,6 +113,17 @@ impl Followers {
             }
         });
         tasks.insert(view.id, task);
+    }
+
+    /// Hands the credential to the reflectors of the identity, those that will start too.
+    pub(super) fn show(&self, permit: &Permit) {
+        drop(self.credentials.show(permit));
+    }
+
+    /// An identity with the freshest credential that it has shown.
+    pub(super) fn permit_of(&self, identity: &Identity) -> Option<Permit> {
+        let credential = self.credentials.of(identity)?;
+        Some(authorise(Caller { identity: identity.clone(), credential }))
     }
 
     /// Whether the view's reflector runs.

@@ -43,6 +43,54 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
 }
 
 #[tokio::test]
+async fn what_an_identity_used_is_followed_after_a_restart_while_its_pod_is_on_the_node() {
+    const MONTH: u64 = 30 * 24 * 3600;
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let of = |account: &str| json!({"spec": {"nodeName": "edge-1", "serviceAccountName": account}});
+    api.put("/api/v1/namespaces/kube-system/pods/dns", of("dns"));
+    api.put_data("configmaps", "n", "one", "x", "1");
+    let stranger = || {
+        let identity = Identity::new("system:serviceaccount:kube-system:stranger");
+        Permit::for_test(Caller { identity, credential: Credential::Bearer(BearerToken::new("s")) })
+    };
+    let maps = spec("configmaps", "", "", Encoding::Protobuf);
+    let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
+    let hub = Hub::start(&api, dir.path()).await;
+    hub.views.open(&node(), &own_pods).await.unwrap();
+    for permit in [service_account("old"), stranger()] {
+        hub.views.open(&permit, &maps).await.unwrap();
+    }
+    let remains = hub.remains(dir.path());
+    drop(hub);
+
+    let hub = Hub::start(&api, remains.path()).await;
+    hub.views.open(&node(), &own_pods).await.unwrap();
+    let view = |permit: &Permit| hub.views.find(permit, &maps, Question::Any).unwrap();
+    let later = now() + MONTH;
+    hub.views.follow_needed();
+    assert_eq!(
+        view(&service_account("")).idle_at(later),
+        0,
+        "kept, also before anything can be asked for it"
+    );
+    assert!(view(&stranger()).idle_at(later) >= MONTH, "no pod of it is here");
+    // Nobody has come; the token is that of a stored reply to a TokenRequest.
+    let asked = api.requests().len();
+    hub.views.lend(&service_account("stored"));
+    hub.views.lend(&stranger());
+    let newer = api.put_data("configmaps", "n", "two", "x", "1");
+    caught_up(&view(&service_account("")), newer.version).await;
+    assert!(!view(&stranger()).state().is_following());
+    let tokens: Vec<_> = api.requests()[asked..].iter().filter_map(|seen| seen.token.clone()).collect();
+    assert!(!tokens.is_empty() && tokens.iter().all(|token| token == "stored"), "{tokens:?}");
+
+    api.delete("/api/v1/namespaces/kube-system/pods/dns");
+    caught_up(&hub.views.find(&node(), &own_pods, Question::Any).unwrap(), api.version()).await;
+    hub.views.follow_needed();
+    assert!(view(&service_account("")).idle_at(later) >= MONTH, "its pod has gone");
+}
+
+#[tokio::test]
 async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;
