@@ -94,7 +94,12 @@ impl NodeClient {
         self.call(Method::PATCH, path, content_type, body).await
     }
 
-    async fn call(
+    /// Any request whose answer is a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,

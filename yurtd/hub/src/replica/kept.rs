@@ -12,7 +12,7 @@ use super::{Start, Views};
 use crate::filter::json_for_kubelet;
 use crate::store::StoreError;
 use crate::view::record::ViewId;
-use crate::view::{View, ViewSpec};
+use crate::view::{Question, View, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
 /// Whole collections that kubelet has informers for, by group and plural.
@@ -75,7 +75,7 @@ impl Views {
 
     /// The node's pods as they are now; nothing while that cannot be known.
     pub(crate) fn live_pods(&self) -> Option<Arc<NodePods>> {
-        self.pods_view().filter(|view| view.is_live()).and_then(|view| self.pods_of(&view))
+        self.pods_view().filter(|view| view.is_followed()).and_then(|view| self.pods_of(&view))
     }
 
     /// The node's pods as last known; nothing while no complete view has them.
@@ -90,7 +90,7 @@ impl Views {
             view.spec.label_selector().is_empty()
                 && view.spec.encoding() == Encoding::Json
                 && is_own_pods(&view.spec, node_name)
-                && view.is_complete()
+                && view.may_answer(Question::Any)
         })
     }
 

@@ -58,10 +58,13 @@ async fn a_token_is_reviewed_once_goes_upstream_unchanged_and_is_known_offline()
     let refused = pod.get("/api/v1/namespaces/shop/secrets?resourceVersion=0").await.expect(403);
     assert_eq!(refused.json()["reason"], "Forbidden");
 
-    let unknown = cluster.client(&hub, &As::Token("rubbish".into())).await;
-    unknown.get("/api/v1/pods?resourceVersion=0").await.expect(401);
-    unknown.get("/api/v1/pods?resourceVersion=0").await.expect(401);
-    assert_eq!(cluster.api.seen("POST", "/apis/authentication.k8s.io/v1/tokenreviews").len(), 2);
+    // What may be a token is asked about, once; what is none is not.
+    for unknown in [jwt(&json!({"sub": "x"})), "rubbish".to_owned()] {
+        let unknown = cluster.client(&hub, &As::Token(unknown)).await;
+        unknown.get("/api/v1/pods?resourceVersion=0").await.expect(401);
+        unknown.get("/api/v1/pods?resourceVersion=0").await.expect(401);
+        assert_eq!(cluster.api.seen("POST", "/apis/authentication.k8s.io/v1/tokenreviews").len(), 2);
+    }
 
     hub.stop().await;
     cluster.link.set(Mode::Cut);
@@ -111,6 +114,14 @@ async fn the_health_port_says_what_is_missing_and_nothing_else() {
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     assert!(ready.contains("\"link\": \"online\""), "{ready}");
     assert!(get("/api/v1/pods").await.starts_with("HTTP/1.1 404"));
+    cluster.client(&hub, &As::Nobody).await.get(OWN_NODE).await.expect(401);
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("content-type: application/openmetrics-text;"), "{metrics}");
+    for line in
+        ["yurt_hub_link_up 1", "yurt_hub_ready 1", "yurt_hub_requests_total{source=\"none\",code=\"401\"} 1"]
+    {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     // Who wants to verify the hub finds here with what, and no key.
     let ca = get("/ca.crt").await;
     assert!(ca.starts_with("HTTP/1.1 200") && !ca.contains("PRIVATE KEY"), "{ca}");

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod budgets;
 mod forwarding;
+mod freshness;
 mod identity;
 mod offline;
 mod trust;
