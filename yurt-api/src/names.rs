@@ -32,6 +32,12 @@ pub const TARGET_VANILLA: &str = "vanilla";
 /// node's own credentials.
 pub const ANNOTATION_CONVERSION: &str = "openyurt.io/conversion-state";
 
+/// Node annotation that tells the keeper what to do with the node's infrastructure agents ([`crate::agent`]) when the node
+/// is converted or reverted: restart them once (when absent) or [`AGENTS_KEEP`]. Written by the plugin.
+pub const ANNOTATION_AGENTS: &str = "openyurt.io/conversion-agents";
+/// Value of [`ANNOTATION_AGENTS`]: leave them as they are.
+pub const AGENTS_KEEP: &str = "keep";
+
 /// Field manager of everything the plugin applies.
 pub const FIELD_MANAGER: &str = "kubectl-yurt";
 /// Namespace of our components unless `--yurt-namespace` says otherwise.

@@ -21,7 +21,7 @@ const DNS: &str = "10.96.0.10";
 
 /// A pod that must answer: its page proves that it got what it needs.
 #[derive(Debug)]
-struct Expected {
+pub(super) struct Expected {
     name: String,
     path: &'static str,
     page: &'static str,
@@ -112,7 +112,7 @@ fn business(story: &Story) -> Result<Containers> {
 }
 
 /// By UID: the pods that must serve.
-fn expected(story: &Story) -> Result<BTreeMap<String, Expected>> {
+pub(super) fn expected(story: &Story) -> Result<BTreeMap<String, Expected>> {
     let mut pods = story.cluster.kubectl.items(["pods", "-n", NAMESPACE])?;
     pods.push(story.cluster.kubectl.json(["get", "pod", "nginx"])?);
     pods.iter()
@@ -129,7 +129,7 @@ fn expected(story: &Story) -> Result<BTreeMap<String, Expected>> {
 }
 
 /// Off and on; how long after the power came back every pod served what only it can serve.
-fn power_cycle(story: &Story, pods: &BTreeMap<String, Expected>) -> Result<Duration> {
+pub(super) fn power_cycle(story: &Story, pods: &BTreeMap<String, Expected>) -> Result<Duration> {
     let on = story.cluster.edge.power_cycle()?;
     let mut serving: BTreeMap<String, Duration> = BTreeMap::new();
     until_true("every pod to serve", Duration::from_secs(120), || {
@@ -229,12 +229,12 @@ fn judge_services(story: &mut Story) -> Result<()> {
     Ok(())
 }
 
-fn exec(pid: i32, words: &[&str]) -> Result<String> {
+pub(super) fn exec(pid: i32, words: &[&str]) -> Result<String> {
     processes::exec(pid, words)
 }
 
 /// The address of a pod, from its own network namespace.
-fn address(pid: i32) -> Result<String> {
+pub(super) fn address(pid: i32) -> Result<String> {
     let text =
         run::sh("nsenter", &["-t", &pid.to_string(), "-n", "ip", "-4", "-o", "addr", "show", "dev", "eth0"])?;
     let address = text.split_whitespace().nth(3).and_then(|address| address.split('/').next());

@@ -25,6 +25,9 @@ enum Command {
         /// kube-proxy's mode.
         #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
         proxy: String,
+        /// flannel as the network, in the place of a bridge a node.
+        #[arg(long)]
+        flannel: bool,
     },
     /// Removes the cluster, or what a killed run left of one.
     Down,

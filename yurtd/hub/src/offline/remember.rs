@@ -1,10 +1,12 @@
 //! Answers of the API server kept for the time without a link: GETs of single objects and lists that no view
 //! covers, and discovery.
 //!
-//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), path, canonical
-//! query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is kubelet's alone,
+//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
+//! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is
+//! kubelet's alone,
 //! and nobody else has more than a quarter: a client that asks for ten thousand different things forgets its own answers
-//! and nobody else's. When an answer was seen last is known in memory alone; after a restart all are equally old.
+//! and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
+//! When an answer was seen last is known in memory alone; after a restart all are equally old.
 //!
 //! # Writing
 //!
@@ -103,12 +105,30 @@ impl<'i> Owner<'i> {
         let identity = permit.identity().as_str();
         if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
     }
+
+    fn parts(self) -> (u8, &'i str) {
+        match self {
+            Self::Node(identity) => (0, identity),
+            Self::Other(identity) => (OTHER, identity),
+            Self::Everybody => (2, ""),
+        }
+    }
+
+    /// What its keys begin with.
+    fn prefix(self) -> [u8; OWNER] {
+        let (kind, identity) = self.parts();
+        let mut prefix = [kind; OWNER];
+        prefix[1..].copy_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        prefix
+    }
 }
 
 /// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
 const OWNER: usize = 9;
-/// The whole key: the owner, a digest of everything.
-const KEY: usize = OWNER + 32;
+/// The owner, and a digest of what the answer is about.
+const SUBJECT: usize = OWNER + 8;
+/// The whole key: these, a digest of everything.
+const KEY: usize = SUBJECT + 32;
 const OTHER: u8 = 1;
 
 /// Under which key an answer is kept.
@@ -116,17 +136,18 @@ const OTHER: u8 = 1;
 pub(crate) struct Key(Vec<u8>);
 
 impl Key {
-    /// The answer's key.
-    pub(crate) fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
-        let (kind, identity) = match owner {
-            Owner::Node(identity) => (0, identity),
-            Owner::Other(identity) => (OTHER, identity),
-            Owner::Everybody => (2, ""),
-        };
-        let text = [identity, path, canonical_query, accept].join("\0");
+    /// The answer's key. `subject`: the resource, `group/plural`.
+    pub(crate) fn new(
+        owner: Owner<'_>,
+        subject: &str,
+        path: &str,
+        canonical_query: &str,
+        accept: &str,
+    ) -> Self {
+        let text = [owner.parts().1, path, canonical_query, accept].join("\0");
         // LMDB keys are short; digests keep them so, and distinct.
-        let mut key = vec![kind];
-        key.extend_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        let mut key = owner.prefix().to_vec();
+        key.extend_from_slice(&Sha256::digest(subject.as_bytes())[..SUBJECT - OWNER]);
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
     }
@@ -140,8 +161,10 @@ impl Remembered {
             tracing::error!(%error, ?bucket, "remembered answers cannot be read");
             Vec::new()
         });
-        // Keys of another length are an older release's, and nobody will ask for them.
-        for (key, size) in found.into_iter().filter(|(key, _)| key.len() == KEY) {
+        // Keys of another length are an older release's, and nobody will ask for them: they go with the next writing.
+        let (found, old): (Vec<_>, Vec<_>) = found.into_iter().partition(|(key, _)| key.len() == KEY);
+        index.removed.extend(old.into_iter().map(|(key, _)| key));
+        for (key, size) in found {
             index.clock += 1;
             index.total += size;
             let (seen, keep) = (index.clock, Keep::Stored);
@@ -161,8 +184,8 @@ impl Remembered {
         self.bounds.answer
     }
 
-    /// Keeps an answer, in memory at first.
-    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep) {
+    /// Keeps an answer, in memory at first. Those of owners that `stay` go after all others.
+    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep, stay: &[Owner<'_>]) {
         if answer.body.len() > self.bounds.answer {
             return;
         }
@@ -180,7 +203,7 @@ impl Remembered {
             return index.see(&key.0);
         }
         index.insert(key.0.clone(), value, digest, keep);
-        index.evict(&self.bounds);
+        index.evict(&self.bounds, &stay.iter().map(|owner| owner.prefix()).collect());
         if index.unwritten > UNWRITTEN / 2 {
             self.full.notify_one();
         }
@@ -203,6 +226,28 @@ impl Remembered {
         }
         self.store.delete(self.bucket, std::slice::from_ref(&key.0)).await?;
         self.lock().removed.remove(&key.0);
+        Ok(())
+    }
+
+    /// Forgets every answer of the owner about the same subject.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; they are then removed with the next writing, and told to nobody before.
+    pub(crate) async fn forget_subject(&self, key: &Key) -> Result<(), StoreError> {
+        let stored: Vec<Vec<u8>> = {
+            let mut index = self.lock();
+            let subject = &key.0[..SUBJECT];
+            let keys: Vec<_> = index.entries.keys().filter(|key| key.starts_with(subject)).cloned().collect();
+            keys.iter().for_each(|key| index.remove(key));
+            keys.into_iter().filter(|key| index.removed.contains(key)).collect()
+        };
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.store.delete(self.bucket, &stored).await?;
+        let mut index = self.lock();
+        stored.iter().for_each(|key| drop(index.removed.remove(key)));
         Ok(())
     }
 
@@ -368,10 +413,10 @@ impl Index {
     }
 
     /// Takes out what was seen longest ago until the bounds hold; never the newest.
-    fn evict(&mut self, bounds: &Bounds) -> Vec<Vec<u8>> {
+    fn evict(&mut self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Vec<Vec<u8>> {
         let mut evicted = Vec::new();
         while self.entries.len() > 1 {
-            let Some(key) = self.victim(bounds) else { break };
+            let Some(key) = self.victim(bounds, stay) else { break };
             self.remove(&key);
             evicted.push(key);
         }
@@ -379,7 +424,7 @@ impl Index {
     }
 
     /// What has to go next: of the owner with more than its share, or else of those without a claim to theirs.
-    fn victim(&self, bounds: &Bounds) -> Option<Vec<u8>> {
+    fn victim(&self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Option<Vec<u8>> {
         let newest = self.entries.iter().max_by_key(|(_, entry)| entry.seen)?.0;
         let quarter = Usage { count: bounds.count.div_ceil(4), size: bounds.total / 4 };
         let whole = Usage { count: bounds.count, size: bounds.total };
@@ -405,7 +450,7 @@ impl Index {
         self.entries
             .iter()
             .filter(|(key, _)| *key != newest && may_go(key))
-            .min_by_key(|(_, entry)| entry.seen)
+            .min_by_key(|(key, entry)| (stay.contains(&key[..OWNER]), entry.seen))
             .map(|(key, _)| key.clone())
     }
 }
@@ -438,7 +483,7 @@ mod tests {
     use super::*;
 
     fn key(owner: Owner<'_>, path: &str) -> Vec<u8> {
-        Key::new(owner, path, "", "").0
+        Key::new(owner, "", path, "", "").0
     }
 
     impl Index {
@@ -463,13 +508,13 @@ mod tests {
         assert!(index.keep(node("1"), &[1; 100]));
         assert!(index.keep(node("2"), &[2; 100]));
         assert!(!index.keep(node("1"), &[1; 100]), "unchanged, but seen again");
-        assert!(index.evict(&bounds).is_empty());
+        assert!(index.evict(&bounds, &HashSet::new()).is_empty());
         assert!(index.keep(node("3"), &[3; 90]));
-        assert_eq!(index.evict(&bounds), [node("2")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("2")]);
         assert_eq!(index.total, 190);
         index.see(&node("1"));
         assert!(index.keep(node("4"), &[4; 100]));
-        assert_eq!(index.evict(&bounds), [node("3")]);
+        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("3")]);
     }
 
     #[test]
@@ -479,7 +524,7 @@ mod tests {
         let insert = |index: &mut Index, owner: Owner<'_>, count: usize| {
             for number in 0..count {
                 index.keep(key(owner, &number.to_string()), b"x");
-                index.evict(&bounds);
+                index.evict(&bounds, &HashSet::new());
             }
             let of = key(owner, "");
             index.entries.keys().filter(|key| key[..OWNER] == of[..OWNER]).count()
@@ -496,6 +541,29 @@ mod tests {
         assert!(index_of_others(&index) <= others);
     }
 
+    #[test]
+    fn answers_of_those_who_have_a_pod_on_the_node_go_last() {
+        let bounds = Bounds { answer: 10, total: 10_000, count: 8 };
+        let mut index = Index::default();
+        let (agent, passer_by) = (Owner::Other("agent"), Owner::Other("passer-by"));
+        let stay = [agent.prefix()].into();
+        index.keep(key(agent, "own pod"), b"x");
+        for number in 0..20 {
+            for other in [passer_by, Owner::Other("second"), Owner::Other("third")] {
+                index.keep(key(other, &number.to_string()), b"x");
+                index.evict(&bounds, &stay);
+            }
+        }
+        assert!(index.entries.contains_key(&key(agent, "own pod")));
+        assert!(index.entries.len() <= 8);
+        // Its own newer ones drive it out all the same: a share is a share.
+        for number in 0..3 {
+            index.keep(key(agent, &number.to_string()), b"x");
+            index.evict(&bounds, &stay);
+        }
+        assert!(!index.entries.contains_key(&key(agent, "own pod")));
+    }
+
     fn index_of_others(index: &Index) -> usize {
         index.entries.keys().filter(|key| key[0] == OTHER).count()
     }
@@ -505,7 +573,7 @@ mod tests {
     }
 
     fn of_node(path: &str) -> Key {
-        Key::new(Owner::Node("system:node:edge"), path, "", "")
+        Key::new(Owner::Node("system:node:edge"), "", path, "", "")
     }
 
     fn memory(dir: &std::path::Path, bounds: Bounds) -> (Store, Remembered) {
@@ -519,7 +587,7 @@ mod tests {
         let bounds = Bounds { answer: 100, total: 1000, count: 2 };
         let (store, memory) = memory(dir.path(), bounds);
         let keep = |memory: &Remembered, path: &str, text: &str| {
-            memory.remember(&of_node(path), &json(text), Keep::Stored);
+            memory.remember(&of_node(path), &json(text), Keep::Stored, &[]);
         };
         keep(&memory, "/a", "1");
         assert_eq!(memory.recall(&of_node("/a")).unwrap(), Some(json("1")), "not written yet");
@@ -553,9 +621,14 @@ mod tests {
         let hour = async |metrics: bool| {
             let before = store.stats().syncs;
             for second in (0..3600).step_by(2) {
-                memory.remember(&of_node("/lease"), &json(&format!("{second}{metrics}")), Keep::InMemory);
+                memory.remember(
+                    &of_node("/lease"),
+                    &json(&format!("{second}{metrics}")),
+                    Keep::InMemory,
+                    &[],
+                );
                 if metrics && second % 15 == 0 {
-                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored);
+                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored, &[]);
                 }
                 tokio::time::advance(Duration::from_secs(2)).await;
                 if memory.due().now_or_never().is_some() {
@@ -588,7 +661,7 @@ mod tests {
             let (_, writing) = tokio::join!(
                 async {
                     for number in 0..200 {
-                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored);
+                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored, &[]);
                         assert!(memory.lock().unwritten <= UNWRITTEN);
                         tokio::task::yield_now().await;
                     }
@@ -613,10 +686,10 @@ mod tests {
         let bounds = Bounds { answer: 3 << 20, total: 30 << 20, count: 100 };
         let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
         let memory = Remembered::open(store, Bucket::Answers, bounds);
-        memory.remember(&of_node("/small"), &json("1"), Keep::Stored);
+        memory.remember(&of_node("/small"), &json("1"), Keep::Stored, &[]);
         memory.write_back().await.unwrap();
-        memory.remember(&of_node("/small"), &json("2"), Keep::Stored);
-        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored);
+        memory.remember(&of_node("/small"), &json("2"), Keep::Stored, &[]);
+        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored, &[]);
         assert!(matches!(memory.write_back().await, Err(StoreError::Full(_))));
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
         memory.forget(&of_node("/large")).await.unwrap();
@@ -625,11 +698,35 @@ mod tests {
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
     }
 
+    #[tokio::test]
+    async fn answers_about_one_resource_are_forgotten_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let bounds = Bounds { answer: 100, total: 1000, count: 40 };
+        let key = |owner: &'static str, subject: &str, path: &str| {
+            Key::new(Owner::Other(owner), subject, path, "", "")
+        };
+        let answer = Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(b"{}"));
+        let (one, two) = (key("a", "/secrets", "/1"), key("a", "/secrets", "/2"));
+        let others = [key("a", "/configmaps", "/3"), key("b", "/secrets", "/1")];
+        let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
+        memory.remember(&one, &answer, Keep::Stored, &[]);
+        memory.write_back().await.unwrap();
+        memory.remember(&two, &answer, Keep::Stored, &[]);
+        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored, &[]));
+        memory.forget_subject(&key("a", "/secrets", "/never asked for")).await.unwrap();
+        memory.write_back().await.unwrap();
+        for memory in [memory, Remembered::open(store, Bucket::Answers, bounds)] {
+            assert_eq!([&one, &two].map(|key| memory.recall(key).unwrap()), [None, None]);
+            assert!(others.iter().all(|key| memory.recall(key).unwrap().is_some()));
+        }
+    }
+
     #[test]
     fn keys_of_two_identities_never_meet() {
         let (node, other) = (Owner::Node("a"), Owner::Other("a"));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(Owner::Everybody, "a/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(other, "/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "x=1", "j"), Key::new(node, "/b", "x=1", "p"));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(Owner::Everybody, "", "a/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(other, "", "/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "x=1", "j"), Key::new(node, "", "/b", "x=1", "p"));
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn relay(
     let headers = end_to_end(&parts.headers);
     let body = match observer {
         Some(observer) if observer.refutes(parts.status) => {
-            hub.tasks.passing(observer.forget());
+            hub.tasks.passing(observer.forget(parts.status));
             Body::new(body.map_err(Into::into))
         }
         Some(observer) if observer.wants(parts.status) => {

@@ -72,6 +72,7 @@ impl Reflector {
 
     async fn commit(&self, page: ListPage, only: bool) -> Result<ViewRecord, StoreError> {
         let (id, record, rebuild) = (self.view.id, self.new_record(), self.rebuild);
+        let overlay = self.overlay.clone();
         let reached = self.view.resource_version();
         self.store
             .write(Durability::Soon, move |tx| {
@@ -80,7 +81,7 @@ impl Reflector {
                 } else if tx.get(Table::Views, &id.prefix())?.is_none() {
                     tx.put(Table::Views, &id.prefix(), &record.encode()?)?;
                 }
-                let mut table = ViewTable::load(tx, id)?;
+                let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
                 if only {
                     // Leftovers of a list that never came to its last page.
                     table.stage(&[], true)?;

@@ -178,11 +178,11 @@ impl Reflector {
         }
         taken.more = changes.len() >= GROUP;
         if !changes.is_empty() {
-            let id = self.view.id;
+            let (id, overlay) = (self.view.id, self.overlay.clone());
             let record = self
                 .store
                 .write(Durability::Soon, move |tx| {
-                    let mut table = ViewTable::load(tx, id)?;
+                    let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
                     table.apply_events(&changes, version)?;
                     table.save()
                 })
