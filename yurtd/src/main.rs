@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::runtime::Builder;
 
 use self::cli::{Cli, Role};
@@ -19,9 +20,9 @@ fn main() -> ExitCode {
             runtime.worker_threads(2);
             yurtd::run(runtime, |stop| async move { edge::run(&args.config, &args.state_dir, stop).await })
         }
-        Role::Address(args) => {
-            yurtd::run(Builder::new_current_thread(), |_| yurt_hub::address::run(args.action.into()))
-        }
+        Role::Address => yurtd::run(Builder::new_current_thread(), |stop| {
+            yurt_hub::address::hold(stop, || edge::notify(&[NotifyState::Ready]))
+        }),
         Role::EndContainer(args) => {
             let grace = Duration::from_secs(args.grace_seconds.into());
             yurtd::run(Builder::new_current_thread(), |_| async move {

@@ -13,7 +13,7 @@ pub(crate) use crate::caller::authorise;
 pub(crate) use authenticate::{Authenticator, Peer};
 pub(crate) use classify::RequestInfo;
 
-/// Why a request is not anybody's: each is a 401.
+/// Why a request is not anybody's: each is a 401, but for [`Self::Busy`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
     /// Neither certificate nor token.
@@ -37,4 +37,7 @@ pub(crate) enum AuthError {
     /// Nobody can tell now.
     #[error("the edge node is offline and this bearer token was never seen while it was online")]
     TokenUnknown,
+    /// 429: too many tokens, of this address or of all, wait for the API server's review.
+    #[error("too many bearer tokens that are not known wait for their review; try again")]
+    Busy,
 }

@@ -9,9 +9,12 @@
 //! [`pipeline`] is the whole way in one function; [`respond`] is the only place where errors become HTTP. The health
 //! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
 
+pub(crate) mod connection;
 pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod metered;
+pub(crate) mod metrics;
 pub(crate) mod pipeline;
 pub(crate) mod read;
 pub(crate) mod respond;
@@ -24,7 +27,9 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Checked;
 use crate::filter::Filters;
+use crate::limits::{Accounts, Observed};
 use crate::link::Link;
 use crate::offline::Offline;
 use crate::replica::Views;
@@ -41,16 +46,24 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) struct Hub {
     /// Who asks.
     pub(crate) authenticator: Authenticator,
+    /// What each of them has under way.
+    pub(crate) accounts: Accounts,
+    /// What is copied of passing answers.
+    pub(crate) observed: Observed,
     /// What is listed and watched.
     pub(crate) views: Views,
     /// The API servers.
     pub(crate) upstream: Upstream,
     /// Whether they can be reached.
     pub(crate) link: Link,
+    /// Whether they are of the cluster that the store is of.
+    pub(crate) cluster: Checked,
     /// Answers without them.
     pub(crate) offline: Arc<Offline>,
     /// What kubelet is told differently.
     pub(crate) filters: Filters,
+    /// What is counted.
+    pub(crate) metrics: metrics::Metrics,
     /// Cancelled when the process is told to stop: watches end, connections drain.
     pub(crate) stop: CancellationToken,
     /// Owns every task that outlives its request.

@@ -6,7 +6,7 @@
 //! | program | `program` | `install` | `uninstall` |
 //! | what the hub reads | `configuration` | `configure` | with the program |
 //! | units of the hub | `service` | `ensure_service` | `remove_service` |
-//! | the hub is ready and serves | `ready` | `hub_ready`, `hub_serves` | |
+//! | the hub is ready, is believed and serves | `ready` | `hub_ready`, `meet_hub`, `hub_serves` | |
 //! | kubelet uses the hub | `drop_in` | `ensure_drop_in` | `withdraw_drop_in` |
 //! | kubelet is well, its containers too | `verify` | `verify` | |
 //! | the node's agents use the hub | `agents` | `agents_to_hub` | `agents_to_api_server`, once kubelet has left it |
@@ -55,7 +55,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
             Step::Kubelet => {
                 self.remember_containers(journal).await?;
-                self.ensure_drop_in(journal).await
+                self.ensure_drop_in(journal).await.map(drop)
             }
             Step::Verify => self.verify(journal).await,
             Step::Agents => self.agents_to_hub(journal).await,

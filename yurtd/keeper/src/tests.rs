@@ -4,6 +4,7 @@ mod agents;
 mod kept;
 mod killed;
 mod trouble;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -77,7 +78,7 @@ impl Node {
         Engine::new(
             Host::with_fuse(self.root(), self.world.borrow().fuse.clone()),
             FakeSystemd(self.world.clone()),
-            FakeCluster { world: self.world.clone(), access: None },
+            FakeCluster { world: self.world.clone(), access: None, believed: None },
             "edge-node",
             Sources {
                 executable,

@@ -138,6 +138,11 @@ impl Places {
         }
     }
 
+    /// A place for a connection that was accepted with one of another kind; `None` when there is none.
+    pub fn enter(&self, peer: IpAddr) -> Option<Place> {
+        self.place(None, peer)
+    }
+
     fn place(&self, reserved: Option<OwnedSemaphorePermit>, peer: IpAddr) -> Option<Place> {
         let all = reserved.or_else(|| self.0.all.clone().try_acquire_owned().ok())?;
         let share = match self.0.limits.per_peer {
@@ -190,8 +195,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whose share an address counts for.
-fn network(address: IpAddr) -> IpAddr {
+/// Whose share an address counts for: an IPv4 address is its own, an IPv6 address one of a network.
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & IPV6_NETWORK).into(),

@@ -86,7 +86,9 @@ async fn serve(
         let (shared, user) = (Arc::clone(shared), user.clone());
         async move { answer::answer(&shared, user.as_ref(), request).await }
     });
-    let server = auto::Builder::new(TokioExecutor::new());
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    // As net/http.
+    server.http2().max_header_list_size(1 << 20);
     let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 

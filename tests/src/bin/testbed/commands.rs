@@ -17,7 +17,7 @@ use yurt_tests::machine::{self, Machine};
 use yurt_tests::net::{self, Fault, Site};
 use yurt_tests::paths;
 use yurt_tests::sections;
-use yurt_tests::story::{self, FLANNEL, PUBLISHED, STORY, Step, Story, product::Product};
+use yurt_tests::story::{self, FLANNEL, MEASURED, PUBLISHED, STORY, Step, Story, product::Product};
 
 use crate::Command;
 
@@ -162,7 +162,9 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
 }
 
 fn every_step() -> impl Iterator<Item = Step> {
-    story::everything().into_iter().chain(PUBLISHED.iter().chain(FLANNEL).copied())
+    let [vanilla, hub] = MEASURED;
+    let alone = PUBLISHED.iter().chain(FLANNEL).copied();
+    std::iter::once(vanilla).chain(story::everything()).chain([hub]).chain(alone)
 }
 
 /// kubectl for the cluster that is up.

@@ -7,14 +7,15 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
-use super::remember::{Key, Owner};
+use super::remember::{Keep, Key, Owner};
 use super::row::Row;
-use super::{Answer, Offline, key, parse_token_request, prewarm, token_request};
+use super::{Answer, IGNORED_PARAMETERS, Offline, key, parse_token_request, prewarm, token_request};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
+use crate::replica::Views;
 use crate::request::RequestInfo;
-use crate::request::classify::Target;
+use crate::request::classify::{ResourceTarget, Target};
 use crate::request::tokens::Tokens;
-use crate::view::Lookup;
+use crate::wire::Resource;
 use yurt_node::token::BearerToken;
 
 /// Bound of answers to TokenRequests and of Leases.
@@ -30,8 +31,15 @@ pub(crate) struct Observer {
 enum What {
     Lease,
     Token(token_request::Request),
-    Answer(Key),
+    Answer(Key, Keep, Subject),
     Discovery(Key),
+}
+
+/// Whom an answer tells something, and of what.
+struct Subject {
+    permit: Permit,
+    resource: Resource,
+    row: Row,
 }
 
 impl Offline {
@@ -54,14 +62,25 @@ impl Offline {
             (Target::Resource(target), Row::Object) => {
                 let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
                 let accept = info.accept.view_encodings();
-                match self.views.lookup(permit, &target.resource, namespace, name, &accept) {
-                    // A view knows it, and will know it better.
-                    Lookup::Found { .. } => return None,
-                    _ => What::Answer(key(Owner::of(permit), info, parts)),
+                // A view that is followed knows it, and will know it better.
+                if self.views.follows(permit, &target.resource, namespace, name, &accept) {
+                    return None;
                 }
+                What::Answer(
+                    key(Owner::of(permit), info, parts),
+                    Keep::of(target),
+                    Subject::of(permit, target, row),
+                )
             }
-            (Target::Resource(_), Row::List) => What::Answer(key(Owner::of(permit), info, parts)),
-            (Target::NonResource { .. }, Row::Discovery) => {
+            (Target::Resource(target), Row::List) => What::Answer(
+                key(Owner::of(permit), info, parts),
+                Keep::of(target),
+                Subject::of(permit, target, row),
+            ),
+            // One that anybody could make up another of drives out those that people need.
+            (Target::NonResource { .. }, Row::Discovery)
+                if info.query.keys().all(|name| IGNORED_PARAMETERS.contains(&name)) =>
+            {
                 What::Discovery(key(Owner::Everybody, info, parts))
             }
             _ => return None,
@@ -101,12 +120,32 @@ impl Offline {
     }
 }
 
+impl Subject {
+    fn of(permit: &Permit, target: &ResourceTarget, row: Row) -> Self {
+        Self { permit: permit.clone(), resource: target.resource.clone(), row }
+    }
+
+    /// Views that are not followed learn that there is something newer.
+    async fn heard(&self, views: &Views, answer: &Answer) {
+        let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
+        if let Some(version) = version {
+            views.heard(&self.permit, &self.resource, version).await;
+        }
+    }
+}
+
+impl Keep {
+    fn of(target: &ResourceTarget) -> Self {
+        if target.is("coordination.k8s.io", "leases", None) { Self::InMemory } else { Self::Stored }
+    }
+}
+
 impl Observer {
     /// How much of an answer is taken; longer ones are not kept.
     pub(crate) fn limit(&self) -> usize {
         match &self.what {
             What::Lease | What::Token(_) => MAX_SMALL,
-            What::Answer(_) => self.offline.answers.limit(),
+            What::Answer(..) => self.offline.answers.limit(),
             What::Discovery(_) => self.offline.discovery.limit(),
         }
     }
@@ -115,18 +154,19 @@ impl Observer {
     pub(crate) fn wants(&self, code: StatusCode) -> bool {
         match &self.what {
             What::Lease | What::Token(_) => code.is_success(),
-            What::Answer(_) | What::Discovery(_) => code == StatusCode::OK,
+            What::Answer(..) | What::Discovery(_) => code == StatusCode::OK,
         }
     }
 
     /// Whether an answer with this status says that an earlier one no longer holds.
     pub(crate) fn refutes(&self, code: StatusCode) -> bool {
-        matches!(&self.what, What::Answer(_)) && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
+        matches!(&self.what, What::Answer(..))
+            && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
     }
 
     /// Forgets the earlier answer.
     pub(crate) async fn forget(self) {
-        if let What::Answer(key) = &self.what
+        if let What::Answer(key, ..) = &self.what
             && let Err(error) = self.offline.answers.forget(key).await
         {
             tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
@@ -137,15 +177,18 @@ impl Observer {
     pub(crate) async fn seen(self, headers: HeaderMap, body: Bytes) {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
-            What::Answer(key) => {
+            What::Answer(key, keep, subject) => {
                 // Whoever has a pod on the node will ask again when it starts.
-                let accounts = self.offline.views.accounts().unwrap_or_default();
-                let stay = accounts.iter().map(|account| Owner::Other(account)).collect::<Vec<_>>();
-                let kept = self.offline.answers.remember(&key, &answer, &stay).await;
-                kept.map_err(|error| error.to_string())
+                if let Some(accounts) = self.offline.views.accounts() {
+                    self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
+                }
+                subject.heard(&self.offline.views, &answer).await;
+                self.offline.answers.remember(&key, &answer, keep);
+                Ok(())
             }
             What::Discovery(key) => {
-                self.offline.discovery.remember(&key, &answer, &[]).await.map_err(|error| error.to_string())
+                self.offline.discovery.remember(&key, &answer, Keep::Stored);
+                Ok(())
             }
             What::Lease => match answer.decompressed("", MAX_SMALL) {
                 Some(answer) => self.offline.lease.seen(answer).await.map_err(|error| error.to_string()),

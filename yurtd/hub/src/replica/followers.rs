@@ -2,19 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
-use super::reflector::Reflector;
+use super::reflector::{Reflector, Refusals};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
-use crate::view::View;
 use crate::view::record::ViewId;
+use crate::view::{Transition, View, Why};
 
 /// The freshest credential that each identity has shown.
 #[derive(Default)]
@@ -52,17 +53,25 @@ pub(super) struct Followers {
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
+    silence: Duration,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
 }
 
 impl Followers {
-    pub(super) fn new(store: Store, upstream: &Upstream, link: &Link, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        upstream: &Upstream,
+        link: &Link,
+        stop: CancellationToken,
+        silence: Duration,
+    ) -> Self {
         Self {
             store,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
+            silence,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
         }
@@ -86,8 +95,9 @@ impl Followers {
             link: self.link.subscribe(),
             credential,
             rebuild: false,
-            refusals: 0,
-            refused_since: None,
+            refusals: Refusals::default(),
+            silence: self.silence,
+            no_bookmarks: false,
         };
         let stop = self.stop.clone();
         let task = tokio::spawn(async move {
@@ -122,7 +132,7 @@ impl Followers {
             task.abort();
             let _ = task.await;
         }
-        view.sync.send_modify(|state| state.live = false);
+        view.turn(Transition::Lost(Why::Unfollowed));
     }
 
     /// Forgets tasks that have ended by themselves.

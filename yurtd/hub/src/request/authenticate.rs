@@ -6,6 +6,7 @@
 //! connection, and an expired one of the node may still be served while the link is down (the API server, and not
 //! the hub, refuses it while the link is up).
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
@@ -133,8 +134,13 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// [`AuthError`], always a 401.
-    pub(crate) async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    /// [`AuthError`].
+    pub(crate) async fn authenticate(
+        &self,
+        peer: &Peer,
+        from: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Caller, AuthError> {
         if let Peer::Node { not_before, not_after } = peer {
             let valid = (*not_before..=*not_after).contains(&unix_seconds(SystemTime::now()));
             if !valid && self.link.is_online() {
@@ -144,7 +150,7 @@ impl Authenticator {
         }
         match bearer_token(headers)? {
             Some(token) => {
-                let identity = self.tokens.identity_of(&token).await?;
+                let identity = self.tokens.identity_of(&token, from).await?;
                 Ok(Caller { identity, credential: Credential::Bearer(token) })
             }
             None => Err(match peer {

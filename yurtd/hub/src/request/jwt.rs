@@ -32,6 +32,20 @@ pub(crate) fn claims(token: &str) -> Option<Claims> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
 }
 
+/// Whether this may be a token of an API server's: three parts, of which the first two are JSON objects.
+pub(crate) fn is_plausible(token: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Header {
+        #[serde(rename = "alg")]
+        _algorithm: String,
+    }
+    let mut parts = token.split('.');
+    let header = parts.next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let signed = parts.nth(1).is_some_and(|signature| !signature.is_empty());
+    let header = header.is_some_and(|header| serde_json::from_slice::<Header>(&header).is_ok());
+    header && signed && claims(token).is_some()
+}
+
 /// A token that says what `claims` says; its signature is worth nothing.
 #[cfg(test)]
 pub(crate) fn for_test(claims: &serde_json::Value) -> String {
@@ -57,6 +71,14 @@ mod tests {
     fn what_is_no_jwt_has_no_claims() {
         for text in ["", "a.b", "a.!!.c", "a.b.c.d", "opaque-token"] {
             assert_eq!(claims(text), None, "{text}");
+            assert!(!is_plausible(text), "{text}");
+        }
+        let token = for_test(&json!({}));
+        assert!(is_plausible(&token));
+        for part in 0..3 {
+            let mut parts: Vec<_> = token.split('.').collect();
+            parts[part] = "";
+            assert!(!is_plausible(&parts.join(".")), "without part {part}");
         }
     }
 }

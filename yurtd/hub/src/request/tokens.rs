@@ -10,13 +10,13 @@
 //! is down, what was known last counts, until the token's own `exp`.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use yurt_node::supervise::Tasks;
 
@@ -24,6 +24,7 @@ use super::AuthError;
 use super::jwt;
 use crate::caller::Identity;
 use crate::clock::unix_seconds;
+use crate::limits::{self, Reviews};
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::store::{Bucket, Store, StoreError};
@@ -33,10 +34,6 @@ use yurt_node::token::BearerToken;
 const RECHECK: Duration = Duration::from_secs(120);
 /// A token that was refused is not asked about again for this long.
 const REFUSED: Duration = Duration::from_secs(10);
-/// Tokens kept at most; those that expire first go first.
-const MAX_KNOWN: usize = 4096;
-/// TokenReviews at a time: a pod that sends rubbish must not keep the link busy.
-const MAX_REVIEWS: usize = 4;
 
 type Hash = [u8; 32];
 
@@ -70,7 +67,7 @@ pub(crate) struct Tokens {
 
 struct Inner {
     memory: Mutex<Memory>,
-    reviews: Semaphore,
+    reviews: Reviews,
     store: Store,
     client: NodeClient,
     link: Link,
@@ -93,10 +90,11 @@ impl Tokens {
         let now = SystemTime::now();
         let mut memory = Memory::default();
         let mut forget = Vec::new();
-        let stored = store.scan(Bucket::Callers, b"", None, MAX_KNOWN * 2).unwrap_or_else(|error| {
-            tracing::error!(%error, "the known tokens cannot be read");
-            Vec::new()
-        });
+        let stored =
+            store.scan(Bucket::Callers, b"", None, limits::KNOWN_TOKENS * 2).unwrap_or_else(|error| {
+                tracing::error!(%error, "the known tokens cannot be read");
+                Vec::new()
+            });
         for (key, value) in stored {
             let record = serde_json::from_slice::<TokenRecord>(&value).ok();
             match (Hash::try_from(key.as_slice()), record) {
@@ -109,16 +107,16 @@ impl Tokens {
         if let Err(error) = store.delete(Bucket::Callers, &forget).await {
             tracing::warn!(%error, "expired tokens could not be forgotten");
         }
-        let reviews = Semaphore::new(MAX_REVIEWS);
+        let reviews = Reviews::new();
         Self { inner: Arc::new(Inner { memory: Mutex::new(memory), reviews, store, client, link, tasks }) }
     }
 
-    /// The user a token stands for.
+    /// The user a token stands for, shown by somebody at this address.
     ///
     /// # Errors
     ///
     /// [`AuthError`] when it stands for nobody, or nobody can tell.
-    pub(crate) async fn identity_of(&self, token: &BearerToken) -> Result<Identity, AuthError> {
+    pub(crate) async fn identity_of(&self, token: &BearerToken, from: IpAddr) -> Result<Identity, AuthError> {
         let hash = hash(token);
         match self.verdict(token, &hash) {
             Verdict::Accept(identity) => Ok(identity),
@@ -132,14 +130,27 @@ impl Tokens {
             }
             Verdict::Refuse(error) => Err(error),
             Verdict::Review => {
-                let _turn = self.inner.reviews.acquire().await.map_err(|_| AuthError::TokenUnknown)?;
-                // Somebody else may have asked about the same token meanwhile.
-                match self.verdict(token, &hash) {
-                    Verdict::Accept(identity) | Verdict::AcceptAndRecheck(identity) => Ok(identity),
-                    Verdict::Refuse(error) => Err(error),
-                    Verdict::Review => self.review(token, hash).await,
-                }
+                let reviewed = self.review_in_turn(token, hash, from);
+                let reviewed = tokio::time::timeout(limits::REVIEWED_WITHIN, reviewed).await;
+                reviewed.unwrap_or(Err(AuthError::Busy))
             }
+        }
+    }
+
+    async fn review_in_turn(
+        &self,
+        token: &BearerToken,
+        hash: Hash,
+        from: IpAddr,
+    ) -> Result<Identity, AuthError> {
+        let waiting = self.inner.reviews.enter(from).ok_or(AuthError::Busy)?;
+        let _turn = waiting.turn().await.ok_or(AuthError::TokenUnknown)?;
+        // Somebody else may have asked about the same token meanwhile.
+        match self.verdict(token, &hash) {
+            Verdict::Accept(identity) | Verdict::AcceptAndRecheck(identity) => Ok(identity),
+            Verdict::Refuse(error) => Err(error),
+            Verdict::Review if waiting.spend() => self.review(token, hash).await,
+            Verdict::Review => Err(AuthError::Busy),
         }
     }
 
@@ -168,6 +179,10 @@ impl Tokens {
         match memory.refused.get(hash) {
             Some((when, reason)) if when.elapsed() < REFUSED => {
                 Verdict::Refuse(AuthError::TokenRefused(reason.clone()))
+            }
+            // What cannot be one of the cluster's is not worth the link.
+            _ if !jwt::is_plausible(token.expose()) => {
+                Verdict::Refuse(AuthError::TokenRefused("it is no JSON Web Token".to_owned()))
             }
             _ if online => Verdict::Review,
             _ => Verdict::Refuse(AuthError::TokenUnknown),
@@ -198,7 +213,8 @@ impl Tokens {
                 Ok(Identity::new(user))
             }
             _ => {
-                let reason = status["error"].as_str().unwrap_or("it is not authenticated").to_owned();
+                let reason = status["error"].as_str().unwrap_or("it is not authenticated");
+                let reason: String = reason.chars().take(limits::REFUSAL_CHARS).collect();
                 self.refuse(hash, reason.clone()).await;
                 Err(AuthError::TokenRefused(reason))
             }
@@ -213,7 +229,7 @@ impl Tokens {
             let known = Reviewed { record: record.clone(), checked: Some(Instant::now()) };
             let new = memory.known.insert(hash, known).is_none_or(|before| before.record != record);
             memory.refused.remove(&hash);
-            let evicted = if memory.known.len() > MAX_KNOWN { memory.evict(&hash) } else { None };
+            let evicted = if memory.known.len() > limits::KNOWN_TOKENS { memory.evict(&hash) } else { None };
             (new, evicted)
         };
         if let Some(evicted) = evicted {
@@ -234,7 +250,7 @@ impl Tokens {
         let known = {
             let mut memory = lock(&self.inner.memory);
             memory.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
-            if memory.refused.len() < MAX_KNOWN {
+            if memory.refused.len() < limits::REFUSED_TOKENS {
                 memory.refused.insert(hash, (Instant::now(), reason));
             }
             memory.known.remove(&hash)

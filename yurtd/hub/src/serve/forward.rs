@@ -18,6 +18,7 @@ use super::respond::Failure;
 use super::{Body, BoxError, Hub};
 use crate::caller::Permit;
 use crate::filter::FilterError;
+use crate::limits::Collected;
 use crate::offline::observe::Observer;
 use crate::upstream::{self, RequestBody, UpstreamError};
 use yurt_node::link::LinkState;
@@ -68,7 +69,8 @@ pub(crate) fn relay(
             let done = Box::new(move |whole: Bytes| {
                 tasks.passing(observer.seen(seen, whole));
             });
-            Body::new(Tee { inner: body, kept: Vec::new(), limit, done: Some(done) })
+            let kept = Some((hub.observed.collect(), done as Done));
+            Body::new(Tee { inner: body, kept, limit })
         }
         _ => Body::new(body.map_err(Into::into)),
     };
@@ -199,15 +201,15 @@ type Done = Box<dyn FnOnce(Bytes) + Send>;
 /// A body that passes through and is handed on as a whole at its end, unless it is longer than `limit` or breaks off.
 struct Tee<B> {
     inner: B,
-    kept: Vec<u8>,
+    /// The copy so far, and whose it is.
+    kept: Option<(Collected, Done)>,
     limit: usize,
-    done: Option<Done>,
 }
 
 impl<B> Tee<B> {
     fn finish(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(std::mem::take(&mut self.kept).into());
+        if let Some((kept, done)) = self.kept.take() {
+            done(kept.finish());
         }
     }
 }
@@ -227,22 +229,19 @@ where
         let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => {
+                let limit = self.limit;
                 if let Some(data) = frame.data_ref()
-                    && self.done.is_some()
+                    && let Some((kept, _)) = &mut self.kept
+                    && !kept.push(data, limit)
                 {
-                    if self.kept.len() + data.len() > self.limit {
-                        self.done = None;
-                        self.kept = Vec::new();
-                    } else {
-                        self.kept.extend_from_slice(data);
-                    }
+                    self.kept = None;
                 }
                 // A server that knows this was the last frame does not ask for another.
                 if self.inner.is_end_stream() {
                     self.finish();
                 }
             }
-            Some(Err(_)) => self.done = None,
+            Some(Err(_)) => self.kept = None,
             None => self.finish(),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
@@ -250,7 +249,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         // An empty body is never polled: it has to be, for its end to be seen.
-        self.inner.is_end_stream() && self.done.is_none()
+        self.inner.is_end_stream() && self.kept.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -265,12 +264,13 @@ mod tests {
     use http_body_util::{Full, StreamBody};
 
     use super::*;
+    use crate::limits::Observed;
 
     fn tee<B>(inner: B, limit: usize) -> (Tee<B>, Arc<Mutex<Option<Bytes>>>) {
         let seen = Arc::new(Mutex::new(None));
         let slot = seen.clone();
         let done: Done = Box::new(move |whole| *slot.lock().unwrap() = Some(whole));
-        (Tee { inner, kept: Vec::new(), limit, done: Some(done) }, seen)
+        (Tee { inner, kept: Some((Observed::default().collect(), done)), limit }, seen)
     }
 
     #[tokio::test]

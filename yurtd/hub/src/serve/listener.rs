@@ -1,49 +1,42 @@
 //! Connections: accept, handshake, serve, drain. One task a connection; the handshake is in it, so that a client that
-//! does not speak holds up nobody.
+//! does not speak holds up nobody. After the handshake it is known whether this is kubelet, whose places are its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use yurt_node::accept::http::{Http, Protocol};
+use yurt_node::accept::http::Protocol;
 use yurt_node::accept::tls::{Deadlines, handshake};
-use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
+use yurt_node::accept::{Accepted, Places, accept};
 
+use super::connection::Connection;
 use super::{Hub, pipeline};
+use crate::limits::{self, HANDSHAKE};
+use crate::request::Peer;
 
-/// Connections at a time; more wait in the backlog.
-const MAX_CONNECTIONS: usize = 4096;
-/// Of one pod. Those of the node's own processes all come from one address.
-const MAX_OF_A_PEER: usize = MAX_CONNECTIONS / 4;
-/// A handshake that takes longer is given up.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// What is granted to a connection. Clients written in Go end idle ones after 90 s themselves, and open another
-/// connection when they have as many streams, one a watch.
-const HTTP: Http = Http {
-    first_head: Duration::from_secs(60),
-    idle: Duration::from_secs(300),
-    head_bytes: 64 << 10,
-    streams: 1024,
-};
+/// The places of a listener's connections after their handshake.
+#[derive(Clone)]
+struct Admitted {
+    kubelet: Places,
+    others: Places,
+}
 
 /// Accepts TLS connections until the hub stops. Connections are tasks of the hub's tracker and drain by themselves.
 pub(crate) async fn serve(hub: Arc<Hub>, listener: TcpListener, tls: Arc<ServerConfig>) {
     let of_the_node = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let places = Places::new(Limits {
-        total: MAX_CONNECTIONS,
-        per_peer: (!of_the_node).then_some(MAX_OF_A_PEER),
-        over: Over::Wait,
-    });
+    let admitted = Admitted {
+        kubelet: Places::new(limits::connections_of_kubelet()),
+        others: Places::new(limits::connections(of_the_node)),
+    };
     let stop = hub.stop.clone();
-    accept(listener, places, stop, move |accepted| {
-        hub.tasks.passing(connection(hub.clone(), tls.clone(), accepted));
+    accept(listener, Places::new(limits::arriving(of_the_node)), stop, move |accepted| {
+        hub.tasks.passing(connection(hub.clone(), tls.clone(), admitted.clone(), accepted));
     })
     .await;
 }
 
-async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, accepted: Accepted) {
-    let Accepted { stream, at, place: _place, .. } = accepted;
+async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, admitted: Admitted, accepted: Accepted) {
+    let Accepted { stream, peer: from, at, place } = accepted;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection broke before its handshake");
         return;
@@ -60,11 +53,27 @@ async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, accepted: Accepted) {
         },
     };
     let (_, session) = stream.get_ref();
-    let peer = Arc::new(hub.authenticator.peer(session.peer_certificates()));
+    let peer = hub.authenticator.peer(session.peer_certificates());
+    let kubelet = matches!(peer, Peer::Node { .. });
+    let places = if kubelet { &admitted.kubelet } else { &admitted.others };
+    let Some(_place) = places.enter(from.ip()) else {
+        tracing::debug!(%from, kubelet, "a connection is closed: there are too many");
+        return;
+    };
+    // Its place before the handshake is the next one's.
+    drop(place);
     let protocol = Protocol::of(session);
     let tasks = hub.tasks.clone();
-    let answer = move |request| pipeline::handle(hub.clone(), peer.clone(), request);
-    if let Err(error) = HTTP.serve(stream, protocol, at, &tasks, answer).await {
-        tracing::debug!(%error, "a connection ended with an error");
+    let connection = Arc::new(Connection::new(peer, from.ip()));
+    let answering = connection.clone();
+    let answer = move |request| pipeline::handle(hub.clone(), answering.clone(), request);
+    let http = limits::http(kubelet);
+    tokio::select! {
+        outcome = http.serve(stream, protocol, at, &tasks, answer) => {
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "a connection ended with an error");
+            }
+        }
+        why = connection.overdue(at) => tracing::debug!(%from, ?why, "a connection is closed"),
     }
 }

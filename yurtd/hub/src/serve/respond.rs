@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 
 use super::Body;
 use crate::filter::FilterError;
+use crate::offline::events::EventError;
 use crate::offline::patch::PatchError;
 use crate::offline::token_request::TokenError;
 use crate::offline::{Answer, OfflineError};
@@ -61,6 +62,9 @@ pub(crate) enum Failure {
     /// The request's body broke off.
     #[error("the request body could not be read: {0}")]
     Body(String),
+    /// The caller has more under way than its share.
+    #[error("too many requests and watches of this user are under way; try again")]
+    Busy,
     /// An upgrade on a connection that cannot be upgraded.
     #[error("upgrades need HTTP/1.1")]
     Upgrade,
@@ -118,7 +122,7 @@ pub(crate) fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
 }
 
 /// The Status of a refusal.
-fn status_of(failure: &Failure) -> Status {
+pub(super) fn status_of(failure: &Failure) -> Status {
     let text = || failure.to_string();
     let details = |name: &str, group: &str, kind: &str| {
         Some(StatusDetails {
@@ -129,9 +133,14 @@ fn status_of(failure: &Failure) -> Status {
         })
     };
     match failure {
+        Failure::Auth(AuthError::Busy) | Failure::Busy => Status {
+            details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
+            ..Status::new(429, "TooManyRequests", text())
+        },
         Failure::Auth(_) => Status::new(401, "Unauthorized", text()),
         Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
+        Failure::View(ViewError::Late) => Status::new(504, "Timeout", text()),
         Failure::View(ViewError::Store(_)) | Failure::Store(_) | Failure::Watch(WatchError::Store(_)) => {
             Status::new(500, "InternalError", text())
         }
@@ -170,6 +179,8 @@ fn status_of(failure: &Failure) -> Status {
             OfflineError::Token(TokenError::Wire(_) | TokenError::Json(_)) => {
                 Status::new(400, "BadRequest", text())
             }
+            OfflineError::Event(EventError::TooLarge) => Status::new(413, "RequestEntityTooLarge", text()),
+            OfflineError::Event(_) => Status::new(400, "BadRequest", text()),
             OfflineError::Token(TokenError::Store(_)) | OfflineError::Store(_) | OfflineError::Damaged(_) => {
                 Status::new(500, "InternalError", text())
             }

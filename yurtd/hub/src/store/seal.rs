@@ -28,6 +28,9 @@ impl std::fmt::Debug for Sealer {
 }
 
 impl Sealer {
+    /// By how much a sealed value is longer: the nonce and the tag of AES-256-GCM.
+    pub(super) const OVERHEAD: usize = NONCE_LEN + 16;
+
     /// Reads the key, or makes one (0600) if there is none.
     pub(super) fn load(path: &Path) -> Result<Self, StoreError> {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));

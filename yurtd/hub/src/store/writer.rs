@@ -2,7 +2,7 @@
 //! them fails, each of them runs again alone, so that nobody pays for another's mistake.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(crate) enum Durability {
 #[derive(Debug, Default)]
 struct Counters {
     commits: AtomicU64,
-    full: AtomicBool,
+    syncs: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -132,8 +132,10 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    pub(super) fn counters(&self) -> (u64, bool) {
-        (self.counters.commits.load(Ordering::Relaxed), self.counters.full.load(Ordering::Relaxed))
+    /// Commits, and waits for the disk.
+    pub(super) fn counters(&self) -> (u64, u64) {
+        let Counters { commits, syncs } = &*self.counters;
+        (commits.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed))
     }
 }
 
@@ -165,6 +167,7 @@ impl Loop {
 
     fn sync(&mut self) {
         self.unsynced = None;
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.environment.sync() {
             tracing::warn!(%error, "the store could not be flushed");
         }
@@ -183,23 +186,25 @@ impl Loop {
         }
         if let Err(error) = self.transaction(&mut jobs) {
             if jobs.len() == 1 {
-                return self.finish(jobs, &Err(error));
+                return Self::finish(jobs, &Err(error));
             }
             tracing::debug!(%error, jobs = jobs.len(), "a group of writes failed; each alone now");
             for job in jobs {
                 let mut alone = vec![job];
                 let outcome = self.transaction(&mut alone);
-                self.finish(alone, &outcome);
+                Self::finish(alone, &outcome);
             }
         } else {
-            self.finish(jobs, &Ok(()));
+            Self::finish(jobs, &Ok(()));
         }
     }
 
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if jobs.iter().any(|job| job.durability() == Durability::Durable) {
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
             self.environment.sync()?;
             self.unsynced = None;
         } else if self.unsynced.is_none() {
@@ -208,8 +213,7 @@ impl Loop {
         Ok(())
     }
 
-    fn finish(&self, jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
-        self.counters.full.store(matches!(outcome, Err(StoreError::Full(_))), Ordering::Relaxed);
+    fn finish(jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
         for job in jobs {
             job.finish(outcome.clone());
         }

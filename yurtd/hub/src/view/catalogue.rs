@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{ViewId, ViewRecord};
-use super::{View, ViewSpec};
+use super::{Question, View, ViewSpec};
 use crate::caller::{Identity, Permit};
 use crate::clock;
 use crate::store::{ReadOnlyStore, StoreError, Table};
@@ -117,10 +117,10 @@ impl Catalogue {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A complete view.
-    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+    /// A view that may answer `question`.
+    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec, question: Question) -> Option<Arc<View>> {
         let view = self.lock().get(&(permit.identity().clone(), spec.clone())).cloned()?;
-        view.is_complete().then_some(view)
+        view.may_answer(question).then_some(view)
     }
 
     /// Whether the API server's last word on this view was a 403.
@@ -129,10 +129,10 @@ impl Catalogue {
         views.get(&(permit.identity().clone(), spec.clone())).is_some_and(|view| view.is_refused())
     }
 
-    /// How many views there are, and how many of them are complete.
+    /// How many views there are, and how many of them have something to tell.
     pub(crate) fn count(&self) -> (usize, usize) {
         let views = self.lock();
-        (views.len(), views.values().filter(|view| view.is_complete()).count())
+        (views.len(), views.values().filter(|view| view.may_answer(Question::Any)).count())
     }
 
     /// Every view, for those who keep them.

@@ -2,10 +2,11 @@
 //!
 //! Pure over a [`Tx`]: what is written follows from what is stored and what came.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
+use super::State;
 use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
 use crate::store::{StoreError, Table, Tx};
 use crate::wire::{self, EventType, Item, ListPage, ObjectMeta};
@@ -82,41 +83,54 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     }
 
     /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
-    /// what has becomes events in the order of resourceVersions, for the watchers.
-    pub(crate) fn apply_list(&mut self, last: &ListPage) -> Result<(), StoreError> {
+    /// what has becomes events in the order of resourceVersions, for the watchers. `reached` is the resourceVersion
+    /// of the view with the bookmarks that are not stored yet, `now` the time.
+    pub(crate) fn apply_list(&mut self, last: &ListPage, reached: u64, now: u64) -> Result<(), StoreError> {
         let version = last.resource_version;
-        // A collection that is younger than what we have: etcd was restored from a backup. Nothing that
-        // watchers know can be continued.
-        if !self.record.complete || version < self.record.resource_version {
-            self.clear()?;
-            self.record.horizon = version;
-            self.record.horizon_sequence = self.record.sequence;
-            self.record.resource_version = 0;
-        }
-        self.record.kind = Some(last.kind.clone());
-
+        let reached = reached.max(self.record.resource_version);
         let mut listed = self.staged()?;
         for item in &last.items {
             let source = Listed { meta: item.meta.clone(), body: Some(item.body.clone()) };
             listed.insert(item.meta.key(), source);
         }
         let mut gone = Vec::new();
-        let mut same = Vec::new();
+        let mut same = HashSet::new();
         self.tx.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
             let record = ObjectRecord::decode(value)?;
             let key = std::str::from_utf8(&key[4..]).unwrap_or_default();
             match listed.get(key) {
                 None => gone.push(key.to_owned()),
                 Some(new) if new.meta.resource_version == record.version && new.meta.uid == record.uid => {
-                    same.push(key.to_owned());
+                    same.insert(key.to_owned());
                 }
                 Some(_) => {}
             }
             Ok(true)
         })?;
-        for key in same {
-            listed.remove(&key);
+        // The view knows every object as it was at `reached`. One that is listed with a resourceVersion from before
+        // and is not what is stored is of another history, as is a collection that is younger: etcd was restored from
+        // a backup, with `--bump-revision` (the collection's version goes on, the objects' do not) or without. Nothing
+        // that watchers know can be continued.
+        let old = |new: &Listed| new.meta.resource_version <= reached;
+        let restored = version < reached || listed.iter().any(|(key, new)| old(new) && !same.contains(key));
+        let stored = self.record.state != State::Empty;
+        if stored && restored {
+            tracing::warn!(reached, version, "the API server's state is another one; the view starts over");
+            self.record.abandoned = self.record.abandoned.max(reached);
         }
+        if !stored || restored {
+            self.clear()?;
+            self.record.horizon = version;
+            self.record.horizon_sequence = self.record.sequence;
+            self.record.reset_sequence = self.record.sequence;
+            self.record.resource_version = 0;
+            gone.clear();
+        } else {
+            for key in same {
+                listed.remove(&key);
+            }
+        }
+        self.record.kind = Some(last.kind.clone());
         let mut changed: Vec<_> = listed.into_iter().collect();
         changed.sort_by(|(one_key, one), (other_key, other)| {
             (one.meta.resource_version, one_key).cmp(&(other.meta.resource_version, other_key))
@@ -133,8 +147,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             self.remove(&key, version, None)?;
         }
         self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
-        self.record.complete = true;
-        self.record.refused = false;
+        self.record.state = self.record.state.after(super::Transition::Listed, now);
         self.record.resource_version = version;
         self.trim()
     }

@@ -24,8 +24,6 @@ use crate::supervise::Tasks;
 
 /// HTTP/2 pings find connections that died without a word.
 const PING: Duration = Duration::from_secs(30);
-/// What one stream of HTTP/2 may hold unsent.
-const SEND_BUFFER: usize = 128 << 10;
 /// How long a peer that was told to go may take to do so: its last request may be on its way.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -40,6 +38,24 @@ pub struct Http {
     pub head_bytes: u32,
     /// Requests at a time on a connection of HTTP/2.
     pub streams: u32,
+    /// What it may hold of bodies.
+    pub buffers: Buffers,
+}
+
+/// What a connection of HTTP/2 may hold of bodies, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers {
+    /// Of a request's that nobody has read yet.
+    pub stream_unread: u32,
+    /// Of all requests' together.
+    pub unread: u32,
+    /// Of a response's that the peer has not taken yet.
+    pub stream_unsent: usize,
+}
+
+impl Buffers {
+    /// hyper's own windows. For peers who are known before they are served.
+    pub const USUAL: Self = Self { stream_unread: 1 << 20, unread: 1 << 20, stream_unsent: 128 << 10 };
 }
 
 /// What a connection speaks.
@@ -128,7 +144,9 @@ impl Http {
                     .keep_alive_interval(PING)
                     .max_concurrent_streams(self.streams)
                     .max_header_list_size(self.head_bytes)
-                    .max_send_buf_size(SEND_BUFFER)
+                    .initial_stream_window_size(self.buffers.stream_unread)
+                    .initial_connection_window_size(self.buffers.unread)
+                    .max_send_buf_size(self.buffers.stream_unsent)
                     .serve_connection(io, service);
                 self.drive(connection, http2::Connection::graceful_shutdown, state, tasks).await
             }
@@ -294,7 +312,7 @@ mod tests {
     }
 
     fn http(first_head: Duration, idle: Duration) -> Http {
-        Http { first_head, idle, head_bytes: 8192, streams: 8 }
+        Http { first_head, idle, head_bytes: 8192, streams: 8, buffers: Buffers::USUAL }
     }
 
     fn request() -> Request<Empty<Bytes>> {

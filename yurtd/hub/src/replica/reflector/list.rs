@@ -1,12 +1,14 @@
 //! The whole collection, committed when its last page is there.
 
 use super::Reflector;
+use crate::caller::Credential;
 use crate::clock;
 use crate::replica::fetch::{self, ListParameters};
 use crate::replica::step::Outcome;
 use crate::store::{Durability, StoreError, Table};
 use crate::view::record::ViewRecord;
 use crate::view::table::ViewTable;
+use crate::view::{Request, Transition};
 use crate::wire::ListPage;
 
 impl Reflector {
@@ -14,16 +16,20 @@ impl Reflector {
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
         let mut parameters = ListParameters { at, continue_token: None };
         let mut first = true;
+        if !matches!(*self.credential.borrow(), Credential::Node) && !self.store.has_room_for_others() {
+            let error = StoreError::Full("what is left of it is kubelet's".to_owned());
+            return self.store_failed(Request::List, error).await;
+        }
         loop {
             let credential = self.credential.borrow_and_update().clone();
             let page = match fetch::list(&self.upstream, &credential, &self.view.spec, &parameters).await {
                 Ok(page) => page,
-                Err(answer) => return self.answered(answer),
+                Err(answer) => return self.answered(Request::List, answer).await,
             };
             match page.continue_token.clone() {
                 Some(token) => {
                     if let Err(error) = self.stage(page, first).await {
-                        return self.store_failed(error);
+                        return self.store_failed(Request::List, error).await;
                     }
                     first = false;
                     parameters.continue_token = Some(token);
@@ -32,14 +38,14 @@ impl Reflector {
                     Ok(record) => {
                         self.rebuild = false;
                         self.view.publish(&record);
-                        self.view.sync.send_modify(|state| {
-                            state.attempts += 1;
-                            state.failure = None;
-                            state.live = true;
+                        self.view.sync.send_modify(|sync| {
+                            sync.attempts += 1;
+                            sync.failure = None;
+                            sync.state = sync.state.after(Transition::Listed, clock::now());
                         });
                         return Outcome::Listed;
                     }
-                    Err(error) => return self.store_failed(error),
+                    Err(error) => return self.store_failed(Request::List, error).await,
                 },
             }
         }
@@ -66,6 +72,7 @@ impl Reflector {
 
     async fn commit(&self, page: ListPage, only: bool) -> Result<ViewRecord, StoreError> {
         let (id, record, rebuild) = (self.view.id, self.new_record(), self.rebuild);
+        let reached = self.view.resource_version();
         self.store
             .write(Durability::Soon, move |tx| {
                 if rebuild {
@@ -78,7 +85,7 @@ impl Reflector {
                     // Leftovers of a list that never came to its last page.
                     table.stage(&[], true)?;
                 }
-                table.apply_list(&page)?;
+                table.apply_list(&page, reached, clock::now())?;
                 table.save()
             })
             .await

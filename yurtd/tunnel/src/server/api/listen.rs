@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use yurt_node::accept::http::{Http, HttpError, Protocol};
+use yurt_node::accept::http::{Buffers, Http, HttpError, Protocol};
 use yurt_node::accept::tls::{Deadlines, HandshakeError, handshake};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 use yurt_node::{pki, verify};
@@ -25,6 +25,7 @@ const HTTP: Http = Http {
     idle: Duration::from_secs(15),
     head_bytes: 64 * 1024,
     streams: 128,
+    buffers: Buffers::USUAL,
 };
 /// After how much silence a connection is probed: also one that has left HTTP.
 const KEEPALIVE: Duration = Duration::from_secs(30);
