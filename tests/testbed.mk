@@ -24,12 +24,12 @@ size: can-run image plugin ## What the programs weigh: on the disk, by crate, an
 	done
 	$(TESTBED) demo --only S4,size
 
+test-flannel: can-run image plugin ## Convert, cut and power cut on a cluster whose network is flannel
+	$(TESTBED) demo --only flannel
+
 bench-hub: can-run image plugin ## The hub beside the API server and a vanilla node: speed, uplink, memory (ten minutes)
 	cargo build --locked --release -p yurt-load
 	$(TESTBED) demo --only bench-vanilla,S4,bench-hub
-
-test-flannel: can-run image plugin ## Convert, cut and power cut on a cluster whose network is flannel
-	$(TESTBED) demo --only flannel
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
 	cargo test --locked -p yurt-tests --test story

@@ -43,7 +43,9 @@ pub enum Network {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { proxy: "nftables".to_owned(), network: Network::Bridge }
+        // Debian's nft 1.0.6 in kube-proxy's image loses the maps of a kube-proxy that is restarted, with or without us
+        // (kubernetes#136786), and a conversion restarts it.
+        Self { proxy: "iptables".to_owned(), network: Network::Bridge }
     }
 }
 

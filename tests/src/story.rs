@@ -109,6 +109,7 @@ pub const MEASURED: [Step; 2] = [
     Step { id: "bench-vanilla", title: "a vanilla node's uplink", play: bench::vanilla },
     Step { id: "bench-hub", title: "the hub beside the API server", play: bench::hub },
 ];
+
 /// What is played on a cluster of its own, whose network is flannel.
 pub const FLANNEL: &[Step] = &[Step {
     id: "flannel",

@@ -163,10 +163,8 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
 
 fn every_step() -> impl Iterator<Item = Step> {
     let [vanilla, hub] = MEASURED;
-    std::iter::once(vanilla)
-        .chain(story::everything())
-        .chain([hub])
-        .chain(PUBLISHED.iter().chain(FLANNEL).copied())
+    let alone = PUBLISHED.iter().chain(FLANNEL).copied();
+    std::iter::once(vanilla).chain(story::everything()).chain([hub]).chain(alone)
 }
 
 /// kubectl for the cluster that is up.

@@ -188,15 +188,16 @@ impl Observer {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
             What::Answer(key, keep, subject) => {
-                subject.heard(&self.offline.views, &answer).await;
                 // Whoever has a pod on the node will ask again when it starts.
-                let accounts = self.offline.views.accounts().unwrap_or_default();
-                let stay = accounts.iter().map(|account| Owner::Other(account)).collect::<Vec<_>>();
-                self.offline.answers.remember(&key, &answer, keep, &stay);
+                if let Some(accounts) = self.offline.views.accounts() {
+                    self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
+                }
+                subject.heard(&self.offline.views, &answer).await;
+                self.offline.answers.remember(&key, &answer, keep);
                 Ok(())
             }
             What::Discovery(key) => {
-                self.offline.discovery.remember(&key, &answer, Keep::Stored, &[]);
+                self.offline.discovery.remember(&key, &answer, Keep::Stored);
                 Ok(())
             }
             What::Lease => match answer.decompressed("", MAX_SMALL) {

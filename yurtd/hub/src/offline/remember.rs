@@ -3,9 +3,8 @@
 //!
 //! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
 //! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is
-//! kubelet's alone,
-//! and nobody else has more than a quarter: a client that asks for ten thousand different things forgets its own answers
-//! and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
+//! kubelet's alone, and nobody else has more than a quarter: a client that asks for ten thousand different things forgets
+//! its own answers and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
 //! When an answer was seen last is known in memory alone; after a restart all are equally old.
 //!
 //! # Writing
@@ -13,7 +12,8 @@
 //! An answer that has not changed is not written again, and one that has is not written at once: a standby of a leader
 //! election reads its Lease every two seconds, and finds it changed. It stays in memory, and what has waited for a
 //! minute is written together with all that waits ([`Remembered::write_back`]); so is everything when the link is lost,
-//! and when the hub stops. A process that is killed in between has the answers of a minute ago. What waits is bounded as
+//! and when the hub stops. The first answer to a question of somebody who has a pod on the node is written at once: the
+//! link and the power may go together. A process that is killed in between has the answers of a minute ago. What waits is bounded as
 //! well ([`UNWRITTEN`]): behind a disk that hangs the oldest answers are dropped, which costs nothing but them. What is
 //! worth nothing after a restart ([`Keep::InMemory`]) is never written.
 
@@ -50,7 +50,7 @@ pub(crate) struct Remembered {
     bucket: Bucket,
     bounds: Bounds,
     index: Mutex<Index>,
-    /// There is more to be written than should wait.
+    /// There is what should not wait to be written.
     full: Notify,
 }
 
@@ -74,6 +74,8 @@ struct Index {
     removed: HashSet<Vec<u8>>,
     /// Since when something waits to be written.
     waiting: Option<Instant>,
+    /// What the keys of those begin with who have a pod on the node.
+    stay: HashSet<[u8; OWNER]>,
 }
 
 struct Entry {
@@ -184,8 +186,14 @@ impl Remembered {
         self.bounds.answer
     }
 
-    /// Keeps an answer, in memory at first. Those of owners that `stay` go after all others.
-    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep, stay: &[Owner<'_>]) {
+    /// Who has a pod on the node from now on.
+    pub(crate) fn stay<'i>(&self, owners: impl Iterator<Item = Owner<'i>>) {
+        let stay = owners.map(Owner::prefix).collect();
+        self.lock().stay = stay;
+    }
+
+    /// Keeps an answer, in memory at first.
+    pub(crate) fn remember(&self, key: &Key, answer: &Answer, keep: Keep) {
         if answer.body.len() > self.bounds.answer {
             return;
         }
@@ -202,9 +210,10 @@ impl Remembered {
         if index.is_known(&key.0, &digest) {
             return index.see(&key.0);
         }
+        let first = !index.entries.contains_key(&key.0) && keep == Keep::Stored && index.stays(&key.0);
         index.insert(key.0.clone(), value, digest, keep);
-        index.evict(&self.bounds, &stay.iter().map(|owner| owner.prefix()).collect());
-        if index.unwritten > UNWRITTEN / 2 {
+        index.evict(&self.bounds);
+        if first || index.unwritten > UNWRITTEN / 2 {
             self.full.notify_one();
         }
         index.drop_unwritten(UNWRITTEN);
@@ -349,6 +358,11 @@ impl Remembered {
 }
 
 impl Index {
+    /// Whether the owner of a key has a pod on the node.
+    fn stays(&self, key: &[u8]) -> bool {
+        self.stay.contains(&key[..OWNER])
+    }
+
     /// Whether the same value is there already.
     fn is_known(&self, key: &[u8], digest: &[u8; 32]) -> bool {
         self.entries.get(key).is_some_and(|entry| entry.digest.as_ref() == Some(digest))
@@ -415,10 +429,10 @@ impl Index {
     }
 
     /// Takes out what was seen longest ago until the bounds hold; never the newest.
-    fn evict(&mut self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Vec<Vec<u8>> {
+    fn evict(&mut self, bounds: &Bounds) -> Vec<Vec<u8>> {
         let mut evicted = Vec::new();
         while self.entries.len() > 1 {
-            let Some(key) = self.victim(bounds, stay) else { break };
+            let Some(key) = self.victim(bounds) else { break };
             self.remove(&key);
             evicted.push(key);
         }
@@ -426,7 +440,7 @@ impl Index {
     }
 
     /// What has to go next: of the owner with more than its share, or else of those without a claim to theirs.
-    fn victim(&self, bounds: &Bounds, stay: &HashSet<[u8; OWNER]>) -> Option<Vec<u8>> {
+    fn victim(&self, bounds: &Bounds) -> Option<Vec<u8>> {
         let newest = self.entries.iter().max_by_key(|(_, entry)| entry.seen)?.0;
         let quarter = Usage { count: bounds.count.div_ceil(4), size: bounds.total / 4 };
         let whole = Usage { count: bounds.count, size: bounds.total };
@@ -452,7 +466,7 @@ impl Index {
         self.entries
             .iter()
             .filter(|(key, _)| *key != newest && may_go(key))
-            .min_by_key(|(key, entry)| (stay.contains(&key[..OWNER]), entry.seen))
+            .min_by_key(|(key, entry)| (self.stays(key), entry.seen))
             .map(|(key, _)| key.clone())
     }
 }
@@ -510,13 +524,13 @@ mod tests {
         assert!(index.keep(node("1"), &[1; 100]));
         assert!(index.keep(node("2"), &[2; 100]));
         assert!(!index.keep(node("1"), &[1; 100]), "unchanged, but seen again");
-        assert!(index.evict(&bounds, &HashSet::new()).is_empty());
+        assert!(index.evict(&bounds).is_empty());
         assert!(index.keep(node("3"), &[3; 90]));
-        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("2")]);
+        assert_eq!(index.evict(&bounds), [node("2")]);
         assert_eq!(index.total, 190);
         index.see(&node("1"));
         assert!(index.keep(node("4"), &[4; 100]));
-        assert_eq!(index.evict(&bounds, &HashSet::new()), [node("3")]);
+        assert_eq!(index.evict(&bounds), [node("3")]);
     }
 
     #[test]
@@ -526,7 +540,7 @@ mod tests {
         let insert = |index: &mut Index, owner: Owner<'_>, count: usize| {
             for number in 0..count {
                 index.keep(key(owner, &number.to_string()), b"x");
-                index.evict(&bounds, &HashSet::new());
+                index.evict(&bounds);
             }
             let of = key(owner, "");
             index.entries.keys().filter(|key| key[..OWNER] == of[..OWNER]).count()
@@ -546,14 +560,13 @@ mod tests {
     #[test]
     fn answers_of_those_who_have_a_pod_on_the_node_go_last() {
         let bounds = Bounds { answer: 10, total: 10_000, count: 8 };
-        let mut index = Index::default();
         let (agent, passer_by) = (Owner::Other("agent"), Owner::Other("passer-by"));
-        let stay = [agent.prefix()].into();
+        let mut index = Index { stay: [agent.prefix()].into(), ..Index::default() };
         index.keep(key(agent, "own pod"), b"x");
         for number in 0..20 {
             for other in [passer_by, Owner::Other("second"), Owner::Other("third")] {
                 index.keep(key(other, &number.to_string()), b"x");
-                index.evict(&bounds, &stay);
+                index.evict(&bounds);
             }
         }
         assert!(index.entries.contains_key(&key(agent, "own pod")));
@@ -561,9 +574,27 @@ mod tests {
         // Its own newer ones drive it out all the same: a share is a share.
         for number in 0..3 {
             index.keep(key(agent, &number.to_string()), b"x");
-            index.evict(&bounds, &stay);
+            index.evict(&bounds);
         }
         assert!(!index.entries.contains_key(&key(agent, "own pod")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_answer_to_a_pod_of_the_node_is_written_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, memory) = memory(dir.path(), Bounds { answer: 100, total: 1000, count: 10 });
+        let (agent, other) = (Owner::Other("agent"), Owner::Other("other"));
+        memory.stay([agent].into_iter());
+        let keep = |owner: Owner<'_>, text: &str| {
+            memory.remember(&Key::new(owner, "/pods", "/own/pod", "", ""), &json(text), Keep::Stored);
+        };
+        keep(other, "1");
+        assert!(memory.due().now_or_never().is_none());
+        keep(agent, "1");
+        assert!(memory.due().now_or_never().is_some());
+        memory.write_back().await.unwrap();
+        keep(agent, "2");
+        assert!(memory.due().now_or_never().is_none(), "a change waits for company");
     }
 
     fn index_of_others(index: &Index) -> usize {
@@ -589,7 +620,7 @@ mod tests {
         let bounds = Bounds { answer: 100, total: 1000, count: 2 };
         let (store, memory) = memory(dir.path(), bounds);
         let keep = |memory: &Remembered, path: &str, text: &str| {
-            memory.remember(&of_node(path), &json(text), Keep::Stored, &[]);
+            memory.remember(&of_node(path), &json(text), Keep::Stored);
         };
         keep(&memory, "/a", "1");
         assert_eq!(memory.recall(&of_node("/a")).unwrap(), Some(json("1")), "not written yet");
@@ -623,14 +654,9 @@ mod tests {
         let hour = async |metrics: bool| {
             let before = store.stats().syncs;
             for second in (0..3600).step_by(2) {
-                memory.remember(
-                    &of_node("/lease"),
-                    &json(&format!("{second}{metrics}")),
-                    Keep::InMemory,
-                    &[],
-                );
+                memory.remember(&of_node("/lease"), &json(&format!("{second}{metrics}")), Keep::InMemory);
                 if metrics && second % 15 == 0 {
-                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored, &[]);
+                    memory.remember(&of_node("/metrics"), &json(&second.to_string()), Keep::Stored);
                 }
                 tokio::time::advance(Duration::from_secs(2)).await;
                 if memory.due().now_or_never().is_some() {
@@ -663,7 +689,7 @@ mod tests {
             let (_, writing) = tokio::join!(
                 async {
                     for number in 0..200 {
-                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored, &[]);
+                        memory.remember(&of_node(&number.to_string()), &json(&text), Keep::Stored);
                         assert!(memory.lock().unwritten <= UNWRITTEN);
                         tokio::task::yield_now().await;
                     }
@@ -688,10 +714,10 @@ mod tests {
         let bounds = Bounds { answer: 3 << 20, total: 30 << 20, count: 100 };
         let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
         let memory = Remembered::open(store, Bucket::Answers, bounds);
-        memory.remember(&of_node("/small"), &json("1"), Keep::Stored, &[]);
+        memory.remember(&of_node("/small"), &json("1"), Keep::Stored);
         memory.write_back().await.unwrap();
-        memory.remember(&of_node("/small"), &json("2"), Keep::Stored, &[]);
-        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored, &[]);
+        memory.remember(&of_node("/small"), &json("2"), Keep::Stored);
+        memory.remember(&of_node("/large"), &json(&"x".repeat(1100 << 10)), Keep::Stored);
         assert!(matches!(memory.write_back().await, Err(StoreError::Full(_))));
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
         memory.forget(&of_node("/large")).await.unwrap();
@@ -712,10 +738,10 @@ mod tests {
         let (one, two) = (key("a", "/secrets", "/1"), key("a", "/secrets", "/2"));
         let others = [key("a", "/configmaps", "/3"), key("b", "/secrets", "/1")];
         let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
-        memory.remember(&one, &answer, Keep::Stored, &[]);
+        memory.remember(&one, &answer, Keep::Stored);
         memory.write_back().await.unwrap();
-        memory.remember(&two, &answer, Keep::Stored, &[]);
-        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored, &[]));
+        memory.remember(&two, &answer, Keep::Stored);
+        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored));
         memory.forget_subject(&key("a", "/secrets", "/never asked for")).await.unwrap();
         memory.write_back().await.unwrap();
         for memory in [memory, Remembered::open(store, Bucket::Answers, bounds)] {

@@ -80,7 +80,7 @@ async fn what_an_identity_used_is_followed_after_a_restart_while_its_pod_is_on_t
     hub.views.lend(&stranger());
     let newer = api.put_data("configmaps", "n", "two", "x", "1");
     caught_up(&view(&service_account("")), newer.version).await;
-    assert!(!view(&stranger()).state().is_following());
+    assert!(!view(&stranger()).is_followed());
     let tokens: Vec<_> = api.requests()[asked..].iter().filter_map(|seen| seen.token.clone()).collect();
     assert!(!tokens.is_empty() && tokens.iter().all(|token| token == "stored"), "{tokens:?}");
 
