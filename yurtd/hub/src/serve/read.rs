@@ -50,7 +50,10 @@ pub(crate) async fn collection(
         }
     }
     // Without a link a list is what is known of it last, in whichever place: `last_known`.
-    let elsewhere = matches!(&collection.read, Read::List(freshness) if *freshness == Freshness::Consistent || !hub.link.is_online());
+    let elsewhere = match &collection.read {
+        Read::List(freshness) => *freshness == Freshness::Consistent || !hub.link.is_online(),
+        Read::Watch(_) => false,
+    };
     if elsewhere {
         return Ok(None);
     }
