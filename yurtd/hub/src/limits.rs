@@ -16,7 +16,8 @@
 //! | requests that wait for a review | [`REVIEWS_WAITING`] × 40 KiB | none |
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
 //! | whole lists that are being sent | [`OTHERS`]`.lists` | [`KUBELET`]`.lists` |
-//! | pages of upstream's lists | [`PAGES_AT_ONCE`] × about 6 × [`PAGE_BYTES`] | |
+//! | pages of upstream's lists | [`LARGE_PAGES`] × about 6 × [`PAGE_BYTES`] | the same |
+//! | answers to be remembered | [`OBSERVED`] and 2 × [`UNWRITTEN`], together with kubelet | |
 
 mod accounts;
 mod observed;
@@ -30,7 +31,6 @@ use yurt_node::accept::{Limits, Over};
 
 pub(crate) use accounts::{Accounts, Flow};
 pub(crate) use observed::{Collected, Observed};
-#[allow(unused_imports)]
 pub(crate) use pages::PageSize;
 pub(crate) use reviews::Reviews;
 
@@ -145,8 +145,23 @@ pub(crate) const PAGE_BYTES: usize = 1 << 20;
 pub(crate) const PAGE_LIMIT: usize = 3 << 20;
 /// Unless it is one object. etcd takes 1.5 MiB in protobuf; in JSON that may be more.
 pub(crate) const OBJECT_LIMIT: usize = 16 << 20;
-/// Pages at a time; others wait.
-pub(crate) const PAGES_AT_ONCE: usize = 3;
+/// Compressed bytes of a page that nobody has to wait for.
+pub(crate) const SMALL_PAGE: usize = 64 << 10;
+/// Pages with more at a time, kubelet's and everybody else's; others wait.
+pub(crate) const LARGE_PAGES: usize = 2;
+/// Bytes of a list's changed objects that are collected to be told as a difference. A list that differs by more starts
+/// the view over: one transaction with all of it would be in memory as a whole.
+pub(crate) const DIFFERENCE: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
+
+/// Bytes of the store that the views of one identity may have, and those of all but kubelet, of every 20 bytes of its
+/// map. A collection that is larger is forwarded.
+const STORED_OF_20: (u64, u64) = (2, 14);
+
+/// Whether an identity's views, and all others' together, may have so much of a store of `map` bytes.
+pub(crate) fn may_store(own: u64, others: u64, map: u64) -> bool {
+    let (of_one, of_all) = STORED_OF_20;
+    own <= map / 20 * of_one && others <= map / 20 * of_all
+}
 
 /// Bytes of remembered answers that wait to be written, in each of the two memories. A disk may hang for half a minute.
 pub(crate) const UNWRITTEN: usize = 2 << 20;

@@ -142,6 +142,25 @@ pub(crate) struct View {
     warm_until: AtomicU64,
     /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`).
     kept: AtomicBool,
+    /// Bytes of its objects, which are counted with those of its identity and of all others.
+    stored: AtomicU64,
+    counts: Stored,
+}
+
+/// Bytes that views have in the store.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stored {
+    /// Those of one identity.
+    own: Arc<AtomicU64>,
+    /// Those of everybody but kubelet.
+    others: Arc<AtomicU64>,
+}
+
+impl Stored {
+    /// The same for another identity.
+    fn of_another(&self) -> Self {
+        Self { own: Arc::default(), others: Arc::clone(&self.others) }
+    }
 }
 
 impl std::fmt::Debug for View {
@@ -159,6 +178,7 @@ impl View {
         identity: Identity,
         spec: ViewSpec,
         store: ReadOnlyStore,
+        counts: Stored,
         record: Option<&ViewRecord>,
     ) -> Self {
         let progress = record.map_or_else(Progress::default, |record| Progress {
@@ -170,11 +190,13 @@ impl View {
             refused: record.is_some_and(|record| record.refused),
             ..SyncState::default()
         };
-        Self {
+        let view = Self {
             id,
             identity,
             spec,
             store,
+            stored: AtomicU64::new(0),
+            counts,
             progress: watch::channel(progress).0,
             sync: watch::channel(sync).0,
             poke: Notify::new(),
@@ -184,7 +206,24 @@ impl View {
             used: AtomicU64::new(record.map_or_else(now, |record| record.used)),
             warm_until: AtomicU64::new(0),
             kept: AtomicBool::new(false),
+        };
+        view.count_stored(record.map_or(0, |record| record.bytes));
+        view
+    }
+
+    /// Its objects have so many bytes now.
+    pub(crate) fn count_stored(&self, bytes: u64) {
+        let before = self.stored.swap(bytes, Ordering::Relaxed);
+        for count in [&self.counts.own, &self.counts.others] {
+            count.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
         }
+    }
+
+    /// Bytes in the store of its identity's other views, and of those of everybody but kubelet.
+    pub(crate) fn stored_beside(&self) -> (u64, u64) {
+        let own = self.stored.load(Ordering::Relaxed);
+        let beside = |count: &AtomicU64| count.load(Ordering::Relaxed).saturating_sub(own);
+        (beside(&self.counts.own), beside(&self.counts.others))
     }
 
     /// Which view this is.
@@ -331,6 +370,7 @@ impl View {
 
     /// What a transaction has made of the view, told to its watchers.
     pub(crate) fn publish(&self, record: &ViewRecord) {
+        self.count_stored(record.bytes);
         self.sync.send_if_modified(|state| {
             let new = (record.may_be_served(), record.refused);
             let changed = (state.complete, state.refused) != new;
@@ -360,6 +400,12 @@ impl View {
             }
             newer
         });
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.count_stored(0);
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::reflector::Reflector;
 use crate::caller::{Credential, Identity, Permit};
+use crate::limits::LARGE_PAGES;
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
@@ -48,6 +49,8 @@ pub(super) struct Followers {
     stop: CancellationToken,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
+    /// Large pages that may be in memory at a time: kubelet's, and the others'.
+    large: [Arc<Semaphore>; 2],
 }
 
 impl Followers {
@@ -59,6 +62,7 @@ impl Followers {
             stop,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
+            large: [(); 2].map(|()| Arc::new(Semaphore::new(LARGE_PAGES))),
         }
     }
 
@@ -79,6 +83,7 @@ impl Followers {
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,
+            large: self.large[usize::from(!permit.is_node())].clone(),
             rebuild: false,
             refusals: 0,
             refused_since: None,

@@ -1,6 +1,7 @@
 //! The one thread that writes. Jobs that wait while a transaction commits go into the next one together; if one of
 //! them fails, each of them runs again alone, so that nobody pays for another's mistake.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -201,7 +202,11 @@ impl Loop {
     }
 
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
+        let write = || self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)));
+        // A job that panics is one that fails: its transaction is dropped, and with it all that it did. The thread must
+        // go on: without it nothing is ever written again.
+        let panicked = |_| Err(StoreError::Failed("a write panicked".to_owned()));
+        catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(panicked)?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if jobs.iter().any(|job| job.durability() == Durability::Durable) {

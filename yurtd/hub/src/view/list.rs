@@ -70,6 +70,7 @@ impl View {
             let kind = record
                 .kind
                 .clone()
+                .filter(|_| record.complete)
                 .ok_or_else(|| StoreError::Failed("the view is not complete".to_owned()))?;
             let resource_version = record.resource_version.max(known);
             // Sealed and local bodies are opened twice: once to know their size. Both are rare.

@@ -27,6 +27,8 @@ pub(crate) struct ViewTable<'t, 'e> {
     tx: &'t mut Tx<'e>,
     id: ViewId,
     pub(crate) record: ViewRecord,
+    /// The view's sequence when the transaction began: no watcher has read what is behind it.
+    began: u64,
 }
 
 impl<'t, 'e> ViewTable<'t, 'e> {
@@ -34,7 +36,8 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     pub(crate) fn load(tx: &'t mut Tx<'e>, id: ViewId) -> Result<Self, StoreError> {
         let record = tx.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
         let record = record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))?;
-        Ok(Self { tx, id, record })
+        let began = record.sequence;
+        Ok(Self { tx, id, record, began })
     }
 
     /// Writes the record back.
@@ -59,14 +62,39 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         self.trim()
     }
 
-    /// Keeps a page of a list whose last page has not come yet.
-    pub(crate) fn stage(&mut self, items: &[Item], first: bool) -> Result<(), StoreError> {
+    /// Takes a page of a list whose last page has not come yet; returns the bytes that wait for it.
+    ///
+    /// A view that has never been complete is served to nobody: its pages go where they belong at once. So they do when
+    /// the whole view has to start over. Of any other view the pages are staged, and of what has not changed the head
+    /// alone.
+    pub(crate) fn stage(&mut self, page: &ListPage, first: bool) -> Result<usize, StoreError> {
         if first {
             self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
+            if !self.record.complete || page.resource_version < self.record.resource_version {
+                self.clear()?;
+                self.record.complete = false;
+                self.start_at(page.resource_version);
+                self.record.resource_version = 0;
+            }
         }
-        for item in items {
+        if !self.record.complete {
+            self.record.kind = Some(page.kind.clone());
+            page.items.iter().try_for_each(|item| self.upsert(&item.meta, &item.body))?;
+            return Ok(0);
+        }
+        let mut staged = 0;
+        for item in &page.items {
             let key = self.id.object(&item.meta.key());
-            let (sealed, body) = self.seal(&key, &item.body)?;
+            let known = match self.tx.get(Table::Objects, &key)? {
+                Some(value) => {
+                    let known = ObjectRecord::decode(value)?;
+                    known.version == item.meta.resource_version && known.uid == item.meta.uid
+                }
+                None => false,
+            };
+            let body = if known { Bytes::new() } else { item.body.clone() };
+            staged += body.len();
+            let (sealed, body) = if known { (false, (&[][..]).into()) } else { self.seal(&key, &body)? };
             let record = ObjectRecord {
                 sequence: 0,
                 entered_sequence: 0,
@@ -78,7 +106,29 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             };
             self.tx.put(Table::Staging, &key, &record.encode())?;
         }
-        Ok(())
+        Ok(staged)
+    }
+
+    /// Forgets the pages of a list that never came to its last one.
+    pub(crate) fn unstage(&mut self) -> Result<(), StoreError> {
+        self.tx.delete_prefix(Table::Staging, &self.id.prefix())
+    }
+
+    /// Ends a list whose other pages are in the view already.
+    pub(crate) fn finish_list(&mut self, last: &ListPage) -> Result<(), StoreError> {
+        self.record.kind = Some(last.kind.clone());
+        last.items.iter().try_for_each(|item| self.upsert(&item.meta, &item.body))?;
+        self.record.complete = true;
+        self.record.refused = false;
+        self.record.resource_version = last.resource_version;
+        self.start_at(last.resource_version);
+        self.trim()
+    }
+
+    /// Nothing that watchers know can be continued.
+    fn start_at(&mut self, version: u64) {
+        self.record.horizon = version;
+        self.record.horizon_sequence = self.record.sequence;
     }
 
     /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
@@ -181,6 +231,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             self.tx.delete_prefix(table, &self.id.prefix())?;
         }
         (self.record.tombstones, self.record.tombstone_bytes, self.record.locals) = (0, 0, 0);
+        self.record.bytes = 0;
         // Watchers' positions stay behind this one.
         self.record.next_sequence();
         Ok(())
@@ -202,6 +253,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     fn upsert(&mut self, meta: &ObjectMeta, body: &[u8]) -> Result<(), StoreError> {
         let (key, version) = (meta.key(), meta.resource_version);
         let full = self.id.object(&key);
+        let mut replaced = 0;
         let known = match self.tx.get(Table::Objects, &full)? {
             Some(value) => {
                 let record = ObjectRecord::decode(value)?;
@@ -209,6 +261,8 @@ impl<'t, 'e> ViewTable<'t, 'e> {
                 if same && record.version >= version {
                     return Ok(());
                 }
+                // One that is another object is removed below.
+                replaced = if same { value.len() as u64 } else { 0 };
                 same.then_some((record.sequence, record.entered_sequence, record.entered_version))
             }
             None => None,
@@ -233,7 +287,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             uid: &meta.uid,
             body: &body,
         };
-        self.tx.put(Table::Objects, &full, &record.encode())?;
+        let record = record.encode();
+        self.record.bytes = self.record.bytes.saturating_sub(replaced) + record.len() as u64;
+        self.tx.put(Table::Objects, &full, &record)?;
         let entry = LogEntry::Live { version, local: false, key: &key };
         self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())
     }
@@ -243,6 +299,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     fn remove(&mut self, key: &str, version: u64, body: Option<&Bytes>) -> Result<(), StoreError> {
         let full = self.id.object(key);
         let Some(value) = self.tx.get(Table::Objects, &full)? else { return Ok(()) };
+        let size = value.len() as u64;
         let record = ObjectRecord::decode(value)?;
         let (sequence, entered_sequence) = (record.sequence, record.entered_sequence);
         let body = match body {
@@ -256,6 +313,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         };
         self.tx.delete(Table::Log, &self.id.log(sequence))?;
         self.tx.delete(Table::Objects, &full)?;
+        self.record.bytes = self.record.bytes.saturating_sub(size);
         self.forget_local(key)?;
         let sequence = self.record.next_sequence();
         let log_key = self.id.log(sequence);
@@ -310,17 +368,27 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let full = self.id.object(key);
         let value = self.tx.get(Table::Staging, &full)?;
         let value = value.ok_or_else(|| StoreError::Damaged("a staged object is gone".to_owned()))?;
-        Ok(ObjectRecord::decode(value)?.open(self.tx.sealer(), &full)?.into_owned().into())
+        let record = ObjectRecord::decode(value)?;
+        if record.body.is_empty() {
+            // It was taken for one that the view has, which it has no more: the next list brings all of it.
+            return Err(StoreError::Damaged("a staged object has no body".to_owned()));
+        }
+        Ok(record.open(self.tx.sealer(), &full)?.into_owned().into())
     }
 
-    /// Drops the oldest tombstones beyond the bounds, a quarter at a time, and moves the horizon behind them.
+    /// Drops the oldest tombstones beyond the bounds, a quarter at a time, and moves the horizon behind them. Those of
+    /// this transaction stay, however large they are: nobody could have read them, and every watch would end.
     fn trim(&mut self) -> Result<(), StoreError> {
         if self.record.tombstones <= MAX_TOMBSTONES && self.record.tombstone_bytes <= MAX_TOMBSTONE_BYTES {
             return Ok(());
         }
         let (mut count, mut bytes) = (self.record.tombstones, self.record.tombstone_bytes);
         let mut old = Vec::new();
+        let new = self.id.log(self.began);
         self.tx.scan(Table::Log, &self.id.prefix(), None, |key, value| {
+            if key > &new[..] {
+                return Ok(false);
+            }
             if let LogEntry::Tombstone { version, .. } = LogEntry::decode(value)? {
                 old.push((key.to_vec(), version));
                 count -= 1;

@@ -123,3 +123,19 @@ async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_othe
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
 }
+
+#[tokio::test]
+async fn the_deletion_of_a_large_object_ends_no_watch() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for name in ["a", "b"] {
+        api.put_data("configmaps", "n", name, "x", &"x".repeat(900 << 10));
+    }
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &spec("configmaps", "", "", Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    for name in ["a", "b"] {
+        api.delete(&format!("/api/v1/namespaces/n/configmaps/{name}"));
+        caught_up(&view, api.version()).await;
+        assert_eq!(watch.object().await, (EventType::Deleted, name.into(), api.version()));
+    }
+}
