@@ -12,6 +12,7 @@
 //!
 //! | what may be held | by all but kubelet | by kubelet |
 //! |---|---|---|
+//! | forwarded answers that nobody reads | [`FORWARDED`] × [`FORWARDED_WINDOW`] | |
 //! | connections: TLS, HTTP/2, unread bodies | 2 × [`CONNECTIONS`] × 40 KiB | [`KUBELET_CONNECTIONS`] |
 //! | requests that wait for a review | [`REVIEWS_WAITING`] × 40 KiB | none |
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
@@ -118,16 +119,18 @@ pub(crate) struct Share {
     pub(crate) unsent: usize,
     /// Bytes of whole lists in memory; what does not fit is sent from the store, piece by piece.
     pub(crate) lists: usize,
+    /// Lists that are sent that way. Each is a thread, and a state of the store that is not freed meanwhile.
+    pub(crate) readers: usize,
 }
 
 /// kubelet: a watch for every Secret and ConfigMap that its pods use.
-pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20 };
+pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 4 };
 /// Anybody else. An operator has a watch a resource; several pods may be one identity.
-pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20 };
+pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 2 };
 /// All others together.
-pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20 };
+pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20, readers: 6 };
 /// Identities that are counted before those with nothing under way are forgotten.
-const COUNTED: usize = 256;
+pub(crate) const COUNTED: usize = 256;
 /// A body is handed to HTTP in pieces of this size, so that what waits for a reader is one of them.
 pub(crate) const PIECE: usize = 64 << 10;
 /// While an identity's share is used up its streams look again this often.
@@ -135,8 +138,22 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A connection on which a reader has taken nothing for so long of what there is for it is closed: HTTP/2 cannot end one
 /// stream whose window is shut. (kube-apiserver ends a watch whose reader is slower than milliseconds.)
 pub(crate) const STALLED: Duration = Duration::from_secs(30);
+/// And a list that is read out of the store has to be sent in this time.
+pub(crate) const LIST_WITHIN: Duration = Duration::from_secs(180);
 /// How often that is looked for.
 pub(crate) const LOOK_FOR_STALLED: Duration = Duration::from_secs(5);
+
+/// Forwarded requests under way, kubelet's apart: connections to the API server have 100 streams each. Every one may
+/// hold [`FORWARDED_WINDOW`] for a client that does not read.
+pub(crate) const FORWARDED: usize = 200;
+/// Of one identity.
+pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
+/// At 50 ms of round trip 2.5 MB/s.
+pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
+
+/// A selector with more bytes is not kept as a view, but forwarded: views are in memory with their selectors, and there
+/// may be thousands.
+pub(crate) const SELECTOR: usize = 2 << 10;
 
 /// Decompressed bytes that a page of upstream's list should have. A page is in memory about six times on its way:
 /// compressed, decompressed, its items, sealed, as a record, as pages of the database.

@@ -28,6 +28,7 @@ use crate::clock::now;
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
+pub(crate) use list::{Patience, Piece};
 pub(crate) use lookup::Lookup;
 pub(crate) use spec::ViewSpec;
 pub(crate) use stream::WatchStream;

@@ -12,6 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -20,11 +21,13 @@ use super::respond::{self, Failure};
 use super::{Body, BoxError, Hub};
 use crate::caller::Permit;
 use crate::filter::{Filter, Filters, json_for_kubelet};
+use crate::limits;
 use crate::link::Link;
 use crate::offline::Answer;
 use crate::request::classify::{Collection, Freshness, Read, Watch};
+use crate::store::StoreError;
 use crate::upstream::jitter;
-use crate::view::{Since, View, ViewError, ViewSpec, WatchOptions};
+use crate::view::{Patience, Piece, Since, View, ViewError, ViewSpec, WatchOptions};
 use crate::wire::Encoding;
 use yurt_node::link::LinkState;
 
@@ -41,6 +44,9 @@ pub(crate) async fn collection(
     permit: &Permit,
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
+    if collection.label_selector.len() + collection.field_selector.len() > limits::SELECTOR {
+        return Ok(None);
+    }
     let specs = specs(permit, collection);
     if collection.read == Read::List(Freshness::Consistent) {
         // As last known when it has to be: client-go lists this way after errors.
@@ -151,12 +157,36 @@ async fn list(
 }
 
 fn list_now(hub: &Hub, permit: &Permit, view: &Arc<View>) -> Result<Response<Body>, Failure> {
-    let list = view.list()?;
-    let body = match FilterFor::of(hub, permit, view).and_then(|filter| filter.now()) {
-        Some(filter) => filter.list(list.body)?,
-        None => list.body,
-    };
-    Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, body)))
+    if let Some(filter) = FilterFor::of(hub, permit, view).and_then(|filter| filter.now()) {
+        let list = view.list()?;
+        let body = filter.list(list.body)?;
+        return Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, body)));
+    }
+    let account = hub.accounts.of_permit(permit);
+    let list = view.list_if(|bytes| account.list(bytes).map(|held| Box::new(held) as _))?;
+    if let Some(list) = list {
+        return Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, list.body)));
+    }
+    // No room for all of it at a time.
+    let room = account.reader().ok_or(Failure::Busy)?;
+    let patience = Patience { piece: limits::STALLED, all: limits::LIST_WITHIN };
+    let pieces = view.list_in_pieces(Box::new(room), limits::PIECE, patience);
+    Ok(respond::pieces(view.spec().encoding().content_type(), whole(pieces)))
+}
+
+/// The pieces of a list, and an error where they break off.
+fn whole(
+    pieces: mpsc::Receiver<Result<Piece, StoreError>>,
+) -> impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static {
+    futures::stream::unfold(Some(pieces), |pieces| async {
+        let mut pieces = pieces?;
+        match pieces.recv().await {
+            Some(Ok(Piece::Bytes(piece))) => Some((Ok(Frame::data(piece)), Some(pieces))),
+            Some(Ok(Piece::End)) => None,
+            Some(Err(error)) => Some((Err(error.into()), None)),
+            None => Some((Err("the list was not taken in time".into()), None)),
+        }
+    })
 }
 
 fn watch(hub: &Hub, permit: &Permit, view: &Arc<View>, watch: &Watch) -> Result<Response<Body>, Failure> {
