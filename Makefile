@@ -7,7 +7,7 @@ ARCH    ?= $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 IMAGE   ?= ghcr.io/kubectl-yurt/yurtd:v$(VERSION)
 PROFILE ?= release
 
-.PHONY: help build fmt lint deny test test-unit test-kernel fuzz tools image plugin print-image completions dist clean
+.PHONY: help build fmt lint deny test test-unit test-kernel fuzz tools image plugin print-image completions docs dist clean
 
 # `yurtd` leaves its image for a host with another libc, so it is linked statically. glibc's static form cannot look
 # names up through NSS; the program has its own resolver.
@@ -102,6 +102,9 @@ image: ## Build target/image/yurtd-$(ARCH).tar (static, no daemon; ARCH=amd64|ar
 	done
 	image/pack.sh $(ARCH) $(IMAGE) $(IMAGE_TAR) $(BINARIES)
 	@echo '$(IMAGE) is in $(IMAGE_TAR)'
+
+docs: ## Write what of docs/ is generated: metrics.md
+	YURT_WRITE_DOCS=1 cargo test --quiet --locked --package yurt-hub --lib the_document_says_what_is_exported
 
 # The folder as krew would lay it out. Linked against the machine's libc, which looks servers' names up; plugin and
 # daemon share the build of what they have in common.

@@ -1,7 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: cluster clean-cluster demo size test-e2e can-run
+.PHONY: bench-hub cluster clean-cluster demo size test-e2e can-run
 
 # Said before minutes of building, not after.
 can-run:
@@ -23,6 +23,10 @@ size: can-run image plugin ## What the programs weigh: on the disk, by crate, an
 	  echo; echo "$$program: $$(stat -c %s $(OUTPUT)/$$program) bytes"; $(TESTBED) sections $(OUTPUT)/$$program.map --rows 20; \
 	done
 	$(TESTBED) demo --only S4,size
+
+bench-hub: can-run image plugin ## The hub beside the API server and a vanilla node: speed, uplink, memory (ten minutes)
+	cargo build --locked --release -p yurt-load
+	$(TESTBED) demo --only bench-vanilla,S4,bench-hub
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
 	cargo test --locked -p yurt-tests --test story

@@ -7,11 +7,12 @@
 //! - [`teller`]: what the person at the terminal reads. [`product`]: the plugin and image that are tried.
 //! - [`workload`]: the pods that stand for business.
 //! - [`vanilla`] S1–S3, [`convert`] S4, [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
-//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs.
+//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs. [`bench`]: how fast it is.
 
 mod access;
 mod again;
 mod autonomy;
+mod bench;
 mod convert;
 mod crash;
 pub mod product;
@@ -100,6 +101,12 @@ pub const BESIDES: &[Step] = &[
 /// What holds of the published build alone, and is asked for by `make size`.
 pub const PUBLISHED: &[Step] =
     &[Step { id: "size", title: "what the product weighs on the node", play: size::size }];
+
+/// What is measured on a vanilla cluster, and what beside it on a converted one, for `make bench-hub`.
+pub const MEASURED: [Step; 2] = [
+    Step { id: "bench-vanilla", title: "a vanilla node's uplink", play: bench::vanilla },
+    Step { id: "bench-hub", title: "the hub beside the API server", play: bench::hub },
+];
 
 /// The order in which the test plays everything: what needs a vanilla cluster before S4, what needs a
 /// converted one before S8, and a second conversion after it.

@@ -120,7 +120,7 @@ pub const SYSTEMD_DIR: &str = "/etc/systemd/system";
 pub const UNIT_SERVICE: &str = "yurtd.service";
 /// The hub's listening sockets.
 pub const UNIT_SOCKET: &str = "yurtd.socket";
-/// Oneshot that holds [`HUB_POD_ADDRESS`] on `lo`.
+/// Service that holds [`HUB_POD_ADDRESS`] on `lo`.
 pub const UNIT_ADDRESS: &str = "yurt-address.service";
 /// Drop-in that points kubelet at [`KUBELET_KUBECONFIG`]. systemd reads drop-ins in the order of their file names, and
 /// those of distributions (`kubeadm.conf`) and administrators (`90-local.conf`) come before this one.

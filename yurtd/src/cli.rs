@@ -19,8 +19,8 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// Hub and tunnel agent on an edge node (started by systemd)
     Edge(EdgeArgs),
-    /// Hold or release the hub's pod address on the loopback interface (started by systemd)
-    Address(AddressArgs),
+    /// Hold the hub's pod address on the loopback interface (started by systemd)
+    Address,
 }
 
 /// Arguments of `yurtd edge`.
@@ -32,30 +32,4 @@ pub(crate) struct EdgeArgs {
     /// Where the store and the serving certificate live
     #[arg(long, default_value = names::STATE_DIR, env = "STATE_DIRECTORY")]
     pub(crate) state_dir: PathBuf,
-}
-
-/// Arguments of `yurtd address`.
-#[derive(Debug, Args)]
-pub(crate) struct AddressArgs {
-    /// What to do with the address
-    #[arg(value_enum)]
-    pub(crate) action: AddressAction,
-}
-
-/// What to do with the hub's pod address.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(crate) enum AddressAction {
-    /// Put it on `lo`; nothing to do if it is there
-    Add,
-    /// Take it off `lo`; nothing to do if it is not there
-    Remove,
-}
-
-impl From<AddressAction> for yurt_hub::address::Action {
-    fn from(action: AddressAction) -> Self {
-        match action {
-            AddressAction::Add => Self::Add,
-            AddressAction::Remove => Self::Remove,
-        }
-    }
 }

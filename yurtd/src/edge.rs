@@ -49,7 +49,8 @@ async fn watchdog(stop: CancellationToken) {
     }
 }
 
-fn notify(state: &[NotifyState<'_>]) {
+/// Tells systemd, which may not be there.
+pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd cannot be told");
     }

@@ -4,7 +4,7 @@
 //! | program | role | crate | runs as |
 //! |---|---|---|---|
 //! | `yurtd` | `edge` | `yurt-hub`, and the agent of `yurt-tunnel` | systemd service on every edge node |
-//! | | `address` | `yurt-hub` | oneshot before it: the hub's address for pods |
+//! | | `address` | `yurt-hub` | service before it: holds the hub's address for pods |
 //! | `yurtd-keeper` | | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `yurtd` |
 //! | `yurtd-cloud` | `tunnel-server` | `yurt-tunnel` | DaemonSet on control-plane nodes |
 //! | | `controller` | `yurt-controller` | Deployment in the cloud |

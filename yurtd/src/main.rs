@@ -6,6 +6,7 @@ mod edge;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::runtime::Builder;
 
 use self::cli::{Cli, Role};
@@ -18,8 +19,8 @@ fn main() -> ExitCode {
             runtime.worker_threads(2);
             yurtd::run(runtime, |stop| async move { edge::run(&args.config, &args.state_dir, stop).await })
         }
-        Role::Address(args) => {
-            yurtd::run(Builder::new_current_thread(), |_| yurt_hub::address::run(args.action.into()))
-        }
+        Role::Address => yurtd::run(Builder::new_current_thread(), |stop| {
+            yurt_hub::address::hold(stop, || edge::notify(&[NotifyState::Ready]))
+        }),
     }
 }

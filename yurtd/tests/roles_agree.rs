@@ -5,7 +5,7 @@
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
 use rcgen::KeyPair;
 use yurt_api::names;
-use yurt_controller::approval::{Decision, Ours, decide};
+use yurt_controller::approval::{Decision, decide};
 
 #[test]
 fn the_certificate_that_the_tunnel_server_asks_for_is_approved_by_the_controller() {
@@ -16,5 +16,5 @@ fn the_certificate_that_the_tunnel_server_asks_for_is_approved_by_the_controller
         groups: Some(vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")]),
         ..request.spec
     };
-    assert_eq!(decide(&spec, namespace, |_| true), Decision::Approve(Ours::TunnelServer));
+    assert_eq!(decide(&spec, namespace), Decision::Approve);
 }

@@ -40,7 +40,7 @@ pub use self::kinds::Kind;
 use self::resource::Target;
 pub use self::resource::{Key, Resource};
 use self::reviews::People;
-pub use self::reviews::{CLIENT, KUBELET_SERVING, jwt};
+pub use self::reviews::{CLIENT, jwt};
 use self::rights::User;
 pub use self::store::{Backup, Store};
 use crate::pki::TestCa;
@@ -184,11 +184,9 @@ impl FakeApi {
         api
     }
 
-    /// With TLS, for clients with certificates of this CA and known tokens. It signs serving certificates.
+    /// With TLS, for clients with certificates of this CA and known tokens.
     pub async fn with_ca(ca: Arc<TestCa>) -> Self {
-        let api = Self::serve(Arc::clone(&ca), true).await;
-        api.sign(KUBELET_SERVING, Some(ca));
-        api
+        Self::serve(ca, true).await
     }
 
     /// Without TLS, for clients that are tested for something else. Whoever comes without a token is an administrator.

@@ -1,4 +1,4 @@
-//! A client as kubelet or a pod is: TLS verified by the cluster's CA, HTTP/2 or HTTP/1.1.
+//! A client as kubelet or a pod is: TLS verified by the CAs that it believes, HTTP/2 or HTTP/1.1.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::pki::{TestCa, TestCertificate};
+use crate::pki::{TestCertificate, Trust};
 use crate::wait::PATIENCE;
 
 /// How a client shows who it is.
@@ -51,7 +51,22 @@ impl Answer {
 /// When it cannot be made, or TLS fails.
 pub async fn tls(
     address: SocketAddr,
-    ca: &TestCa,
+    trust: impl Into<Trust>,
+    who: &As,
+    alpn: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_by_name(address, "127.0.0.1", trust, who, alpn).await
+}
+
+/// The same to one whose certificate is for this name or address.
+///
+/// # Errors
+///
+/// When it cannot be made, or TLS fails.
+pub async fn tls_by_name(
+    address: SocketAddr,
+    name: &str,
+    trust: impl Into<Trust>,
     who: &As,
     alpn: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -59,9 +74,9 @@ pub async fn tls(
         As::Certificate(certificate) => Some(certificate),
         _ => None,
     };
-    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
     let stream = TcpStream::connect(address).await?;
-    crate::tls::connector(ca, certificate, alpn).connect(name, stream).await
+    crate::tls::connector(&trust.into(), certificate, alpn).connect(name, stream).await
 }
 
 /// One HTTP/2 connection.
@@ -71,8 +86,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr, ca: &TestCa, who: &As) -> Self {
-        let stream = tls(address, ca, who, "h2").await.unwrap();
+    pub async fn connect(address: SocketAddr, trust: impl Into<Trust>, who: &As) -> Self {
+        Self::over(tls(address, trust, who, "h2").await.unwrap(), who).await
+    }
+
+    /// On a connection that is there.
+    pub async fn over(stream: TlsStream<TcpStream>, who: &As) -> Self {
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
@@ -180,11 +199,11 @@ impl Watch {
 /// One request on an HTTP/1.1 connection of its own.
 pub async fn http1(
     address: SocketAddr,
-    ca: &TestCa,
+    trust: impl Into<Trust>,
     who: &As,
     request: Request<Full<Bytes>>,
 ) -> http::Response<Incoming> {
-    let stream = tls(address, ca, who, "http/1.1").await.unwrap();
+    let stream = tls(address, trust, who, "http/1.1").await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection.with_upgrades());
     tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("the server hangs").unwrap()

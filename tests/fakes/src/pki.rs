@@ -1,5 +1,7 @@
 //! Certificate authorities that sign what a test wants.
 
+use std::sync::Arc;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -9,6 +11,35 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Short of rcgen's default of the year 4096, so that a test can be after it.
 const LAST_YEAR: i32 = 2900;
+
+/// The CAs that a client believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust(pub(crate) Vec<CertificateDer<'static>>);
+
+impl Trust {
+    /// Every certificate of a bundle in PEM, as a pod reads its `ca.crt`.
+    pub fn of_bundle(pem: &str) -> Self {
+        Self(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap())
+    }
+}
+
+impl From<&TestCa> for Trust {
+    fn from(ca: &TestCa) -> Self {
+        Self(vec![ca.der.clone()])
+    }
+}
+
+impl From<&Arc<TestCa>> for Trust {
+    fn from(ca: &Arc<TestCa>) -> Self {
+        Self::from(&**ca)
+    }
+}
+
+impl From<&Trust> for Trust {
+    fn from(trust: &Trust) -> Self {
+        trust.clone()
+    }
+}
 
 /// A CA for tests.
 pub struct TestCa {

@@ -7,15 +7,17 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::pki::{TestCa, TestCertificate};
+use crate::pki::{TestCa, TestCertificate, Trust};
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(ca: &TestCa) -> RootCertStore {
+fn roots(trust: &Trust) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add(ca.der.clone()).unwrap();
+    for ca in &trust.0 {
+        roots.add(ca.clone()).unwrap();
+    }
     roots
 }
 
@@ -26,7 +28,7 @@ pub(crate) fn acceptor(
     anonymous: bool,
     alpn: &[&str],
 ) -> TlsAcceptor {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(clients)), provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&clients.into())), provider());
     let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier };
     let (chain, key) = certificate.chain_and_key();
     let mut config = ServerConfig::builder_with_provider(provider())
@@ -39,11 +41,11 @@ pub(crate) fn acceptor(
     TlsAcceptor::from(Arc::new(config))
 }
 
-pub(crate) fn connector(ca: &TestCa, certificate: Option<&TestCertificate>, alpn: &str) -> TlsConnector {
+pub(crate) fn connector(trust: &Trust, certificate: Option<&TestCertificate>, alpn: &str) -> TlsConnector {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots(ca));
+        .with_root_certificates(roots(trust));
     let mut config = match certificate {
         Some(certificate) => {
             let (chain, key) = certificate.chain_and_key();

@@ -43,11 +43,6 @@ impl NodeCache {
         self.store.state()
     }
 
-    /// One by its name.
-    pub(super) fn get(&self, name: &str) -> Option<Arc<Node>> {
-        self.store.get(&reflector::ObjectRef::new(name))
-    }
-
     /// Counts the changes; changed for the first time when all nodes are known.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.clone()

@@ -21,8 +21,13 @@ const STUCK: Duration = Duration::from_secs(90);
 /// Probes are kubelet's, and few.
 const LIMITS: Limits = Limits { total: 16, per_peer: Some(8), over: Over::Wait };
 /// A probe sends its request at once.
-const HTTP: Http =
-    Http { first_head: Duration::from_secs(5), idle: Duration::from_secs(5), head_bytes: 8192, streams: 1, buffers: Buffers::USUAL };
+const HTTP: Http = Http {
+    first_head: Duration::from_secs(5),
+    idle: Duration::from_secs(5),
+    head_bytes: 8192,
+    streams: 1,
+    buffers: Buffers::USUAL,
+};
 
 /// When the election last went round.
 #[derive(Clone)]

@@ -6,7 +6,7 @@
 //! | decides (pure) | applies | writes |
 //! |---|---|---|
 //! | [`autonomy`] | [`nodes`] | AutonomousNodes `yurt-autonomous-nodes`, node condition `Autonomy`, Events |
-//! | [`approval`] | [`requests`] | approval of the hubs' and the tunnel servers' certificate requests |
+//! | [`approval`] | [`requests`] | approval of the tunnel servers' certificate requests |
 //! | [`tunnel_ca`] | [`certificates`] | Secrets and ConfigMap of the tunnel's CA and serving certificate |
 //!
 //! Nothing that keeps pods alive depends on this process: the admission policies are inside the API

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures::{Stream, stream};
+use futures::Stream;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -14,8 +14,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use yurt_api::names;
 
-use super::approval::{self, CLIENT, Decision, Ours, SERVING};
-use super::autonomy::is_edge;
+use super::approval::{self, Decision, REASON, SIGNER};
 use super::context::{Context, within};
 
 type Events = watcher::Result<watcher::Event<CertificateSigningRequest>>;
@@ -23,8 +22,8 @@ type Events = watcher::Result<watcher::Event<CertificateSigningRequest>>;
 /// Approves our own requests.
 pub(super) struct Requests {
     context: Arc<Context>,
-    /// One a signer: a field selector takes one value, and other signers' requests are none of our business.
-    stores: [Store<CertificateSigningRequest>; 2],
+    /// Those for our signer: others' are none of our business.
+    store: Store<CertificateSigningRequest>,
     /// UIDs of requests that a person was told about.
     told: HashSet<String>,
 }
@@ -32,32 +31,26 @@ pub(super) struct Requests {
 impl Requests {
     /// The reconciler, and the events that fill its cache.
     pub(super) fn new(context: Arc<Context>) -> (Self, impl Stream<Item = Events> + Send) {
-        let follow = |signer: &str| {
-            let (store, writer) = reflector::store();
-            let api: Api<CertificateSigningRequest> = Api::all(context.client.clone());
-            let config = watcher::Config::default().fields(&format!("spec.signerName={signer}"));
-            (store, watcher(api, config).default_backoff().reflect(writer))
-        };
-        let ((serving, serving_events), (client, client_events)) = (follow(SERVING), follow(CLIENT));
-        let events = stream::select(serving_events, client_events);
-        (Self { context, stores: [serving, client], told: HashSet::new() }, events)
+        let (store, writer) = reflector::store();
+        let api: Api<CertificateSigningRequest> = Api::all(context.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
+        let events = watcher(api, config).default_backoff().reflect(writer);
+        (Self { context, store, told: HashSet::new() }, events)
     }
 
     /// One pass over all requests that nobody has decided about.
     pub(super) async fn reconcile(&mut self) {
-        let requests: Vec<_> = self.stores.iter().flat_map(Store::state).collect();
+        let requests = self.store.state();
         self.told.retain(|uid| requests.iter().any(|request| request.metadata.uid.as_ref() == Some(uid)));
         for request in requests.iter().filter(|request| is_open(request)) {
-            let Context { nodes, namespace, .. } = &*self.context;
-            let is_edge = |node: &str| nodes.get(node).is_some_and(|node| is_edge(&node));
-            match approval::decide(&request.spec, namespace, is_edge) {
+            match approval::decide(&request.spec, &self.context.namespace) {
                 Decision::Leave => {}
-                Decision::Approve(ours) => match within(self.approve(request, &ours)).await {
+                Decision::Approve => match within(self.approve(request)).await {
                     Ok(()) => {
-                        tracing::info!(request = request.name_any(), %ours, "approved a certificate")
+                        tracing::info!(request = request.name_any(), "approved a tunnel server's certificate")
                     }
                     Err(error) => {
-                        tracing::warn!(request = request.name_any(), %ours, %error, "cannot approve; trying again");
+                        tracing::warn!(request = request.name_any(), %error, "cannot approve; trying again");
                     }
                 },
                 Decision::Suspicious(fault) => {
@@ -72,15 +65,18 @@ impl Requests {
         }
     }
 
-    async fn approve(&self, request: &CertificateSigningRequest, ours: &Ours) -> Result<(), kube::Error> {
+    async fn approve(&self, request: &CertificateSigningRequest) -> Result<(), kube::Error> {
         let now = Time(Timestamp::now());
         let mut conditions =
             request.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
         conditions.push(CertificateSigningRequestCondition {
             type_: "Approved".into(),
             status: "True".into(),
-            reason: Some(ours.reason().into()),
-            message: Some(format!("approved by {}: {ours}", names::CONTROLLER)),
+            reason: Some(REASON.into()),
+            message: Some(format!(
+                "approved by {}: the tunnel server as kubelets' client",
+                names::CONTROLLER
+            )),
             last_update_time: Some(now.clone()),
             last_transition_time: Some(now),
         });
@@ -116,114 +112,56 @@ mod tests {
 
     use crate::testing::FakeCluster;
 
-    fn request(names: &[&str]) -> serde_json::Value {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let mut params = rcgen::CertificateParams::new(names).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
-        params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:edge-1");
-        let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
-        let mut request = CertificateSigningRequest {
-            spec: CertificateSigningRequestSpec {
-                signer_name: SERVING.into(),
-                request: ByteString(pem.into_bytes()),
-                username: Some("system:node:edge-1".into()),
-                groups: Some(vec!["system:nodes".into()]),
-                usages: Some(vec!["server auth".into()]),
-                ..CertificateSigningRequestSpec::default()
-            },
-            ..CertificateSigningRequest::default()
-        };
-        request.metadata.uid = Some("uid".into());
-        serde_json::to_value(request).unwrap()
-    }
+    const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
-    /// What a tunnel server asks for, and somebody else in its name.
-    fn client_request(account: &str) -> serde_json::Value {
+    /// What this account asks for.
+    fn request(signer: &str, account: &str) -> serde_json::Value {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, names::TUNNEL_SERVER_USER);
         let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
-        let mut request = request(&[]);
-        request["spec"] = serde_json::to_value(CertificateSigningRequestSpec {
-            signer_name: CLIENT.into(),
-            request: ByteString(pem.into_bytes()),
-            username: Some(format!("system:serviceaccount:kube-system:{account}")),
-            groups: Some(vec!["system:serviceaccounts:kube-system".into()]),
-            usages: Some(vec!["client auth".into()]),
-            expiration_seconds: Some(86_400),
-            ..CertificateSigningRequestSpec::default()
-        })
-        .unwrap();
-        request
+        let mut request = CertificateSigningRequest {
+            spec: CertificateSigningRequestSpec {
+                signer_name: signer.into(),
+                request: ByteString(pem.into_bytes()),
+                username: Some(format!("system:serviceaccount:kube-system:{account}")),
+                groups: Some(vec!["system:serviceaccounts:kube-system".into()]),
+                usages: Some(vec!["client auth".into()]),
+                expiration_seconds: Some(86_400),
+                ..CertificateSigningRequestSpec::default()
+            },
+            ..CertificateSigningRequest::default()
+        };
+        request.metadata.uid = Some(format!("{signer} {account}"));
+        serde_json::to_value(request).unwrap()
     }
 
     async fn filled(context: Arc<Context>) -> Requests {
         let (requests, events) = Requests::new(context);
         let mut events = Box::pin(events);
-        for _signer in [SERVING, CLIENT] {
-            while !matches!(events.next().await, Some(Ok(watcher::Event::InitDone))) {}
-        }
+        while !matches!(events.next().await, Some(Ok(watcher::Event::InitDone))) {}
         // The reader must outlive its writer's last event, not the writer.
         tokio::spawn(async move { while events.next().await.is_some() {} });
         requests
     }
 
     #[tokio::test]
-    async fn the_hubs_request_is_approved_and_kubelets_is_not_touched() {
-        const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    async fn the_tunnel_servers_request_is_approved_and_nobody_elses_is_touched() {
         let cluster = FakeCluster::start().await;
-        cluster.put(
-            "/api/v1/nodes/edge-1",
-            json!({
-                "kind": "Node", "apiVersion": "v1",
-                "metadata": {"name": "edge-1", "labels": {"openyurt.io/is-edge-worker": "true"}}
-            }),
-        );
-        cluster.put(&format!("{CSRS}/hub"), request(&["127.0.0.1", "169.254.2.1"]));
-        cluster.put(&format!("{CSRS}/kubelet"), request(&["10.80.0.7", "edge-1"]));
-        let mut denied = request(&["169.254.2.1"]);
+        cluster.put(&format!("{CSRS}/ours"), request(SIGNER, names::TUNNEL_SERVER));
+        cluster.put(&format!("{CSRS}/theirs"), request(SIGNER, "default"));
+        // A hub of a release before asks for a serving certificate.
+        cluster.put(&format!("{CSRS}/hub"), request("kubernetes.io/kubelet-serving", names::TUNNEL_SERVER));
+        let mut denied = request(SIGNER, names::TUNNEL_SERVER);
         denied["status"] = json!({"conditions": [{"type": "Denied", "status": "True"}]});
         cluster.put(&format!("{CSRS}/denied"), denied);
         let mut requests = filled(cluster.context().await).await;
         requests.reconcile().await;
-        let patches = cluster.patches(&format!("{CSRS}/hub/approval"));
+        let patches = cluster.patches(&format!("{CSRS}/ours/approval"));
         assert_eq!(patches.len(), 1);
         assert_eq!(patches[0]["status"]["conditions"][0]["type"], "Approved");
+        assert_eq!(patches[0]["status"]["conditions"][0]["reason"], "YurtTunnelServerClient");
         assert!(patches[0]["metadata"]["resourceVersion"].is_string());
         assert_eq!(cluster.writes(), 1);
-    }
-
-    #[tokio::test]
-    async fn the_tunnel_servers_request_is_approved_and_one_in_its_name_is_not() {
-        const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-        let cluster = FakeCluster::start().await;
-        cluster.put(&format!("{CSRS}/ours"), client_request(names::TUNNEL_SERVER));
-        cluster.put(&format!("{CSRS}/theirs"), client_request("default"));
-        let mut requests = filled(cluster.context().await).await;
-        requests.reconcile().await;
-        let patches = cluster.patches(&format!("{CSRS}/ours/approval"));
-        assert_eq!(patches[0]["status"]["conditions"][0]["reason"], "YurtTunnelServerClient");
-        assert_eq!(cluster.writes(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_node_that_is_not_labelled_yet_is_approved_for_when_it_is() {
-        const CSR: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests/hub";
-        let cluster = FakeCluster::start().await;
-        let mut node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "edge-1"}});
-        cluster.put("/api/v1/nodes/edge-1", node.clone());
-        cluster.put(CSR, request(&["127.0.0.1", "169.254.2.1"]));
-        let context = cluster.context().await;
-        let mut requests = filled(context.clone()).await;
-        requests.reconcile().await;
-        assert_eq!(cluster.writes(), 0);
-        let mut changes = context.nodes.changes();
-        changes.mark_unchanged();
-        node["metadata"]["labels"] = json!({"openyurt.io/is-edge-worker": "true"});
-        cluster.put("/api/v1/nodes/edge-1", node);
-        changes.changed().await.unwrap();
-        requests.reconcile().await;
-        assert_eq!(cluster.patches(&format!("{CSR}/approval")).len(), 1);
     }
 }

@@ -105,8 +105,6 @@ async fn certificates(context: Arc<Context>, config_file: PathBuf) {
 }
 
 async fn approvals(context: Arc<Context>) {
-    let mut changes = context.nodes.changes();
-    context.nodes.ready().await;
     let (mut reconciler, events) = Requests::new(context);
     pin_mut!(events);
     loop {
@@ -119,8 +117,6 @@ async fn approvals(context: Arc<Context>) {
                 }
                 None => return,
             },
-            // A node that has been labelled since.
-            changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN) => {}
         }
         reconciler.reconcile().await;

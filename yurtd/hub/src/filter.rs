@@ -1,5 +1,6 @@
-//! What the hub changes in what kubelet reads, so that pods and kube-proxy find the hub and images that are on the
-//! node are used. Each filter is a pure function on one object; lists and watch frames around it stay as they are.
+//! What the hub changes in what kubelet reads, so that pods and kube-proxy find the hub and believe it, and images that
+//! are on the node are used. Each filter is a pure function on one object; lists and watch frames around it stay as they
+//! are.
 //!
 //! Filters work on JSON: the views of kubelet that a filter may touch are JSON views, which kubelet accepts like
 //! protobuf. Everybody else's views pass untouched.
@@ -7,12 +8,18 @@
 //! | filter | object | change |
 //! |---|---|---|
 //! | [`Filter::HubAsService`] | Service `default/kubernetes` | cluster IP and port lead to the hub: kubelet makes `KUBERNETES_SERVICE_HOST` and `_PORT` of them |
-//! | [`Filter::HubForKubeProxy`] | ConfigMap `kube-system/kube-proxy` | `server:` of its kubeconfig is the hub on loopback |
+//! | [`Filter::ConfigMaps`] | ConfigMap `kube-system/kube-proxy` | `server:` of its kubeconfig is the hub on loopback |
+//! | | ConfigMap `kube-root-ca.crt` of every namespace | the node's CA is appended to `ca.crt`, which kubelet writes into pods beside their tokens |
+//! | [`Filter::TokenSecrets`] | Secrets of type `kubernetes.io/service-account-token` | the same |
 //! | [`Filter::PullIfNotPresent`] | Pods, while the link is down | `imagePullPolicy: Always` is `IfNotPresent`, or nothing with a `:latest` image would come back from an offline reboot |
 //!
 //! The last one needs kubelet 1.31 or newer, whose hash of a container covers its name and image alone: older ones
 //! would restart running containers when the policy changes.
 
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,13 +31,20 @@ use crate::wire::Resource;
 /// The first kubelet (1.minor) on which [`Filter::PullIfNotPresent`] leaves running containers alone.
 const PULL_POLICY_FREE_OF_HASH: u32 = 31;
 
+/// The ConfigMap that kube-controller-manager publishes in every namespace, for pods to verify the API server with.
+const ROOT_CA: &str = "kube-root-ca.crt";
+/// The type of Secrets with a token that does not expire; they have a `ca.crt` too.
+const TOKEN_SECRET: &str = "kubernetes.io/service-account-token";
+
 /// One of the changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Filter {
     /// Service `default/kubernetes` leads to the hub.
     HubAsService,
-    /// kube-proxy's kubeconfig leads to the hub.
-    HubForKubeProxy,
+    /// kube-proxy's kubeconfig leads to the hub; the CA certificates of pods have the node's as well (PEM).
+    ConfigMaps(Arc<str>),
+    /// So have those beside tokens that do not expire.
+    TokenSecrets(Arc<str>),
     /// Images that are there are not pulled.
     PullIfNotPresent,
 }
@@ -45,35 +59,37 @@ pub(crate) struct FilterError {
 
 impl Filter {
     /// Whether it is there only while the link is down.
-    pub(crate) fn depends_on_link(self) -> bool {
-        self == Self::PullIfNotPresent
+    pub(crate) fn depends_on_link(&self) -> bool {
+        *self == Self::PullIfNotPresent
     }
 }
 
 /// Chooses the filter for kubelet's views of `resource`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Filters {
     pull_if_not_present: bool,
+    node_ca: Arc<str>,
 }
 
 impl Filters {
-    /// `kubelet_version` as the Node reports it, `v1.36.3`.
-    pub(crate) fn new(kubelet_version: &str) -> Self {
+    /// `kubelet_version` as the Node reports it, `v1.36.3`; `node_ca` in PEM.
+    pub(crate) fn new(kubelet_version: &str, node_ca: Arc<str>) -> Self {
         let minor = kubelet_version
             .strip_prefix("v1.")
             .and_then(|rest| rest.split('.').next())
             .and_then(|minor| minor.parse::<u32>().ok());
-        Self { pull_if_not_present: minor.is_some_and(|minor| minor >= PULL_POLICY_FREE_OF_HASH) }
+        Self { pull_if_not_present: minor.is_some_and(|minor| minor >= PULL_POLICY_FREE_OF_HASH), node_ca }
     }
 
     /// The filter that may touch objects of `resource`, `None` when there is none.
-    pub(crate) fn for_kubelet(self, resource: &Resource, offline: bool) -> Option<Filter> {
+    pub(crate) fn for_kubelet(&self, resource: &Resource, offline: bool) -> Option<Filter> {
         if !resource.group.is_empty() {
             return None;
         }
         match resource.plural.as_str() {
             "services" => Some(Filter::HubAsService),
-            "configmaps" => Some(Filter::HubForKubeProxy),
+            "configmaps" => Some(Filter::ConfigMaps(self.node_ca.clone())),
+            "secrets" => Some(Filter::TokenSecrets(self.node_ca.clone())),
             "pods" if offline && self.pull_if_not_present => Some(Filter::PullIfNotPresent),
             _ => None,
         }
@@ -90,9 +106,15 @@ impl Filters {
         name: Option<&str>,
     ) -> Option<Filter> {
         let filter = self.for_kubelet(resource, false)?;
-        let (own_namespace, own_name) = filter.object_name()?;
-        let touches = namespace.is_none_or(|namespace| namespace == own_namespace)
-            && name.is_none_or(|name| name == own_name);
+        let may_be = |(own_namespace, own_name): (Option<&str>, &str)| {
+            namespace.is_none_or(|namespace| own_namespace.is_none_or(|own| own == namespace))
+                && name.is_none_or(|name| name == own_name)
+        };
+        let touches = match &filter {
+            // Its type is not in its name.
+            Filter::TokenSecrets(_) => true,
+            filter => filter.object_names().iter().copied().any(may_be),
+        };
         touches.then_some(filter)
     }
 }
@@ -101,12 +123,14 @@ impl Filters {
 pub(crate) fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, field_selector: &str) -> bool {
     resource.group.is_empty()
         && match resource.plural.as_str() {
-            "nodes" | "pods" | "services" => true,
-            // kubelet reads every ConfigMap by a watch of its own; one of them is filtered.
-            "configmaps" => {
-                namespace.is_none_or(|namespace| namespace == "kube-system")
-                    && (field_selector.is_empty() || field_selector == "metadata.name=kube-proxy")
-            }
+            // kubelet reads every Secret by a watch of its own; of what type it is is seen when it is there.
+            "nodes" | "pods" | "services" | "secrets" => true,
+            // The same; two names of them are filtered.
+            "configmaps" => match field_selector.strip_prefix("metadata.name=") {
+                Some("kube-proxy") => namespace.is_none_or(|namespace| namespace == "kube-system"),
+                Some(name) => name == ROOT_CA,
+                None => field_selector.is_empty(),
+            },
             _ => false,
         }
 }
@@ -115,6 +139,8 @@ pub(crate) fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, fie
 struct Probe<'a> {
     #[serde(default, borrow)]
     metadata: Option<ProbeMeta<'a>>,
+    #[serde(default, borrow, rename = "type")]
+    kind_of_secret: std::borrow::Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -151,7 +177,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no list.
-    pub(crate) fn list(self, body: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn list(&self, body: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "a list", source };
         let mut list: List<'_> = serde_json::from_slice(&body).map_err(failed)?;
         let mut changed = false;
@@ -172,7 +198,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no watch event.
-    pub(crate) fn event(self, frame: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn event(&self, frame: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "a watch event", source };
         let event: Event<'_> = serde_json::from_slice(&frame).map_err(failed)?;
         let Some(filtered) = self.object(event.object.get()).map_err(failed)? else { return Ok(frame) };
@@ -187,7 +213,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no object.
-    pub(crate) fn single(self, body: Bytes) -> Result<Bytes, FilterError> {
+    pub(crate) fn single(&self, body: Bytes) -> Result<Bytes, FilterError> {
         let failed = |source| FilterError { what: "an object", source };
         let text: &RawValue = serde_json::from_slice(&body).map_err(failed)?;
         let filtered = self.object(text.get()).map_err(failed)?;
@@ -200,7 +226,7 @@ impl Filter {
     /// # Errors
     ///
     /// [`FilterError`] when it is no list.
-    pub(crate) fn transition(self, list: &Bytes, filtered: bool) -> Result<Vec<Bytes>, FilterError> {
+    pub(crate) fn transition(&self, list: &Bytes, filtered: bool) -> Result<Vec<Bytes>, FilterError> {
         let failed = |source| FilterError { what: "a list", source };
         let list: List<'_> = serde_json::from_slice(list).map_err(failed)?;
         let list_kind: String = serde_json::from_str(list.kind.get()).map_err(failed)?;
@@ -222,33 +248,50 @@ impl Filter {
     }
 
     /// The filtered object, `None` when the filter does not touch it.
-    fn object(self, text: &str) -> Result<Option<Box<RawValue>>, serde_json::Error> {
+    fn object(&self, text: &str) -> Result<Option<Box<RawValue>>, serde_json::Error> {
         if !self.concerns(text)? {
             return Ok(None);
         }
         let mut object: Value = serde_json::from_str(text)?;
         let changed = match self {
             Self::HubAsService => lead_service_to_hub(&mut object),
-            Self::HubForKubeProxy => lead_kube_proxy_to_hub(&mut object),
+            Self::ConfigMaps(ca) if is_kube_proxys(&object) => {
+                lead_kube_proxy_to_hub(&mut object) | believe_node_ca(&mut object, ca)
+            }
+            Self::ConfigMaps(ca) => believe_node_ca(&mut object, ca),
+            Self::TokenSecrets(ca) => believe_node_ca_in_secret(&mut object, ca),
             Self::PullIfNotPresent => pull_if_not_present(&mut object),
         };
         changed.then(|| serde_json::value::to_raw_value(&object)).transpose()
     }
 
-    /// Namespace and name of the one object that it touches.
-    fn object_name(self) -> Option<(&'static str, &'static str)> {
+    /// Namespace (or any) and name of the objects that it touches, as far as that is all that tells them.
+    fn object_names(&self) -> &'static [(Option<&'static str>, &'static str)] {
         match self {
-            Self::HubAsService => Some(("default", "kubernetes")),
-            Self::HubForKubeProxy => Some(("kube-system", "kube-proxy")),
-            Self::PullIfNotPresent => None,
+            Self::HubAsService => &[(Some("default"), "kubernetes")],
+            Self::ConfigMaps(_) => &[(Some("kube-system"), "kube-proxy"), (None, ROOT_CA)],
+            Self::TokenSecrets(_) | Self::PullIfNotPresent => &[],
         }
     }
 
-    /// A look at the object's name, without building the object.
-    fn concerns(self, text: &str) -> Result<bool, serde_json::Error> {
-        let Some(named) = self.object_name() else { return Ok(text.contains("\"Always\"")) };
-        let probe: Probe<'_> = serde_json::from_str(text)?;
-        Ok(probe.metadata.is_some_and(|meta| (&*meta.namespace, &*meta.name) == named))
+    /// A look at the object's name or type, without building the object.
+    fn concerns(&self, text: &str) -> Result<bool, serde_json::Error> {
+        match self {
+            Self::PullIfNotPresent => Ok(text.contains("\"Always\"")),
+            Self::TokenSecrets(_) => {
+                let probe: Probe<'_> = serde_json::from_str(text)?;
+                Ok(probe.kind_of_secret == TOKEN_SECRET)
+            }
+            Self::HubAsService | Self::ConfigMaps(_) => {
+                let probe: Probe<'_> = serde_json::from_str(text)?;
+                let names = self.object_names();
+                Ok(probe.metadata.is_some_and(|meta| {
+                    names.iter().any(|(namespace, name)| {
+                        meta.name == *name && namespace.is_none_or(|namespace| meta.namespace == namespace)
+                    })
+                }))
+            }
+        }
     }
 }
 
@@ -289,6 +332,42 @@ fn lead_kube_proxy_to_hub(config_map: &mut Value) -> bool {
     changed
 }
 
+fn is_kube_proxys(config_map: &Value) -> bool {
+    config_map["metadata"]["name"] == "kube-proxy"
+}
+
+/// `ca.crt` of a ConfigMap: text.
+fn believe_node_ca(config_map: &mut Value, node_ca: &str) -> bool {
+    let Some(Value::String(bundle)) = config_map.get_mut("data").and_then(|data| data.get_mut("ca.crt"))
+    else {
+        return false;
+    };
+    let with = with_node_ca(bundle.as_bytes(), node_ca).and_then(|with| String::from_utf8(with).ok());
+    with.map(|with| *bundle = with).is_some()
+}
+
+/// `ca.crt` of a Secret: base64.
+fn believe_node_ca_in_secret(secret: &mut Value, node_ca: &str) -> bool {
+    let Some(Value::String(bundle)) = secret.get_mut("data").and_then(|data| data.get_mut("ca.crt")) else {
+        return false;
+    };
+    let with = STANDARD.decode(&*bundle).ok().and_then(|bundle| with_node_ca(&bundle, node_ca));
+    with.map(|with| *bundle = STANDARD.encode(with)).is_some()
+}
+
+/// The bundle with the node's CA at its end; nothing when it has it already.
+fn with_node_ca(bundle: &[u8], node_ca: &str) -> Option<Vec<u8>> {
+    let mut with = bundle.trim_ascii_end().to_vec();
+    if with.ends_with(node_ca.trim_ascii_end().as_bytes()) {
+        return None;
+    }
+    if !with.is_empty() {
+        with.push(b'\n');
+    }
+    with.extend_from_slice(node_ca.as_bytes());
+    Some(with)
+}
+
 fn pull_if_not_present(pod: &mut Value) -> bool {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return false };
     let mut changed = false;
@@ -309,8 +388,15 @@ mod tests {
 
     use super::*;
 
+    const NODE_CA: &str = "-----BEGIN CERTIFICATE-----\nnode\n-----END CERTIFICATE-----\n";
+    const CLUSTER_CA: &str = "-----BEGIN CERTIFICATE-----\ncluster\n-----END CERTIFICATE-----\n";
+
     fn core(plural: &str) -> Resource {
         Resource::new("", "v1", plural)
+    }
+
+    fn filters(version: &str) -> Filters {
+        Filters::new(version, NODE_CA.into())
     }
 
     fn bytes(value: &Value) -> Bytes {
@@ -376,10 +462,61 @@ mod tests {
         let kubeconfig = "apiVersion: v1\nkind: Config\nclusters:\n- cluster:\n    certificate-authority: /ca.crt\n    server: https://10.80.0.2:6443\n  name: default\n";
         let map = json!({"metadata": {"name": "kube-proxy", "namespace": "kube-system"},
                          "data": {"config.conf": "server: untouched", "kubeconfig.conf": kubeconfig}});
-        let filtered = value(&Filter::HubForKubeProxy.single(bytes(&map)).unwrap());
+        let filtered = value(&Filter::ConfigMaps("CA\n".into()).single(bytes(&map)).unwrap());
         let text = filtered["data"]["kubeconfig.conf"].as_str().unwrap();
         assert_eq!(text, kubeconfig.replace("https://10.80.0.2:6443", "https://127.0.0.1:10261"));
         assert_eq!(filtered["data"]["config.conf"], "server: untouched");
+    }
+
+    #[test]
+    fn pods_believe_the_nodes_ca_beside_the_clusters() {
+        let filter = Filter::ConfigMaps(NODE_CA.into());
+        let map = |namespace: &str, name: &str| json!({"metadata": {"name": name, "namespace": namespace}, "data": {"ca.crt": CLUSTER_CA, "a": "b"}});
+        for namespace in ["default", "kube-system", "shop"] {
+            let filtered = filter.single(bytes(&map(namespace, "kube-root-ca.crt"))).unwrap();
+            let data = &value(&filtered)["data"];
+            assert_eq!(*data, json!({"ca.crt": format!("{CLUSTER_CA}{NODE_CA}"), "a": "b"}));
+            assert_eq!(filter.single(filtered.clone()).unwrap(), filtered, "nothing is left to do");
+        }
+        // A bundle of somebody's that does not end with its line, and one with nothing in it.
+        for (bundle, expected) in [
+            (CLUSTER_CA.trim_end().to_owned(), format!("{CLUSTER_CA}{NODE_CA}")),
+            (format!("{CLUSTER_CA}\n\n"), format!("{CLUSTER_CA}{NODE_CA}")),
+            (String::new(), NODE_CA.to_owned()),
+        ] {
+            let map = json!({"metadata": {"name": "kube-root-ca.crt", "namespace": "a"}, "data": {"ca.crt": bundle}});
+            assert_eq!(value(&filter.single(bytes(&map)).unwrap())["data"]["ca.crt"], expected);
+        }
+        // Somebody's own ConfigMap, one without certificates.
+        for other in [
+            map("shop", "my-ca"),
+            json!({"metadata": {"name": "kube-root-ca.crt", "namespace": "a"}, "data": {"other": "x"}}),
+            json!({"metadata": {"name": "kube-root-ca.crt", "namespace": "a"}, "data": null}),
+        ] {
+            assert_eq!(filter.single(bytes(&other)).unwrap(), bytes(&other));
+        }
+    }
+
+    #[test]
+    fn so_do_those_with_a_token_that_does_not_expire() {
+        let filter = Filter::TokenSecrets(NODE_CA.into());
+        let secret = |kind: &str, ca: &str| {
+            json!({"metadata": {"name": "t", "namespace": "shop"}, "type": kind,
+                "data": {"ca.crt": ca, "token": "dG9rZW4="}})
+        };
+        let filtered = filter.single(bytes(&secret(TOKEN_SECRET, &STANDARD.encode(CLUSTER_CA)))).unwrap();
+        let data = &value(&filtered)["data"];
+        let bundle = STANDARD.decode(data["ca.crt"].as_str().unwrap()).unwrap();
+        assert_eq!(String::from_utf8(bundle).unwrap(), format!("{CLUSTER_CA}{NODE_CA}"));
+        assert_eq!(data["token"], "dG9rZW4=");
+        assert_eq!(filter.single(filtered.clone()).unwrap(), filtered, "nothing is left to do");
+        for other in [
+            secret("Opaque", &STANDARD.encode(CLUSTER_CA)),
+            secret(TOKEN_SECRET, "not base64"),
+            json!({"metadata": {"name": "t"}, "type": TOKEN_SECRET}),
+        ] {
+            assert_eq!(filter.single(bytes(&other)).unwrap(), bytes(&other));
+        }
     }
 
     #[test]
@@ -418,18 +555,18 @@ mod tests {
     #[test]
     fn the_pull_policy_stays_online_and_on_old_kubelets() {
         let pods = core("pods");
-        assert_eq!(Filters::new("v1.36.3").for_kubelet(&pods, true), Some(Filter::PullIfNotPresent));
-        assert_eq!(Filters::new("v1.36.3").for_kubelet(&pods, false), None);
+        assert_eq!(filters("v1.36.3").for_kubelet(&pods, true), Some(Filter::PullIfNotPresent));
+        assert_eq!(filters("v1.36.3").for_kubelet(&pods, false), None);
         for version in ["v1.30.9", "", "v2.0.0"] {
-            assert_eq!(Filters::new(version).for_kubelet(&pods, true), None, "{version}");
+            assert_eq!(filters(version).for_kubelet(&pods, true), None, "{version}");
         }
         let other = Resource::new("apps", "v1", "services");
-        assert_eq!(Filters::new("v1.36.3").for_kubelet(&other, true), None);
+        assert_eq!(filters("v1.36.3").for_kubelet(&other, true), None);
     }
 
     #[test]
     fn only_what_may_hold_the_object_is_filtered_on_its_way() {
-        let filters = Filters::new("v1.36.3");
+        let filters = filters("v1.36.3");
         let table = [
             ("services", None, None, true),
             ("services", Some("default"), None, true),
@@ -439,8 +576,12 @@ mod tests {
             ("configmaps", None, None, true),
             ("configmaps", Some("kube-system"), Some("kube-proxy"), true),
             ("configmaps", Some("shop"), Some("kube-proxy"), false),
+            ("configmaps", Some("shop"), Some("kube-root-ca.crt"), true),
+            ("configmaps", Some("shop"), Some("other"), false),
+            ("configmaps", Some("shop"), None, true),
             ("pods", None, None, false),
-            ("secrets", None, None, false),
+            ("secrets", None, None, true),
+            ("secrets", Some("shop"), Some("any"), true),
         ];
         for (plural, namespace, name, expected) in table {
             let filter = filters.for_forwarded(&core(plural), namespace, name);
@@ -453,7 +594,10 @@ mod tests {
         assert!(json_for_kubelet(&core("pods"), None, "spec.nodeName=edge"));
         assert!(json_for_kubelet(&core("configmaps"), Some("kube-system"), "metadata.name=kube-proxy"));
         assert!(!json_for_kubelet(&core("configmaps"), Some("shop"), "metadata.name=kube-proxy"));
-        assert!(!json_for_kubelet(&core("secrets"), Some("kube-system"), "metadata.name=kube-proxy"));
+        assert!(json_for_kubelet(&core("configmaps"), Some("shop"), "metadata.name=kube-root-ca.crt"));
+        assert!(!json_for_kubelet(&core("configmaps"), Some("shop"), "metadata.name=other"));
+        assert!(json_for_kubelet(&core("secrets"), Some("shop"), "metadata.name=any"));
+        assert!(!json_for_kubelet(&core("endpoints"), None, ""));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::wire::object::{decode_object, encode_object, with_resource_version};
 use crate::wire::query::Query;
 use crate::wire::{Encoding, Event, FrameDecoder, MAX_FRAME, Status, split_list};
 
+const NODE_CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 const ENCODINGS: [Encoding; 4] =
     [Encoding::Protobuf, Encoding::Json, Encoding::PartialProtobuf, Encoding::PartialJson];
 
@@ -189,7 +190,12 @@ pub fn status_patch(input: &[u8]) {
 pub fn filter(input: &[u8]) {
     let Some((choice, body)) = choice(input) else { return };
     let body = Bytes::copy_from_slice(body);
-    let filter = [Filter::HubAsService, Filter::HubForKubeProxy, Filter::PullIfNotPresent][choice % 3];
+    let filter = match choice % 4 {
+        0 => Filter::HubAsService,
+        1 => Filter::ConfigMaps(NODE_CA.into()),
+        2 => Filter::PullIfNotPresent,
+        _ => Filter::TokenSecrets(NODE_CA.into()),
+    };
     let items = |list: &[u8]| {
         let list: Value = serde_json::from_slice(list).unwrap_or_default();
         list["items"].as_array().map(Vec::len)

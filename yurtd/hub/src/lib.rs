@@ -11,6 +11,7 @@ pub mod address;
 mod caller;
 mod certificate;
 mod clock;
+mod cluster;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,6 +23,7 @@ mod replica;
 mod request;
 mod routes;
 pub mod serve;
+mod service_addresses;
 mod store;
 mod upstream;
 mod view;
@@ -29,6 +31,7 @@ mod wire;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -40,19 +43,22 @@ use yurt_node::pki;
 use yurt_node::supervise::Tasks;
 
 use self::caller::Permit;
-use self::certificate::{CertificateState, InstalledCertificate};
+use self::certificate::Certificates;
 use self::filter::Filters;
 use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
+use self::offline::events::replay;
 use self::offline::{Offline, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
+use self::serve::metrics::Metrics;
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
+use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 
@@ -92,7 +98,7 @@ impl Server {
         tasks.part("the store", async move {
             tokio::select! {
                 () = stopped.cancelled() => Ok(()),
-                () = broken.cancelled() => Err("it is damaged; the next start sets it aside"),
+                () = broken.cancelled() => Err("it is damaged, or of another cluster; the next start sets it aside"),
                 () = writer_ended.cancelled() => Err("its writer panicked"),
             }
         });
@@ -106,8 +112,21 @@ impl Server {
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
         let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
+        let ca = pki::read_certificates(&config.ca_file)?;
+        let ca = ca.iter().map(|certificate| certificate.as_ref());
+        let (guard, cluster) = cluster::Guard::new(store.clone(), client.clone(), link.clone(), node, ca);
+        let guarded = stop.clone();
+        tasks.part("the look at the cluster", async move {
+            tokio::select! {
+                () = guarded.cancelled() => {}
+                () = guard.run() => {}
+            }
+        });
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
         let offline = Arc::new(offline);
+        let domain = config.cluster_domain.as_deref();
+        let certificates = Certificates::open(state_dir, node, domain, SystemTime::now())
+            .context("the hub has nothing to prove itself with")?;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
             accounts: Accounts::new(),
@@ -115,25 +134,40 @@ impl Server {
             views,
             upstream,
             link: link.clone(),
+            cluster,
             offline: offline.clone(),
-            filters: Filters::new(&config.kubelet_version),
+            filters: Filters::new(&config.kubelet_version, certificates.ca()),
+            metrics: Metrics::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
 
-        let serving = Arc::new(InstalledCertificate::default());
-        let (certificate_sender, certificate_state) = watch::channel(CertificateState::default());
-        let manager = certificate::Manager {
-            state_dir: state_dir.to_owned(),
-            node_name: node.clone(),
+        let known = watch::Sender::new(certificates.service_addresses());
+        let service = known.subscribe();
+        let learning = ServiceAddresses {
+            views: hub.views.clone(),
+            node: node_permit.clone(),
             client: client.clone(),
             link: link.clone(),
-            installed: serving.clone(),
-            state: certificate_sender,
+            known,
             stop: stop.clone(),
         };
-        tasks.part("the serving certificate", manager.run(certificate::load(state_dir, node)));
-        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
+        tasks.part("the API server's addresses for pods", learning.run());
+        let addresses = sockets.hub.iter().map(|socket| socket.local_addr().map(|address| address.ip()));
+        let addresses = addresses.collect::<Result<_, _>>().context("a hub socket has no address")?;
+        let health = Arc::new(Health {
+            hub: hub.clone(),
+            node_ca: certificates.ca(),
+            certificate: certificates.installed(),
+            certificate_state: certificates.state(),
+            node: (node_permit.clone(), node.clone()),
+            addresses,
+        });
+        let tls = Arc::new(server_tls::server_config(certificates.installed())?);
+        tasks.part("the serving certificate", certificates.run(service, stop.clone()));
+        let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
+        tasks.part("the queue of Events", events);
+        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit, stop.clone());
         tasks.part("the replay of status patches", rebase);
         let (writing, lost, end) = (offline.clone(), link.clone(), stop.clone());
         tasks.part("the writing of remembered answers", async move {
@@ -142,17 +176,10 @@ impl Server {
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 
-        let tls = Arc::new(server_tls::server_config(serving.clone())?);
         for socket in sockets.hub {
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
             tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
         }
-        let health = Arc::new(Health {
-            hub,
-            certificate: serving,
-            certificate_state,
-            node: (node_permit, node.clone()),
-        });
         if let Some(socket) = sockets.health {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));

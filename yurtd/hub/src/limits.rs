@@ -27,6 +27,7 @@ mod reviews;
 
 use std::time::Duration;
 
+use crate::offline::remember::Bounds;
 use yurt_node::accept::http::{Buffers, Http};
 use yurt_node::accept::{Limits, Over};
 
@@ -151,6 +152,11 @@ pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
 
+/// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
+pub(crate) const VIEWS: usize = if cfg!(test) { 20 } else { 2000 };
+/// Views that are kubelet's alone, and that anybody else may have at most.
+pub(crate) const VIEWS_OF_ONE: usize = VIEWS / 4;
+
 /// A selector with more bytes is not kept as a view, but forwarded: views are in memory with their selectors, and there
 /// may be thousands.
 pub(crate) const SELECTOR: usize = 2 << 10;
@@ -180,7 +186,14 @@ pub(crate) fn may_store(own: u64, others: u64, map: u64) -> bool {
     own <= map / 20 * of_one && others <= map / 20 * of_all
 }
 
+/// Remembered answers, a quarter of them kubelet's alone. A custom resource or a Secret may have a mebibyte; most have
+/// some kilobytes.
+pub(crate) const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
+/// Discovery, which is everybody's.
+pub(crate) const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
 /// Bytes of remembered answers that wait to be written, in each of the two memories. A disk may hang for half a minute.
 pub(crate) const UNWRITTEN: usize = 2 << 20;
+/// Bytes of a remembered answer without its compression.
+pub(crate) const UNPACKED: usize = 8 << 20;
 /// Bytes of answers that are collected on their way to clients, to be remembered. Beyond that they just pass.
 const OBSERVED: usize = 4 << 20;

@@ -1,5 +1,5 @@
-//! Requests that the hub makes for itself, with the node's own credential: TokenReviews, its serving
-//! certificate's CSR, the replay of status patches. Never on behalf of a caller.
+//! Requests that the hub makes for itself, with the node's own credential: TokenReviews, the Service
+//! `default/kubernetes`, the replay of status patches. Never on behalf of a caller.
 
 use std::time::Duration;
 
@@ -94,7 +94,12 @@ impl NodeClient {
         self.call(Method::PATCH, path, content_type, body).await
     }
 
-    async fn call(
+    /// Any request whose answer is a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,

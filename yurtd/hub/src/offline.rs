@@ -6,17 +6,19 @@
 //! | row | answer |
 //! |---|---|
 //! | POST nodes | 409 when the Node is known |
-//! | GET of an object | from a view; else the last answer seen; 404 where a complete view proves it |
+//! | GET of an object | from views and the last answer seen, whichever is newest; 404 where a view proves it |
 //! | PATCH of a status | applied to the stored object, in the [`journal`], replayed by [`rebase`] |
 //! | the node's Lease | [`lease`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
 //! | PUT or PATCH that changes nothing of the CSINode | 200 |
-//! | lists that no view answers, discovery | the last answer seen: [`remember`] |
+//! | POST of an Event by kubelet | queued: [`events`]; a PATCH of one is 404, upon which kubelet posts it |
+//! | lists that no view knows better, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
 pub(crate) mod answer;
+pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod observe;
@@ -42,6 +44,7 @@ pub(crate) use answer::Answer;
 pub(crate) use row::Row;
 
 use crate::caller::Permit;
+use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -49,14 +52,13 @@ use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
 use crate::view::Lookup;
 use crate::wire::{Encoding, Resource, WireError};
+use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
-use remember::{Bounds, Key, Owner, Remembered};
+use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
-const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
-const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
 /// Between attempts to write.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
@@ -79,7 +81,7 @@ pub(crate) enum OfflineError {
         /// Name.
         name: String,
     },
-    /// 404: a complete view does not have it.
+    /// 404: a view that may say so does not have it.
     #[error("{plural} {name:?} not found")]
     NotFound {
         /// API group.
@@ -98,12 +100,24 @@ pub(crate) enum OfflineError {
     /// 400: the TokenRequest.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// 400: the Event.
+    #[error(transparent)]
+    Event(EventError),
     /// 500: the store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// 500: a stored object cannot be read.
     #[error("a stored object cannot be read: {0}")]
     Damaged(String),
+}
+
+impl From<EventError> for OfflineError {
+    fn from(error: EventError) -> Self {
+        match error {
+            EventError::Store(error) => Self::Store(error),
+            error => Self::Event(error),
+        }
+    }
 }
 
 impl From<WireError> for OfflineError {
@@ -118,6 +132,7 @@ pub(crate) struct Offline {
     kubelet_version: String,
     views: Views,
     journal: Journal,
+    events: EventQueue,
     lease: NodeLease,
     replies: Replies,
     answers: Remembered,
@@ -132,6 +147,7 @@ impl Offline {
             kubelet_version: kubelet_version.to_owned(),
             views,
             journal: Journal::open(store.clone()),
+            events: EventQueue::open(store.clone()),
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
@@ -176,6 +192,11 @@ impl Offline {
         &self.journal
     }
 
+    /// The queue of Events.
+    pub(crate) fn events(&self) -> &EventQueue {
+        &self.events
+    }
+
     /// The views.
     pub(crate) fn views(&self) -> &Views {
         &self.views
@@ -209,6 +230,8 @@ impl Offline {
                 Row::Lease => self.lease(target, info, parts, body),
                 Row::Token => self.token(target, info, parts, body),
                 Row::Unchanged => self.unchanged(permit, info, target, parts, body),
+                Row::Event => self.event(target, info, parts, body).await,
+                Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
                     .ok_or_else(|| never_cached(&describe(target))),
@@ -241,7 +264,7 @@ impl Offline {
                 Err(OfflineError::AlreadyExists { plural: "nodes".into(), name: self.node_name.clone() })
             }
             Lookup::Refused => Err(OfflineError::Refused("its Node".into())),
-            Lookup::ProvenAbsent | Lookup::Unknown => Err(never_cached("its Node")),
+            Lookup::ProvenAbsent { .. } | Lookup::Unknown => Err(never_cached("its Node")),
         }
     }
 
@@ -254,16 +277,36 @@ impl Offline {
     ) -> Result<Answer, OfflineError> {
         let name = target.name.as_deref().unwrap_or_default();
         let accept = info.accept.view_encodings();
+        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
+        // Of what views know and what passed by the newer counts.
+        let is_newer =
+            |version: u64| answer.as_ref().and_then(Answer::version).is_some_and(|own| own > version);
         match self.views.lookup(permit, &target.resource, target.namespace.as_deref(), name, &accept) {
-            Lookup::Found { encoding, body } => {
+            Lookup::Found { encoding, body, version, local, view } if local || !is_newer(version) => {
+                view.touch();
                 return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
             }
-            Lookup::ProvenAbsent => return Err(not_found(target)),
+            Lookup::ProvenAbsent { version } if !is_newer(version) => return Err(not_found(target)),
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
-            Lookup::Unknown => {}
+            Lookup::Found { .. } | Lookup::ProvenAbsent { .. } | Lookup::Unknown => {}
         }
-        self.recall(&self.answers, Owner::of(permit), info, parts)?
-            .ok_or_else(|| never_cached(&describe(target)))
+        answer.ok_or_else(|| never_cached(&describe(target)))
+    }
+
+    /// The list as it last passed by, if that was after `version`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) fn newer_list(
+        &self,
+        permit: &Permit,
+        info: &RequestInfo,
+        parts: &Parts,
+        version: u64,
+    ) -> Result<Option<Answer>, OfflineError> {
+        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
+        Ok(answer.filter(|answer| answer.list_version().is_some_and(|own| own > version)))
     }
 
     async fn patch_status(
@@ -313,7 +356,7 @@ impl Offline {
             Lookup::Found { body, .. } => {
                 serde_json::from_slice(&body).map_err(|error| OfflineError::Damaged(error.to_string()))
             }
-            Lookup::ProvenAbsent => Err(not_found(target)),
+            Lookup::ProvenAbsent { .. } => Err(not_found(target)),
             Lookup::Refused => Err(OfflineError::Refused(describe(target))),
             Lookup::Unknown => Err(never_cached(&describe(target))),
         }
@@ -389,6 +432,22 @@ impl Offline {
             _ => false,
         };
         if unchanged { Ok(stored) } else { Err(refused()) }
+    }
+
+    async fn event(
+        &self,
+        target: &ResourceTarget,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        if !info.accept.accepts(content_type) {
+            let reason = format!("{} are answered as they were sent alone", describe(target));
+            return Err(OfflineError::Unavailable(reason));
+        }
+        self.events.push(parts.uri.path(), content_type, body).await?;
+        Ok(Answer::new(StatusCode::CREATED, content_type, body.clone()))
     }
 
     fn recall(

@@ -14,6 +14,7 @@ pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod listener;
 pub(crate) mod metered;
+pub(crate) mod metrics;
 pub(crate) mod pipeline;
 pub(crate) mod read;
 pub(crate) mod respond;
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Checked;
 use crate::filter::Filters;
 use crate::limits::{Accounts, Observed};
 use crate::link::Link;
@@ -54,10 +56,14 @@ pub(crate) struct Hub {
     pub(crate) upstream: Upstream,
     /// Whether they can be reached.
     pub(crate) link: Link,
+    /// Whether they are of the cluster that the store is of.
+    pub(crate) cluster: Checked,
     /// Answers without them.
     pub(crate) offline: Arc<Offline>,
     /// What kubelet is told differently.
     pub(crate) filters: Filters,
+    /// What is counted.
+    pub(crate) metrics: metrics::Metrics,
     /// Cancelled when the process is told to stop: watches end, connections drain.
     pub(crate) stop: CancellationToken,
     /// Owns every task that outlives its request.

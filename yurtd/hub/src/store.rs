@@ -33,7 +33,7 @@
 //! # When it fails
 //!
 //! A full disk or map fails the transaction that did not fit and nothing else; readers go on seeing the last
-//! committed state. A store that is damaged, of another version, or sealed with a lost key is renamed
+//! committed state. The store says that it is full until a write of that size has fitted or room was made. A store that is damaged, of another version, or sealed with a lost key is renamed
 //! (`store.damaged`) and a new one started: everything but the journal can be had from upstream again. A file cut
 //! short would kill the process at the first touch of a missing page (`SIGBUS`), so its length is checked before it is
 //! read. A start that dies while it looks at the store, three times in a row, counts as damage, too. Damage that shows
@@ -93,7 +93,9 @@ pub(crate) enum Bucket {
     Discovery = 4,
     /// Status patches to replay.
     Journal = 5,
-    /// Leases as last seen, settings, anything small. (6 was never used.)
+    /// Events to send.
+    Events = 6,
+    /// Leases as last seen, settings, anything small.
     Misc = 7,
 }
 
@@ -121,6 +123,8 @@ pub(crate) enum Opened {
 pub(crate) struct StoreStats {
     /// Bytes of the file on the disk.
     pub(crate) file_bytes: u64,
+    /// Bytes of it that hold something.
+    pub(crate) used_bytes: u64,
     /// Bound of the file.
     pub(crate) map_bytes: u64,
     /// Transactions since the start.
@@ -128,7 +132,7 @@ pub(crate) struct StoreStats {
     /// Times the disk was waited for: every commit flushes its pages, and every [`Durability::Durable`] one, or a
     /// second of others, its meta page.
     pub(crate) syncs: u64,
-    /// Whether the last write failed for lack of room.
+    /// Whether what was to be written lately did not fit and would not now.
     pub(crate) full: bool,
 }
 
@@ -295,10 +299,15 @@ impl Store {
         Ok(found)
     }
 
-    /// Cancelled when the database turns out to be broken. It cannot be repaired while it is open: the process should
-    /// end, and its next start sets the store aside.
+    /// Cancelled when the database turns out to be broken, or is abandoned. It cannot be repaired while it is open: the
+    /// process should end, and its next start sets the store aside.
     pub(crate) fn broken(&self) -> CancellationToken {
         self.environment.broken.clone()
+    }
+
+    /// Has the next start set the store aside, and says so by [`Self::broken`]: what is in it must not be told any more.
+    pub(crate) fn abandon(&self, reason: &str) {
+        self.environment.abandon(reason);
     }
 
     /// Cancelled when the writer has ended: nothing can be written any more, and nobody would notice while reading.
@@ -308,14 +317,25 @@ impl Store {
 
     /// Figures for metrics.
     pub(crate) fn stats(&self) -> StoreStats {
-        let (commits, syncs, full) = self.writer.counters();
+        let (commits, syncs) = self.writer.counters();
         StoreStats {
             file_bytes: self.environment.file_bytes(),
+            used_bytes: self.environment.used_bytes(),
             map_bytes: self.environment.map_size as u64,
             commits,
             syncs,
-            full,
+            full: self.is_full(),
         }
+    }
+
+    /// Whether what was to be written lately did not fit and would not now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.environment.is_full()
+    }
+
+    /// Whether others than kubelet may have more of the store: the last three tenths are kubelet's.
+    pub(crate) fn has_room_for_others(&self) -> bool {
+        self.environment.used_bytes() < self.environment.map_size as u64 / 10 * 7
     }
 }
 

@@ -12,6 +12,7 @@ mod list;
 mod lookup;
 pub(crate) mod record;
 pub(crate) mod spec;
+pub(crate) mod state;
 mod stream;
 pub(crate) mod table;
 
@@ -31,6 +32,7 @@ use record::{ObjectRecord, ViewId, ViewRecord};
 pub(crate) use list::{Patience, Piece};
 pub(crate) use lookup::Lookup;
 pub(crate) use spec::ViewSpec;
+pub(crate) use state::{Question, State, StateCounts, Transition, Why};
 pub(crate) use stream::WatchStream;
 
 /// An upstream answer for the client, verbatim.
@@ -56,6 +58,9 @@ pub(crate) enum ViewError {
     /// Offline, and the API server's last word on this was a 403.
     #[error("the edge node is offline, and the API server refused this when it was last asked")]
     Refused,
+    /// Online, nothing is stored, and the API server takes too long.
+    #[error("the API server has not answered in time, and this was never cached")]
+    Late,
     /// Not a collection that can be a view: forward the request instead.
     #[error("this collection cannot be cached")]
     NotAView,
@@ -106,21 +111,46 @@ pub(crate) struct Progress {
     pub(crate) resource_version: u64,
 }
 
-/// How far its reflector has come.
+/// One of a reflector's two requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The list.
+    List,
+    /// The watch.
+    Watch,
+}
+
+/// How a reflector's request failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Failed {
+    /// Which.
+    pub(crate) request: Request,
+    /// With what.
+    pub(crate) error: ViewError,
+}
+
+/// What a view is worth, and how its reflector fares: what openers and watchers wait for.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SyncState {
-    /// A whole list is stored and may be served.
-    pub(crate) complete: bool,
-    /// The API server's last word was a 403: what is stored is served to nobody, until a list succeeds.
-    pub(crate) refused: bool,
-    /// The reflector follows upstream.
-    pub(crate) live: bool,
+pub(crate) struct Sync {
+    /// What the view is worth.
+    pub(crate) state: State,
     /// Requests that have been answered or have failed.
     pub(crate) attempts: u64,
     /// How the last of them failed.
-    pub(crate) failure: Option<ViewError>,
+    pub(crate) failure: Option<Failed>,
     /// The collection cannot be a view, at least in this encoding; asked again after this.
     pub(crate) no_view_until: Option<Instant>,
+}
+
+/// One object out of a view.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// As a GET would answer it.
+    pub(crate) body: Bytes,
+    /// Upstream's resourceVersion of it.
+    pub(crate) version: u64,
+    /// Whether it is a local version over that.
+    pub(crate) local: bool,
 }
 
 /// One view.
@@ -130,7 +160,7 @@ pub(crate) struct View {
     pub(crate) spec: ViewSpec,
     store: ReadOnlyStore,
     pub(crate) progress: watch::Sender<Progress>,
-    pub(crate) sync: watch::Sender<SyncState>,
+    pub(crate) sync: watch::Sender<Sync>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
     /// A record of the view cannot be read: it has to be listed anew.
@@ -186,11 +216,8 @@ impl View {
             sequence: record.sequence,
             resource_version: record.resource_version,
         });
-        let sync = SyncState {
-            complete: record.is_some_and(ViewRecord::may_be_served),
-            refused: record.is_some_and(|record| record.refused),
-            ..SyncState::default()
-        };
+        let state = record.map_or(State::Empty, |record| record.state.found());
+        let sync = Sync { state, ..Sync::default() };
         let view = Self {
             id,
             identity,
@@ -245,20 +272,23 @@ impl View {
         name
     }
 
-    /// One object of the view, as a GET would answer it.
+    /// One object of the view.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Found>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
             let (Some(kind), Some(value)) = (&record.kind, reader.get(Table::Objects, &key)?) else {
                 return Ok(None);
             };
-            let body = feed::body(reader, &record, &key, &ObjectRecord::decode(value)?)?;
-            Ok(Some(crate::wire::object::encode_object(self.spec.encoding(), kind, &body)))
+            let object = ObjectRecord::decode(value)?;
+            let local = record.locals > 0 && reader.get(Table::Locals, &key)?.is_some();
+            let body = feed::body(reader, &record, &key, &object)?;
+            let body = crate::wire::object::encode_object(self.spec.encoding(), kind, &body);
+            Ok(Some(Found { body, version: object.version, local }))
         })
     }
 
@@ -289,25 +319,40 @@ impl View {
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
-    /// Whether the view follows upstream now, or serves what was last known.
-    pub(crate) fn is_live(&self) -> bool {
-        self.sync.borrow().live
+    /// What the view is worth.
+    pub(crate) fn state(&self) -> State {
+        self.sync.borrow().state
     }
 
-    /// Whether it may be served at all.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.sync.borrow().complete
+    /// Something has changed what the view is worth; the state before.
+    pub(crate) fn turn(&self, transition: Transition) -> State {
+        let mut before = State::Empty;
+        self.sync.send_if_modified(|sync| {
+            before = sync.state;
+            sync.state = sync.state.after(transition, now());
+            sync.state != before
+        });
+        before
+    }
+
+    /// The one question about freshness.
+    pub(crate) fn may_answer(&self, question: Question) -> bool {
+        self.state().may_answer(question, self.resource_version())
+    }
+
+    /// Whether a reflector keeps it equal to the API server's collection.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.state().is_following()
     }
 
     /// Whether the API server's last word on it was a 403.
     pub(crate) fn is_refused(&self) -> bool {
-        self.sync.borrow().refused
+        self.state().is_refused()
     }
 
-    /// Whether a whole list is stored, served or not.
+    /// Whether something of it may be stored, told to anybody or not.
     pub(crate) fn is_stored(&self) -> bool {
-        let state = self.sync.borrow();
-        state.complete || state.refused
+        self.state() != State::Empty
     }
 
     /// Starts a watch.
@@ -372,14 +417,8 @@ impl View {
     /// What a transaction has made of the view, told to its watchers.
     pub(crate) fn publish(&self, record: &ViewRecord) {
         self.count_stored(record.bytes);
-        self.sync.send_if_modified(|state| {
-            let new = (record.may_be_served(), record.refused);
-            let changed = (state.complete, state.refused) != new;
-            (state.complete, state.refused) = new;
-            changed
-        });
         self.progress.send_if_modified(|progress| {
-            let reset = record.sequence > progress.sequence && record.horizon_sequence >= progress.sequence;
+            let reset = record.reset_sequence > progress.sequence;
             let version = if reset {
                 // A collection that went back in time (see `table`) takes the view with it.
                 record.resource_version

@@ -109,6 +109,10 @@ pub(crate) trait Cluster {
     async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError>;
     /// Whether the hub says that it is ready.
     async fn hub_ready(&mut self) -> Result<(), ClusterError>;
+    /// The CA (PEM) with which the hub vouches for itself; `None` from a hub of before, which has none of its own.
+    async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError>;
+    /// From now on the hub is believed by this CA beside the cluster's.
+    fn believe_hub(&mut self, node_ca: Option<&str>);
     /// Whether the hub serves the node's own Node and pods.
     async fn hub_serves(&mut self) -> Result<(), ClusterError>;
 }

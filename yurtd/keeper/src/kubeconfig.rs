@@ -1,6 +1,7 @@
-//! kubelet's kubeconfig: what it says, and a copy that differs in its `server:` alone.
+//! kubelet's kubeconfig: what it says, and a copy that leads to the hub and believes it, and differs in nothing else.
 
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 /// Why a kubeconfig of kubelet cannot be used.
@@ -122,7 +123,7 @@ pub(crate) fn parse(text: &str) -> Result<Kubeconfig, KubeconfigError> {
     }
     let ca = match (&cluster.certificate_authority_data, &cluster.certificate_authority) {
         (Some(data), _) => CaSource::Inline(
-            base64::engine::general_purpose::STANDARD
+            STANDARD
                 .decode(data.trim())
                 .map_err(|_| unsupported("its certificate-authority-data is not base64"))?,
         ),
@@ -159,34 +160,60 @@ fn base_url(server: &str) -> Result<String, KubeconfigError> {
     Ok(format!("https://{host}:{}", uri.port_u16().unwrap_or(443)))
 }
 
-/// The same text with another server; everything else, comments included, stays as it is.
-pub(crate) fn with_server(text: &str, server: &str) -> Result<String, KubeconfigError> {
-    let mut replaced = 0;
+/// The same text with another server and, if there is one, another bundle of CAs (PEM); everything else, comments
+/// included, stays as it is.
+pub(crate) fn for_hub(text: &str, server: &str, bundle: Option<&[u8]>) -> Result<String, KubeconfigError> {
+    let mut changed = with_line(text, &["server"], &format!("server: {server}"))?;
+    // The edit was textual: whether it meant what it should is for a parser to say.
+    let mut wanted = Kubeconfig { server: base_url(server)?, ..parse(text)? };
+    if let Some(bundle) = bundle {
+        let data = STANDARD.encode(bundle);
+        let line = format!("certificate-authority-data: {data}");
+        // The data count, if there is a file as well.
+        changed = with_line(&changed, &["certificate-authority-data", "certificate-authority"], &line)?;
+        wanted.ca = CaSource::Inline(bundle.to_vec());
+    }
+    if parse(&changed)? == wanted {
+        Ok(changed)
+    } else {
+        Err(unsupported("its `server:` or its certificate authority is not where it is expected"))
+    }
+}
+
+/// Puts `line` in the place of the line of the first of these keys that is there; it has to be there once.
+fn with_line(text: &str, keys: &[&str], line: &str) -> Result<String, KubeconfigError> {
+    let is_of = |text: &str, key: &str| text.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'));
+    let count = |key: &str| text.lines().filter(|line| is_of(line.trim_start(), key)).count();
+    let found = keys.iter().map(|key| (*key, count(key))).find(|(_, count)| *count > 0);
+    let (key, count) = found.unwrap_or((keys.first().copied().unwrap_or_default(), 0));
+    if count != 1 {
+        return Err(unsupported(format!("it has {count} `{key}:` lines instead of one")));
+    }
     let mut changed: String = text
         .lines()
-        .map(|line| {
-            let body = line.trim_start();
-            if !body.starts_with("server:") {
-                return format!("{line}\n");
+        .map(|old| {
+            let body = old.trim_start();
+            if is_of(body, key) {
+                format!("{}{line}\n", &old[..old.len() - body.len()])
+            } else {
+                format!("{old}\n")
             }
-            replaced += 1;
-            format!("{}server: {server}\n", &line[..line.len() - body.len()])
         })
         .collect();
     if !text.ends_with('\n') {
         changed.pop();
     }
-    if replaced != 1 {
-        return Err(unsupported(format!("it has {replaced} `server:` lines instead of one")));
-    }
-    // The edit was textual: whether it meant what it should is for a parser to say.
-    let before = parse(text)?;
-    let after = parse(&changed)?;
-    if after == (Kubeconfig { server: base_url(server)?, ..before }) {
-        Ok(changed)
-    } else {
-        Err(unsupported("its `server:` line is not where it is expected"))
-    }
+    Ok(changed)
+}
+
+/// What kubelet is to believe: the CA of the cluster, which a hub of a release before is vouched for by, and the
+/// node's.
+pub(crate) fn bundle(cluster_ca: &[u8], node_ca: &str) -> Vec<u8> {
+    let mut bundle = cluster_ca.trim_ascii_end().to_vec();
+    bundle.push(b'\n');
+    bundle.extend_from_slice(node_ca.trim_ascii_end().as_bytes());
+    bundle.push(b'\n');
+    bundle
 }
 
 fn first_line(text: &str) -> String {
@@ -229,13 +256,42 @@ users:
 
     #[test]
     fn the_copy_differs_in_one_line() {
-        let copy = with_server(KUBEADM, "https://127.0.0.1:10261").unwrap();
+        let copy = for_hub(KUBEADM, "https://127.0.0.1:10261", None).unwrap();
         let differing: Vec<_> = KUBEADM.lines().zip(copy.lines()).filter(|(a, b)| a != b).collect();
         assert_eq!(
             differing,
             [("    server: https://10.80.0.2:6443", "    server: https://127.0.0.1:10261")]
         );
         assert_eq!(KUBEADM.lines().count(), copy.lines().count());
+    }
+
+    #[test]
+    fn with_a_bundle_it_differs_in_two_whether_the_ca_was_inside_or_in_a_file() {
+        let file = KUBEADM.replace(
+            "certificate-authority-data: Y2VydGlmaWNhdGU=",
+            "certificate-authority: /etc/kubernetes/pki/ca.crt",
+        );
+        for text in [KUBEADM, &file, file.trim_end()] {
+            let bundle = bundle(b"certificate", "node\n");
+            let copy = for_hub(text, "https://127.0.0.1:10261", Some(&bundle)).unwrap();
+            let differing: Vec<_> =
+                text.lines().zip(copy.lines()).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
+            let expected = [
+                "    certificate-authority-data: Y2VydGlmaWNhdGUKbm9kZQo=",
+                "    server: https://127.0.0.1:10261",
+            ];
+            assert_eq!(differing, expected);
+            assert_eq!(parse(&copy).unwrap().ca, CaSource::Inline(b"certificate\nnode\n".to_vec()));
+            assert_eq!(copy.ends_with('\n'), text.ends_with('\n'));
+        }
+        // The data count; whoever wrote both is left with both.
+        let both = KUBEADM.replace("    server:", "    certificate-authority: /ca.crt\n    server:");
+        let copy = for_hub(&both, "https://127.0.0.1:10261", Some(b"x")).unwrap();
+        assert!(copy.contains("    certificate-authority: /ca.crt\n"), "{copy}");
+        assert_eq!(parse(&copy).unwrap().ca, CaSource::Inline(b"x".to_vec()));
+        // A value over several lines would be cut in half.
+        let folded = KUBEADM.replace("data: Y2VydGlmaWNhdGU=", "data: >-\n      Y2VydGlm\n      aWNhdGU=");
+        assert!(for_hub(&folded, "https://127.0.0.1:10261", Some(b"x")).is_err());
     }
 
     #[test]
@@ -273,6 +329,6 @@ users:
     fn two_clusters_are_refused() {
         let text = KUBEADM
             .replace("contexts:", "- cluster:\n    server: https://other:6443\n  name: other\ncontexts:");
-        assert!(with_server(&text, "https://127.0.0.1:10261").is_err());
+        assert!(for_hub(&text, "https://127.0.0.1:10261", Some(b"x")).is_err());
     }
 }

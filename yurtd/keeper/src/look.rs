@@ -142,12 +142,15 @@ pub(crate) struct Facts {
     pub client_ca_file: Option<String>,
     /// `host:port` of kubelet as a process on the node reaches it.
     pub kubelet_address: String,
+    /// The cluster's domain, if kubelet is told one.
+    pub cluster_domain: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct KubeletConfiguration {
     address: Option<String>,
+    cluster_domain: Option<String>,
     port: Option<u16>,
     authentication: Authentication,
 }
@@ -172,7 +175,8 @@ pub(crate) fn facts(host: &Host, original: &Original) -> Result<Facts, LookError
         .ok_or_else(|| LookError::Missing { path: original.kubeconfig.clone() })?;
     let refused = |source| LookError::Kubeconfig { path: original.kubeconfig.clone(), source };
     let kubeconfig = kubeconfig::parse(&text).map_err(refused)?;
-    kubeconfig::with_server(&text, &hub_url()).map_err(refused)?;
+    // Any bundle will do to see whether it could be put there.
+    kubeconfig::for_hub(&text, &hub_url(), Some(b"any")).map_err(refused)?;
     let (ca, ca_file) = match &kubeconfig.ca {
         CaSource::Inline(pem) => (pem.clone(), None),
         CaSource::File(path) => {
@@ -203,6 +207,7 @@ pub(crate) fn facts(host: &Host, original: &Original) -> Result<Facts, LookError
         ca_file,
         client_ca_file: original.client_ca_file.clone().or(configuration.authentication.x509.client_ca_file),
         kubelet_address: format!("{address}:{port}"),
+        cluster_domain: configuration.cluster_domain.filter(|domain| !domain.is_empty()),
     })
 }
 

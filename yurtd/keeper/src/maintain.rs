@@ -101,6 +101,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 journal.rejected = Some(new.clone());
                 journal.save(&self.host)?;
                 self.host.link(names::CURRENT_LINK, old.folder().as_ref())?;
+                // The old one may not read all that the new one does.
+                if let Err(error) = self.configure(journal).await {
+                    tracing::warn!(%error, "the hub's configuration stays as the new release has it");
+                }
                 self.ensure_service(journal, true).await?;
                 journal.previous = None;
                 journal.save(&self.host)?;
@@ -117,6 +121,16 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         self.ensure_service(journal, true).await?;
         let limit = self.settings.upgrade_limit;
         self.hub_ready(limit).await?;
-        self.hub_serves(limit).await
+        self.hub_serves(limit).await?;
+        // The new hub may vouch for itself with something that kubelet does not know yet. kubelet is told of it beside
+        // what it knows, so that it works with both: one of a release before is also what is swapped back.
+        if self.ensure_drop_in(journal).await? {
+            match self.kubelet_back(true).await {
+                // The hub serves it without the link, too; whether it renews its Lease cannot be seen.
+                Err(KeeperError::Cluster(error)) if error.is_unreachable() => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 }

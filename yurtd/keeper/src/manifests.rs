@@ -95,6 +95,7 @@ fn what_the_controller_may_approve_is_bound_by_the_identities_of_our_components(
     let rule = text(policy, "/spec/validations/0/expression");
     let replaced = format!("replace(':{}', ':{}')", names::CONTROLLER, names::TUNNEL_SERVER);
     assert!(rule.contains(&replaced), "{rule}");
+    assert!(rule.contains("== 'kubernetes.io/kube-apiserver-client' &&") && !rule.contains('?'), "{rule}");
     let binding = &objects("approval")[1];
     assert_eq!(text(binding, "/spec/policyName"), names::APPROVAL_POLICY);
     assert_eq!(text(binding, "/spec/validationActions/0"), "Deny");
@@ -191,7 +192,7 @@ fn the_tunnel_server_has_its_ports_its_certificate_and_one_capability() {
 }
 
 #[test]
-fn only_the_certificates_user_may_use_kubelets_and_only_two_signers_are_approved() {
+fn only_the_certificates_user_may_use_kubelets_and_only_one_signer_is_approved() {
     let rights = objects("rbac");
     let holds = |role: &Value, resource: &str| {
         let rules = role["rules"].as_array().into_iter().flatten();
@@ -216,9 +217,6 @@ fn only_the_certificates_user_may_use_kubelets_and_only_two_signers_are_approved
     assert_eq!(approvers, [("ServiceAccount".to_owned(), names::CONTROLLER.to_owned())]);
     let rules = rights.iter().flat_map(|role| role["rules"].as_array().into_iter().flatten());
     for rule in rules.filter(|rule| rule["resources"][0] == "signers") {
-        assert_eq!(
-            rule["resourceNames"],
-            serde_json::json!(["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client"])
-        );
+        assert_eq!(rule["resourceNames"], serde_json::json!(["kubernetes.io/kube-apiserver-client"]));
     }
 }

@@ -6,7 +6,7 @@
 //! | program | `program` | `install` | `uninstall` |
 //! | what the hub reads | `configuration` | `configure` | with the program |
 //! | units of the hub | `service` | `ensure_service` | `remove_service` |
-//! | the hub is ready and serves | `ready` | `hub_ready`, `hub_serves` | |
+//! | the hub is ready, is believed and serves | `ready` | `hub_ready`, `meet_hub`, `hub_serves` | |
 //! | kubelet uses the hub | `drop_in` | `ensure_drop_in` | `withdraw_drop_in` |
 //! | kubelet is well, its containers too | `verify` | `verify` | |
 //!
@@ -53,7 +53,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
             Step::Kubelet => {
                 self.remember_containers(journal).await?;
-                self.ensure_drop_in(journal).await
+                self.ensure_drop_in(journal).await.map(drop)
             }
             Step::Verify => self.verify(journal).await,
         }

@@ -93,6 +93,11 @@ async fn pass<S: Systemd>(
     engine.identify().await.map_err(Ended::Unheard)?;
     let route = if engine.is_converted() { Route::Hub } else { Route::Direct };
     if follower.as_ref().is_none_or(|found| found.route != route) || engine.cluster().has_changed() {
+        if route == Route::Hub
+            && let Err(error) = engine.meet_hub().await
+        {
+            tracing::debug!(%error, "the hub is not known yet; its node is followed past it for now");
+        }
         let mut ways = vec![(Route::Direct, engine.cluster().client(Route::Direct)?)];
         if route == Route::Hub {
             ways.insert(0, (Route::Hub, engine.cluster().client(Route::Hub)?));

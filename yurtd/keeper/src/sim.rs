@@ -46,8 +46,15 @@ pub(crate) struct World {
     kubelet_pid: u32,
     pub kubelet_restarts: u32,
     pub hub_restarts: u32,
-    /// Content of the program that the service runs.
+    /// Content of the program that the service runs. One that begins with `old` is a release whose hub has a
+    /// certificate of the cluster's CA.
     hub_program: Option<Vec<u8>>,
+    /// CAs that hubs have made on this node.
+    cas_made: u32,
+    /// What the kubelet that runs believes: it reads its kubeconfig when it starts.
+    kubelet_believes: String,
+    /// Somebody who listens where the hub does while systemd does not, and the CA that he would be believed by.
+    pub impostor: Option<String>,
     renewals: i64,
     pub link_down: bool,
     /// The link goes down when kubelet is restarted.
@@ -55,6 +62,8 @@ pub(crate) struct World {
     pub hub_broken: bool,
     /// A program that does not work.
     pub broken_program: Option<Vec<u8>>,
+    /// A program that answers the keeper and not kubelet.
+    pub broken_for_kubelet: Option<Vec<u8>>,
     /// kubelet cannot work through the hub.
     pub kubelet_broken: bool,
     /// What happens to the containers when kubelet is restarted through the hub.
@@ -97,6 +106,11 @@ users:
     client-certificate: /var/lib/kubelet/pki/kubelet-client-current.pem
     client-key: /var/lib/kubelet/pki/kubelet-client-current.pem
 ";
+
+/// The cluster's CA in that kubeconfig.
+const CLUSTER_CA: &str = "certificate";
+/// Where the hub keeps the node's CA.
+const CA_FILE: &str = "/var/lib/yurt/ca.pem";
 
 impl World {
     /// A vanilla node as kubeadm leaves it, running.
@@ -141,11 +155,15 @@ impl World {
             kubelet_restarts: 0,
             hub_restarts: 0,
             hub_program: None,
+            cas_made: 0,
+            kubelet_believes: String::new(),
+            impostor: None,
             renewals: 0,
             link_down: false,
             cut_at_kubelet_restart: false,
             hub_broken: false,
             broken_program: None,
+            broken_for_kubelet: None,
             kubelet_broken: false,
             churn: |_| {},
             containers: Running::from([("uid/nginx".into(), container("containerd://1"))]),
@@ -190,6 +208,11 @@ impl World {
         std::fs::write(folder.join("cmdline"), cmdline).unwrap();
         self.link_down |= self.cut_at_kubelet_restart;
         self.hiccups.extend(self.hiccups_after_restart.drain(..));
+        let kubeconfig = self.kubelets_kubeconfig();
+        self.kubelet_believes = match kubeconfig.map(|kubeconfig| kubeconfig.ca) {
+            Some(kubeconfig::CaSource::Inline(bundle)) => String::from_utf8(bundle).unwrap(),
+            _ => String::new(),
+        };
         if self.kubelet_uses_hub() {
             (self.churn)(&mut self.containers);
         }
@@ -225,18 +248,31 @@ impl World {
         arguments.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG)
     }
 
-    /// Whether kubelet reaches the API server by the way that its kubeconfig names.
-    pub(crate) fn kubelet_works(&self) -> bool {
+    fn kubelets_kubeconfig(&self) -> Option<kubeconfig::Kubeconfig> {
         let path =
             if self.kubelet_uses_hub() { names::KUBELET_KUBECONFIG } else { "/etc/kubernetes/kubelet.conf" };
-        let Some(kubeconfig) = self.text(path).and_then(|text| kubeconfig::parse(&text).ok()) else {
-            return false;
-        };
+        self.text(path).and_then(|text| kubeconfig::parse(&text).ok())
+    }
+
+    /// Whether kubelet reaches the API server by the way that its kubeconfig names, and believes whom it finds there.
+    pub(crate) fn kubelet_works(&self) -> bool {
+        let Some(kubeconfig) = self.kubelets_kubeconfig() else { return false };
         match kubeconfig.server.as_str() {
-            "https://10.80.0.2:6443" => true,
-            "https://127.0.0.1:10261" => self.hub_answers() && !self.kubelet_broken,
+            "https://10.80.0.2:6443" => self.kubelet_believes.contains(CLUSTER_CA),
+            "https://127.0.0.1:10261" => {
+                let believed = self.kubelet_believes.contains(&self.hub_ca().unwrap_or(CLUSTER_CA.into()));
+                let broken = self.kubelet_broken
+                    || self.hub_program.is_some() && self.hub_program == self.broken_for_kubelet;
+                self.hub_answers() && believed && !broken
+            }
             _ => false,
         }
+    }
+
+    /// The CA of the hub that runs; nothing of an old release's.
+    pub(crate) fn hub_ca(&self) -> Option<String> {
+        let old = self.hub_program.as_ref().is_some_and(|program| program.starts_with(b"old"));
+        if old { None } else { self.text(CA_FILE) }
     }
 
     pub(crate) fn is_active(&self, unit: &str) -> bool {
@@ -285,6 +321,12 @@ impl World {
             std::fs::create_dir_all(self.root.join("var/lib/yurt")).unwrap();
             std::fs::write(self.root.join("var/lib/yurt/data.mdb"), "store").unwrap();
             self.hub_program = program;
+            if !self.hub_program.as_ref().is_some_and(|program| program.starts_with(b"old"))
+                && self.text(CA_FILE).is_none()
+            {
+                self.cas_made += 1;
+                std::fs::write(self.file(CA_FILE), format!("node CA {}\n", self.cas_made)).unwrap();
+            }
             self.hub_restarts += 1;
             self.active.insert(units::SOCKET.name.into());
         }

@@ -3,6 +3,7 @@
 mod kept;
 mod killed;
 mod trouble;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,7 +74,7 @@ impl Node {
         Engine::new(
             Host::with_fuse(self.root(), self.world.borrow().fuse.clone()),
             FakeSystemd(self.world.clone()),
-            FakeCluster { world: self.world.clone(), access: None },
+            FakeCluster { world: self.world.clone(), access: None, believed: None },
             "edge-node",
             Sources {
                 executable,

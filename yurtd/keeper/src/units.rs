@@ -79,7 +79,7 @@ mod tests {
             assert!(SOCKET.text.contains(&format!("ListenStream={expected}\n")), "{expected}");
         }
         assert!(SERVICE.text.contains(&format!("ExecStart={}/yurtd edge\n", names::CURRENT_LINK)));
-        assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address add\n", names::CURRENT_LINK)));
+        assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address\n", names::CURRENT_LINK)));
         assert_eq!(names::STATE_DIR, "/var/lib/yurt");
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
     }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What the hub and the tunnel agent need to know about their node and cluster.
+/// What the hub and the tunnel agent need to know about their node and cluster. A newer keeper may have written it, and
+/// swapped this release back: fields that are not known are not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EdgeConfig {
     /// The node's name, as in its client certificate.
     pub node_name: String,
@@ -30,6 +31,9 @@ pub struct EdgeConfig {
     /// kubelet's version (`v1.36.3`), as its Node reports it.
     #[serde(default)]
     pub kubelet_version: String,
+    /// The cluster's domain, from kubelet's configuration; `cluster.local` when it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_domain: Option<String>,
 }
 
 /// Why a configuration cannot be used.
@@ -115,12 +119,21 @@ mod tests {
             tunnel_ca_file: "/tunnel-ca.crt".into(),
             kubelet_address: "127.0.0.1:10250".into(),
             kubelet_version: "v1.36.3".into(),
+            cluster_domain: None,
         }
     }
 
     #[test]
     fn a_valid_configuration_has_no_faults() {
         assert_eq!(valid().faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_newer_keeper_has_written_is_read_too() {
+        let mut text = serde_json::to_value(valid()).unwrap();
+        assert!(text.get("clusterDomain").is_none(), "a hub of before refuses what it does not know");
+        text["fromTheFuture"] = serde_json::json!(1);
+        assert_eq!(serde_json::from_value::<EdgeConfig>(text).unwrap(), valid());
     }
 
     #[test]

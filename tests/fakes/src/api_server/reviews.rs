@@ -14,8 +14,6 @@ use super::rights::{Rights, User};
 use super::store::Store;
 use crate::pki::TestCa;
 
-/// The signer of serving certificates.
-pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 /// The signer of client certificates.
 pub const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -103,12 +101,9 @@ impl People {
         for (key, mut request) in waiting {
             let name = request["spec"]["signerName"].as_str().unwrap_or_default();
             let Some(ca) = self.signers.get(name) else { continue };
-            let usage = match name {
-                KUBELET_SERVING => ExtendedKeyUsagePurpose::ServerAuth,
-                _ => ExtendedKeyUsagePurpose::ClientAuth,
-            };
             let pem = STANDARD.decode(request["spec"]["request"].as_str().unwrap()).unwrap();
-            let certificate = ca.sign(std::str::from_utf8(&pem).unwrap(), usage);
+            let certificate =
+                ca.sign(std::str::from_utf8(&pem).unwrap(), ExtendedKeyUsagePurpose::ClientAuth);
             request["status"] = json!({
                 "conditions": [{"type": "Approved", "status": "True"}],
                 "certificate": STANDARD.encode(certificate)

@@ -17,7 +17,7 @@ use yurt_tests::machine::{self, Machine};
 use yurt_tests::net::{self, Fault, Site};
 use yurt_tests::paths;
 use yurt_tests::sections;
-use yurt_tests::story::{self, PUBLISHED, STORY, Step, Story, product::Product};
+use yurt_tests::story::{self, MEASURED, PUBLISHED, STORY, Step, Story, product::Product};
 
 use crate::Command;
 
@@ -153,7 +153,8 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
 }
 
 fn every_step() -> impl Iterator<Item = Step> {
-    story::everything().into_iter().chain(PUBLISHED.iter().copied())
+    let [vanilla, hub] = MEASURED;
+    std::iter::once(vanilla).chain(story::everything()).chain([hub]).chain(PUBLISHED.iter().copied())
 }
 
 /// kubectl for the cluster that is up.

@@ -5,6 +5,10 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::limits::UNPACKED;
+use crate::wire::object::decode_object;
+use crate::wire::{Encoding, split_list};
+
 /// Status, a few headers, body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -76,6 +80,28 @@ impl Answer {
         })
     }
 
+    /// resourceVersion of the object that it is, if it is one.
+    pub(crate) fn version(&self) -> Option<u64> {
+        let body = self.plain()?;
+        let (_, item) = decode_object(self.encoding()?, &body).ok()?;
+        Some(item.meta.resource_version)
+    }
+
+    /// resourceVersion of the list that it is, if it is one.
+    pub(crate) fn list_version(&self) -> Option<u64> {
+        let body = self.plain()?;
+        Some(split_list(self.encoding()?, &body).ok()?.resource_version)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        let known = [Encoding::Json, Encoding::Protobuf];
+        known.into_iter().find(|encoding| encoding.content_type() == self.content_type)
+    }
+
+    fn plain(&self) -> Option<Bytes> {
+        self.clone().decompressed("", UNPACKED).map(|answer| answer.body)
+    }
+
     /// The answer for a client that may not take compressed bodies; `None` when it cannot be decompressed.
     pub(crate) fn decompressed(self, accept_encoding: &str, limit: usize) -> Option<Self> {
         let Some(encoding) = &self.content_encoding else { return Some(self) };
@@ -113,6 +139,30 @@ mod tests {
         assert_eq!(Answer::from_bytes(&answer().to_bytes()), Some(answer()));
         assert_eq!(Answer::from_bytes(b"no head"), None);
         assert_eq!(Answer::from_bytes(b"{}\nbody"), None);
+    }
+
+    #[test]
+    fn an_answer_knows_how_new_it_is() {
+        let json = |text: &'static str| {
+            Answer::new(StatusCode::OK, "application/json", Bytes::from_static(text.as_bytes()))
+        };
+        let object =
+            json(r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"7"}}"#);
+        assert_eq!((object.version(), object.list_version()), (Some(7), None));
+        let list =
+            json(r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[]}"#);
+        assert_eq!(list.list_version(), Some(9));
+        for other in [json("{}"), Answer { content_type: "text/plain".into(), ..object.clone() }] {
+            assert_eq!((other.version(), other.list_version()), (None, None), "{other:?}");
+        }
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&object.body).unwrap();
+        let packed = Answer {
+            content_encoding: Some("gzip".into()),
+            body: Bytes::from(encoder.finish().unwrap()),
+            ..object
+        };
+        assert_eq!(packed.version(), Some(7));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use super::remember::{Keep, Key, Owner};
 use super::row::Row;
 use super::{Answer, IGNORED_PARAMETERS, Offline, key, parse_token_request, prewarm, token_request};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
+use crate::replica::Views;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::request::tokens::Tokens;
-use crate::view::Lookup;
+use crate::wire::Resource;
 use yurt_node::token::BearerToken;
 
 /// Bound of answers to TokenRequests and of Leases.
@@ -30,8 +31,15 @@ pub(crate) struct Observer {
 enum What {
     Lease,
     Token(token_request::Request),
-    Answer(Key, Keep),
+    Answer(Key, Keep, Subject),
     Discovery(Key),
+}
+
+/// Whom an answer tells something, and of what.
+struct Subject {
+    permit: Permit,
+    resource: Resource,
+    row: Row,
 }
 
 impl Offline {
@@ -54,15 +62,21 @@ impl Offline {
             (Target::Resource(target), Row::Object) => {
                 let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
                 let accept = info.accept.view_encodings();
-                match self.views.lookup(permit, &target.resource, namespace, name, &accept) {
-                    // A view knows it, and will know it better.
-                    Lookup::Found { .. } => return None,
-                    _ => What::Answer(key(Owner::of(permit), info, parts), Keep::of(target)),
+                // A view that is followed knows it, and will know it better.
+                if self.views.follows(permit, &target.resource, namespace, name, &accept) {
+                    return None;
                 }
+                What::Answer(
+                    key(Owner::of(permit), info, parts),
+                    Keep::of(target),
+                    Subject::of(permit, target, row),
+                )
             }
-            (Target::Resource(target), Row::List) => {
-                What::Answer(key(Owner::of(permit), info, parts), Keep::of(target))
-            }
+            (Target::Resource(target), Row::List) => What::Answer(
+                key(Owner::of(permit), info, parts),
+                Keep::of(target),
+                Subject::of(permit, target, row),
+            ),
             // One that anybody could make up another of drives out those that people need.
             (Target::NonResource { .. }, Row::Discovery)
                 if info.query.keys().all(|name| IGNORED_PARAMETERS.contains(&name)) =>
@@ -107,6 +121,20 @@ impl Offline {
     }
 }
 
+impl Subject {
+    fn of(permit: &Permit, target: &ResourceTarget, row: Row) -> Self {
+        Self { permit: permit.clone(), resource: target.resource.clone(), row }
+    }
+
+    /// Views that are not followed learn that there is something newer.
+    async fn heard(&self, views: &Views, answer: &Answer) {
+        let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
+        if let Some(version) = version {
+            views.heard(&self.permit, &self.resource, version).await;
+        }
+    }
+}
+
 impl Keep {
     fn of(target: &ResourceTarget) -> Self {
         if target.is("coordination.k8s.io", "leases", None) { Self::InMemory } else { Self::Stored }
@@ -139,7 +167,7 @@ impl Observer {
 
     /// Forgets the earlier answer.
     pub(crate) async fn forget(self) {
-        if let What::Answer(key, _) = &self.what
+        if let What::Answer(key, ..) = &self.what
             && let Err(error) = self.offline.answers.forget(key).await
         {
             tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
@@ -150,7 +178,8 @@ impl Observer {
     pub(crate) async fn seen(self, headers: HeaderMap, body: Bytes) {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
-            What::Answer(key, keep) => {
+            What::Answer(key, keep, subject) => {
+                subject.heard(&self.offline.views, &answer).await;
                 self.offline.answers.remember(&key, &answer, keep);
                 Ok(())
             }

@@ -22,6 +22,10 @@ pub(crate) enum Row {
     Token,
     /// PUT or PATCH of the node's own CSINode, which is answered if it changes nothing.
     Unchanged,
+    /// POST of an Event.
+    Event,
+    /// PATCH of an Event, which happened again.
+    EventAgain,
     /// A list that no view answers.
     List,
     /// Discovery, version, OpenAPI.
@@ -64,6 +68,8 @@ fn kubelet_row(target: &ResourceTarget, node_name: &str) -> Option<Row> {
         Verb::Patch if own && is("", "nodes", Some("status")) => Some(Row::PatchStatus),
         Verb::Patch if is("", "pods", Some("status")) => Some(Row::PatchStatus),
         Verb::Create if is("", "serviceaccounts", Some("token")) => Some(Row::Token),
+        Verb::Create if is_event(target) => Some(Row::Event),
+        Verb::Patch if is_event(target) => Some(Row::EventAgain),
         Verb::Update | Verb::Patch if own && is("storage.k8s.io", "csinodes", None) => Some(Row::Unchanged),
         Verb::Get | Verb::Update
             if own && is("coordination.k8s.io", "leases", None) && in_lease_namespace(target) =>
@@ -75,6 +81,10 @@ fn kubelet_row(target: &ResourceTarget, node_name: &str) -> Option<Row> {
         }
         _ => None,
     }
+}
+
+fn is_event(target: &ResourceTarget) -> bool {
+    target.is("", "events", None) || target.is("events.k8s.io", "events", None)
 }
 
 fn in_lease_namespace(target: &ResourceTarget) -> bool {
@@ -93,7 +103,7 @@ fn is_discovery(path: &str) -> bool {
 impl Row {
     /// Whether the hub must have the whole request to answer it without the API server.
     pub(crate) fn needs_body(self) -> bool {
-        matches!(self, Self::PatchStatus | Self::Lease | Self::Token | Self::Unchanged)
+        matches!(self, Self::PatchStatus | Self::Lease | Self::Token | Self::Unchanged | Self::Event)
     }
 }
 
@@ -128,7 +138,10 @@ mod tests {
             ("POST", "/api/v1/namespaces/d/pods", Row::None),
             ("DELETE", "/api/v1/namespaces/d/pods/p", Row::None),
             ("POST", "/api/v1/namespaces/d/pods/p/eviction", Row::None),
-            ("POST", "/api/v1/namespaces/d/events", Row::None),
+            ("POST", "/api/v1/namespaces/d/events", Row::Event),
+            ("POST", "/apis/events.k8s.io/v1/namespaces/d/events", Row::Event),
+            ("PATCH", "/api/v1/namespaces/d/events/e", Row::EventAgain),
+            ("DELETE", "/api/v1/namespaces/d/events/e", Row::None),
             ("POST", "/apis/certificates.k8s.io/v1/certificatesigningrequests", Row::None),
             ("POST", "/apis/authentication.k8s.io/v1/tokenreviews", Row::None),
             ("GET", "/api/v1/namespaces/d/persistentvolumeclaims/c", Row::Object),
@@ -150,6 +163,7 @@ mod tests {
             ("PATCH", "/api/v1/nodes/edge/status"),
             ("PATCH", "/api/v1/namespaces/d/pods/p/status"),
             ("POST", "/api/v1/namespaces/d/serviceaccounts/s/token"),
+            ("POST", "/api/v1/namespaces/d/events"),
             ("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge"),
         ] {
             assert_eq!(find(method, uri, false), Row::None, "{method} {uri}");

@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
-use super::reflector::Reflector;
+use super::reflector::{Reflector, Refusals};
 use crate::caller::{Credential, Identity, Permit};
 use crate::limits::LARGE_PAGES;
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
-use crate::view::View;
 use crate::view::record::ViewId;
+use crate::view::{Transition, View, Why};
 
 /// The freshest credential that each identity has shown.
 #[derive(Default)]
@@ -47,6 +48,7 @@ pub(super) struct Followers {
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
+    silence: Duration,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
     /// Large pages that may be in memory at a time: kubelet's, and the others'.
@@ -54,12 +56,19 @@ pub(super) struct Followers {
 }
 
 impl Followers {
-    pub(super) fn new(store: Store, upstream: &Upstream, link: &Link, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        upstream: &Upstream,
+        link: &Link,
+        stop: CancellationToken,
+        silence: Duration,
+    ) -> Self {
         Self {
             store,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
+            silence,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
             large: [(); 2].map(|()| Arc::new(Semaphore::new(LARGE_PAGES))),
@@ -85,8 +94,9 @@ impl Followers {
             credential,
             large: self.large[usize::from(!permit.is_node())].clone(),
             rebuild: false,
-            refusals: 0,
-            refused_since: None,
+            refusals: Refusals::default(),
+            silence: self.silence,
+            no_bookmarks: false,
         };
         let stop = self.stop.clone();
         let task = tokio::spawn(async move {
@@ -110,7 +120,7 @@ impl Followers {
             task.abort();
             let _ = task.await;
         }
-        view.sync.send_modify(|state| state.live = false);
+        view.turn(Transition::Lost(Why::Unfollowed));
     }
 
     /// Forgets tasks that have ended by themselves.

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use yurt_node::link::LinkState;
+
 use super::Views;
 use crate::clock;
 use crate::store::{Durability, StoreError, Table};
-use crate::view::View;
 use crate::view::record::{ViewId, ViewRecord};
 use crate::view::table::ViewTable;
+use crate::view::{State, Transition, View};
 
+/// So long after the link is back nothing is written about views that nobody follows.
+const CATCH_UP: Duration = Duration::from_secs(30);
 const HOUSEKEEP_EVERY: Duration = Duration::from_secs(60);
 /// What has changed in records but not in objects (bookmarks, last use) is stored every so many rounds.
 const SAVE_EVERY: u32 = 5;
@@ -45,26 +49,81 @@ impl Views {
         }
     }
 
-    /// Stores bookmarks and times of use, in one transaction. Worth it before the process ends.
+    /// Whenever the link is there again: what nobody follows may change unseen from now on.
+    pub(super) async fn outdate(&self) {
+        let mut link = self.inner.link.subscribe();
+        while link.wait_for(|state| *state == LinkState::Online).await.is_ok() {
+            for view in self.inner.catalogue.all() {
+                view.turn(Transition::Online);
+            }
+            // Most are followed again at once, and then nothing has to be written.
+            let offline = async { drop(link.wait_for(|state| *state != LinkState::Online).await) };
+            if tokio::time::timeout(CATCH_UP, offline).await.is_ok() {
+                continue;
+            }
+            if let Err(error) = self.save().await {
+                tracing::warn!(%error, "what views are worth could not be stored");
+            }
+            if link.wait_for(|state| *state != LinkState::Online).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Stores what these views are worth.
+    pub(super) async fn keep_states(&self, views: &[Arc<View>]) -> Result<(), StoreError> {
+        if views.is_empty() {
+            return Ok(());
+        }
+        let states: Vec<_> = views.iter().map(|view| (view.id, view.state())).collect();
+        self.inner
+            .store
+            .write(Durability::Soon, move |tx| {
+                for (id, state) in &states {
+                    let Some(value) = tx.get(Table::Views, &id.prefix())? else { continue };
+                    let mut record = ViewRecord::decode(value)?;
+                    record.state = *state;
+                    let value = record.encode()?;
+                    tx.put(Table::Views, &id.prefix(), &value)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Stores bookmarks, times of use and what views are worth, in one transaction. Worth it before the process ends.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then nothing has changed.
     pub(crate) async fn save(&self) -> Result<(), StoreError> {
         let mut views = self.inner.catalogue.all();
-        views.retain(|view| view.is_complete());
-        let changes: Vec<_> =
-            views.iter().map(|view| (view.id, view.resource_version(), view.used())).collect();
+        views.retain(|view| view.is_stored());
+        let now = clock::now();
+        let changes: Vec<_> = views
+            .iter()
+            .map(|view| {
+                // The version first: what is in it is in the state.
+                let version = view.resource_version();
+                let state = match view.state() {
+                    State::Following { .. } => State::Following { seen: now },
+                    other => other,
+                };
+                (view.id, version, view.used(), state)
+            })
+            .collect();
         self.inner
             .store
             .write(Durability::Soon, move |tx| {
-                for (id, version, used) in &changes {
+                for (id, version, used, state) in &changes {
                     let Some(value) = tx.get(Table::Views, &id.prefix())? else { continue };
                     let mut record = ViewRecord::decode(value)?;
                     // A use alone is worth a write once an hour.
-                    if record.resource_version >= *version && used.saturating_sub(record.used) < 3600 {
+                    let aged = used.saturating_sub(record.used) >= 3600;
+                    if record.resource_version >= *version && !aged && !state.differs_from(record.state) {
                         continue;
                     }
+                    record.state = *state;
                     record.resource_version = record.resource_version.max(*version);
                     record.used = record.used.max(*used);
                     let value = record.encode()?;

@@ -9,9 +9,10 @@ use std::sync::{Arc, PoisonError};
 
 use super::needs::{Need, NeedKind, NodePods};
 use super::{Start, Views};
+use crate::filter::json_for_kubelet;
 use crate::store::StoreError;
 use crate::view::record::ViewId;
-use crate::view::{View, ViewSpec};
+use crate::view::{Question, View, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
 /// Whole collections that kubelet has informers for, by group and plural.
@@ -33,6 +34,10 @@ pub(super) type PodsAt = (ViewId, u64, Arc<NodePods>);
 fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool {
     let (resource, fields) = (spec.resource(), spec.field_selector());
     if !spec.label_selector().is_empty() {
+        return false;
+    }
+    // What a release before kept in an encoding that kubelet is not answered from any more would be fetched twice.
+    if spec.encoding() != Encoding::Json && json_for_kubelet(resource, spec.namespace(), fields) {
         return false;
     }
     let kind = match (&*resource.group, &*resource.plural) {
@@ -70,7 +75,7 @@ impl Views {
 
     /// The node's pods as they are now; nothing while that cannot be known.
     pub(crate) fn live_pods(&self) -> Option<Arc<NodePods>> {
-        self.pods_view().filter(|view| view.is_live()).and_then(|view| self.pods_of(&view))
+        self.pods_view().filter(|view| view.is_followed()).and_then(|view| self.pods_of(&view))
     }
 
     /// The node's pods as last known; nothing while no complete view has them.
@@ -85,7 +90,7 @@ impl Views {
             view.spec.label_selector().is_empty()
                 && view.spec.encoding() == Encoding::Json
                 && is_own_pods(&view.spec, node_name)
-                && view.is_complete()
+                && view.may_answer(Question::Any)
         })
     }
 
@@ -151,12 +156,14 @@ mod tests {
             (("", "secrets", Some("shop"), "metadata.name=other"), false),
         ];
         for ((group, plural, namespace, fields), expected) in table {
-            let spec = |labels| {
-                let resource = Resource::new(group, "v1", plural);
-                ViewSpec::new(resource, namespace, labels, fields, Encoding::Protobuf)
-            };
-            assert_eq!(is_needed(&spec(""), "edge", Some(&pods)), expected, "{plural} {fields}");
-            assert!(!is_needed(&spec("a=b"), "edge", Some(&pods)), "{plural} {fields}");
+            let resource = Resource::new(group, "v1", plural);
+            let json = json_for_kubelet(&resource, namespace, fields);
+            let spec =
+                |labels, encoding| ViewSpec::new(resource.clone(), namespace, labels, fields, encoding);
+            let needed = |spec: &ViewSpec| is_needed(spec, "edge", Some(&pods));
+            assert_eq!(needed(&spec("", Encoding::Json)), expected, "{plural} {fields}");
+            assert_eq!(needed(&spec("", Encoding::Protobuf)), expected && !json, "{plural} {fields}");
+            assert!(!needed(&spec("a=b", Encoding::Json)), "{plural} {fields}");
         }
         let other = ViewSpec::new(
             Resource::new("", "v1", "secrets"),

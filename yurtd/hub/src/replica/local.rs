@@ -2,6 +2,7 @@
 
 use crate::caller::Permit;
 use crate::store::{Durability, StoreError};
+use crate::view::Question;
 use crate::view::table::ViewTable;
 use crate::wire::object::object_key;
 use crate::wire::{Encoding, Resource};
@@ -58,7 +59,7 @@ impl Views {
         change: impl Fn(&mut ViewTable<'_, '_>) -> Result<bool, StoreError> + Send + 'static,
     ) -> Result<usize, StoreError> {
         let mut views = self.inner.catalogue.showing(permit, resource);
-        views.retain(|view| view.is_complete() && view.spec.encoding() == Encoding::Json);
+        views.retain(|view| view.may_answer(Question::Any) && view.spec.encoding() == Encoding::Json);
         let ids: Vec<_> = views.iter().map(|view| view.id).collect();
         // Durable: a status that kubelet was told is stored has to survive a power cut.
         let records = self

@@ -14,10 +14,11 @@ use super::Start;
 use super::fetch::FetchError;
 use super::step::{Action, Outcome, Step};
 use crate::caller::Credential;
+use crate::clock;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, jitter};
 use crate::view::record::ViewRecord;
-use crate::view::{View, ViewError};
+use crate::view::{Failed, Request, Transition, View, ViewError, Why};
 
 /// Without watchers and lists for that long, a reflector ends.
 const IDLE_SECONDS: u64 = 900;
@@ -26,12 +27,16 @@ const NO_VIEW_FOR: Duration = Duration::from_secs(600);
 /// A refused credential is tried again after about this time: the node's certificate, a token.
 const NODE_AGAIN: Duration = Duration::from_secs(60);
 const BEARER_AGAIN: Duration = Duration::from_secs(600);
-/// The first times after a 403 to the node: just after its start the API server does not know yet which pods the node
-/// has, and refuses what they refer to.
-const FORBIDDEN_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
-/// And a refusal of the node is believed when it has lasted that long: a link that goes down in those seconds must not
-/// cost the node its pods.
-const FORBIDDEN_FOR: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
+/// The first times after a 403: just after its start the API server knows neither all roles and bindings nor which
+/// pods a node has, and refuses what it allows a little later (kubernetes#101422, #121635).
+const FORBIDDEN_AGAIN: [Duration; 4] = if cfg!(test) {
+    [Duration::from_millis(500); 4]
+} else {
+    [Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(20), Duration::from_secs(40)]
+};
+/// And a refusal is believed when it has lasted that long: a link that goes down in that time must not cost the node its
+/// pods, or its kube-proxy.
+const FORBIDDEN_FOR: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// An opener may shorten a pause, but not below this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,17 +51,56 @@ pub(super) struct Reflector {
     pub(super) large: Arc<Semaphore>,
     /// What is stored of the view cannot be read: its next list replaces everything.
     pub(super) rebuild: bool,
-    /// 403s in a row, and when the first of them came.
-    pub(super) refusals: usize,
-    pub(super) refused_since: Option<Instant>,
+    pub(super) refusals: Refusals,
+    /// A watch on which nothing has come for so long, no bookmark either, is not believed. The API server sends one a
+    /// minute. On a watch from a resourceVersion that etcd has not reached it sends nothing at all, until it has: after
+    /// a backup without the latest changes was restored.
+    pub(super) silence: Duration,
+    /// A list has shown that nothing had happened, and no bookmark has come since: there are none.
+    pub(super) no_bookmarks: bool,
+}
+
+/// The 403s in a row. Any other answer, and an answer that does not come, ends the row.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    count: usize,
+    since: Option<Instant>,
+    /// Watches that were refused although a list just before was not.
+    watches: usize,
+    listed: bool,
+}
+
+impl Refusals {
+    /// Takes one more; `true` when it is the API server's considered word.
+    fn refused(&mut self, now: Instant) -> bool {
+        self.count += 1;
+        let since = *self.since.get_or_insert(now);
+        self.count > 1 && now - since >= FORBIDDEN_FOR
+    }
+
+    /// How long to wait before the next try; nothing if there has been time enough.
+    fn pause(&self) -> Option<Duration> {
+        self.count.checked_sub(1).and_then(|index| FORBIDDEN_AGAIN.get(index)).copied()
+    }
+
+    /// A list has succeeded.
+    fn listed(&mut self) {
+        *self = Self { listed: true, watches: self.watches, ..Self::default() };
+    }
+
+    /// A watch was refused; `true` when the identity may list and not watch: twice in a row a list was answered in
+    /// between.
+    fn watch_refused(&mut self) -> bool {
+        self.watches += usize::from(std::mem::take(&mut self.listed));
+        self.watches > 1
+    }
 }
 
 impl Reflector {
     /// Runs until nobody uses the view.
     pub(super) async fn run(mut self, start: Start) {
-        let (complete, refused) = (self.view.is_complete(), self.view.is_refused());
-        let start = if refused { Start::Fresh } else { start };
-        let mut step = Step::new(start, complete || refused);
+        let start = if self.view.is_refused() { Start::Fresh } else { start };
+        let mut step = Step::new(start, self.view.is_stored());
         let mut outcome = Outcome::Started;
         loop {
             if self.view.idle() > IDLE_SECONDS {
@@ -72,12 +116,15 @@ impl Reflector {
                 Action::End => break,
             };
             match outcome {
-                Outcome::Forbidden => self.mark_refused().await,
-                Outcome::Listed | Outcome::Ended => (self.refusals, self.refused_since) = (0, None),
-                _ => {}
+                Outcome::Forbidden | Outcome::Started | Outcome::Rested | Outcome::Closed => {}
+                Outcome::Listed => self.refusals.listed(),
+                _ => self.refusals = Refusals::default(),
             }
         }
-        self.view.sync.send_modify(|state| state.live = false);
+        // Nobody follows from now on, not only until the link is back; and another process has to know.
+        if !self.offline() && self.view.turn(Transition::Lost(Why::Unfollowed)).is_following() {
+            self.keep_state(Durability::Soon).await;
+        }
         tracing::debug!(view = %self.view.name(), "the reflector ends");
     }
 
@@ -112,11 +159,7 @@ impl Reflector {
     async fn await_credential(&mut self) -> Outcome {
         sleep(PATIENCE).await;
         let node = matches!(*self.credential.borrow(), Credential::Node);
-        let pause = match self.refusals.checked_sub(1).and_then(|index| FORBIDDEN_AGAIN.get(index)) {
-            Some(pause) if node => *pause,
-            _ if node => NODE_AGAIN,
-            _ => BEARER_AGAIN,
-        };
+        let pause = self.refusals.pause().unwrap_or(if node { NODE_AGAIN } else { BEARER_AGAIN });
         let again = Instant::now() + pause.mul_f64(0.75 + 0.5 * jitter());
         loop {
             tokio::select! {
@@ -137,95 +180,98 @@ impl Reflector {
     }
 
     /// Records a failure, for openers, and says what kind it is.
-    fn failed(&self, error: Option<ViewError>, outcome: Outcome) -> Outcome {
+    async fn failed(&mut self, request: Request, error: Option<ViewError>, outcome: Outcome) -> Outcome {
         if let Some(error) = &error {
             tracing::debug!(%error, ?outcome, view = %self.view.name(), "upstream");
         }
-        let believed = self.believes_refusal();
-        self.view.sync.send_modify(|state| {
-            state.live = false;
-            if outcome == Outcome::Forbidden && believed {
-                (state.complete, state.refused) = (false, true);
-            }
-            if error.is_some() {
-                state.attempts += 1;
+        let online = *self.link.borrow() == LinkState::Online;
+        let believed = outcome == Outcome::Forbidden && self.refusals.refused(Instant::now());
+        let transition = match outcome {
+            Outcome::Forbidden if believed => Transition::Refused,
+            Outcome::Forbidden => Transition::Lost(Why::Forbidden),
+            Outcome::Refused => Transition::Lost(Why::Credential),
+            Outcome::NotAView => Transition::Lost(Why::CannotBeWatched),
+            // Without the API server nothing else becomes known, either. A connection that breaks again although the
+            // link is there is another thing.
+            Outcome::Broken if online && !self.view.is_followed() => Transition::Lost(Why::Failed),
+            Outcome::Broken | Outcome::Unreachable => Transition::Lost(Why::Disconnected),
+            _ if matches!(error, Some(ViewError::Store(_))) => Transition::Lost(Why::Store),
+            _ => Transition::Lost(Why::Failed),
+        };
+        self.view.sync.send_modify(|sync| {
+            sync.state = sync.state.after(transition, clock::now());
+            if let Some(error) = error {
+                sync.attempts += 1;
                 let no_view = outcome == Outcome::NotAView;
-                state.no_view_until = no_view.then(|| Instant::now() + NO_VIEW_FOR);
-                state.failure = error;
+                sync.no_view_until = no_view.then(|| Instant::now() + NO_VIEW_FOR);
+                sync.failure = Some(Failed { request, error });
             }
         });
+        if believed {
+            // The mark outlives the process: what the identity may not read is not read to it after a restart either.
+            self.keep_state(Durability::Durable).await;
+        }
         outcome
     }
 
-    /// Whether a 403 now would be the API server's considered word.
-    fn believes_refusal(&self) -> bool {
-        let node = matches!(*self.credential.borrow(), Credential::Node);
-        !node || self.refused_since.is_some_and(|since| since.elapsed() >= FORBIDDEN_FOR)
-    }
-
-    /// The mark outlives the process: what the identity may not read is not read to it after a restart either.
-    async fn mark_refused(&mut self) {
-        let believed = self.believes_refusal();
-        self.refusals += 1;
-        self.refused_since.get_or_insert_with(Instant::now);
-        if !believed {
-            return;
-        }
-        let id = self.view.id;
-        let marked = self
+    /// Stores what the view is worth.
+    async fn keep_state(&self, durability: Durability) {
+        let (id, state) = (self.view.id, self.view.state());
+        let kept = self
             .store
-            .write(Durability::Durable, move |tx| {
+            .write(durability, move |tx| {
                 let Some(value) = tx.get(Table::Views, &id.prefix())? else { return Ok(()) };
                 let mut record = ViewRecord::decode(value)?;
-                if !std::mem::replace(&mut record.refused, true) {
+                if state.differs_from(record.state) {
+                    record.state = state;
                     tx.put(Table::Views, &id.prefix(), &record.encode()?)?;
                 }
                 Ok(())
             })
             .await;
-        if let Err(error) = marked {
-            tracing::warn!(%error, view = %self.view.name(), "that the view was refused cannot be stored");
+        if let Err(error) = kept {
+            tracing::warn!(%error, view = %self.view.name(), "what the view is worth could not be stored");
         }
     }
 
-    fn store_failed(&mut self, error: StoreError) -> Outcome {
+    async fn store_failed(&mut self, request: Request, error: StoreError) -> Outcome {
         tracing::warn!(%error, view = %self.view.name(), "the view cannot be stored");
-        let outcome = if matches!(error, StoreError::Damaged(_)) {
+        if matches!(error, StoreError::Damaged(_)) {
             self.rebuild = true;
-            Outcome::Unreadable
-        } else {
-            Outcome::Failed
-        };
-        self.failed(Some(ViewError::Store(error)), outcome)
+            return self.failed(request, None, Outcome::Unreadable).await;
+        }
+        self.failed(request, Some(ViewError::Store(error)), Outcome::Failed).await
     }
 
-    fn answered(&self, error: FetchError) -> Outcome {
+    async fn answered(&mut self, request: Request, error: FetchError) -> Outcome {
         match error {
             FetchError::Unreachable(error) => {
                 tracing::debug!(error, view = %self.view.name(), "upstream cannot be reached");
                 let outcome = if self.offline() { Outcome::Unreachable } else { Outcome::Broken };
-                self.failed(None, outcome)
+                self.failed(request, None, outcome).await
             }
             FetchError::Refused(response) => {
-                let outcome = match response.code.as_u16() {
-                    401 => Outcome::Refused,
-                    403 => Outcome::Forbidden,
-                    410 => Outcome::Expired,
+                let outcome = match (response.code.as_u16(), request) {
+                    (401, _) => Outcome::Refused,
+                    (403, Request::Watch) if self.refusals.watch_refused() => Outcome::NotAView,
+                    (403, _) => Outcome::Forbidden,
+                    (410, _) => Outcome::Expired,
                     // Not a collection any more, or never: a CRD that was removed.
-                    404 => Outcome::Gone,
-                    // Not in this encoding: custom resources have no protobuf.
-                    406 | 415 => Outcome::NotAView,
+                    (404, _) => Outcome::Gone,
+                    // Not in this encoding: custom resources have no protobuf. Or not at all: not every API server
+                    // that lists something can watch it.
+                    (406 | 415 | 405, _) => Outcome::NotAView,
                     _ => Outcome::Failed,
                 };
-                self.failed(Some(ViewError::Upstream(response)), outcome)
+                self.failed(request, Some(ViewError::Upstream(response)), outcome).await
             }
             FetchError::TooBig => {
                 tracing::warn!(view = %self.view.name(), "an object is too large for a view");
-                self.failed(Some(ViewError::NotAView), Outcome::NotAView)
+                self.failed(request, Some(ViewError::NotAView), Outcome::NotAView).await
             }
             FetchError::Unreadable(error) => {
                 tracing::warn!(%error, view = %self.view.name(), "upstream's answer is no list for a view");
-                self.failed(Some(ViewError::NotAView), Outcome::NotAView)
+                self.failed(request, Some(ViewError::NotAView), Outcome::NotAView).await
             }
         }
     }

@@ -34,6 +34,8 @@ pub(crate) enum Outcome {
     NotAView,
     /// Any other error answer, or the store failed.
     Failed,
+    /// Neither an event nor a bookmark has come for too long.
+    Silent,
     /// Bytes that are no watch events.
     Unreadable,
     /// The connection broke, although the link may be up.
@@ -110,6 +112,8 @@ impl Step {
             Outcome::Failed if matches!(self.next, Action::List { at: Some(_) }) => {
                 self.go(Action::List { at: None })
             }
+            // Only a list shows whether nothing has happened.
+            Outcome::Silent => self.go(Action::List { at: None }),
             Outcome::Refused => Action::AwaitCredential,
             // Only a list shows that all of it may be read again.
             Outcome::Forbidden => {
@@ -224,6 +228,13 @@ mod tests {
         assert_eq!(last, LONGEST_PAUSE);
         step.next(Outcome::Ended, 0.5);
         assert_eq!(step.next(Outcome::Failed, 0.5), Action::Pause(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_silent_watch_is_followed_by_a_list() {
+        let mut step = watching();
+        assert_eq!(step.next(Outcome::Silent, 0.0), Action::List { at: None });
+        assert_eq!(step.next(Outcome::Listed, 0.0), Action::Watch);
     }
 
     #[test]

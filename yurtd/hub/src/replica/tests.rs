@@ -25,7 +25,9 @@ use crate::clock::now;
 use crate::link::Link;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, UpstreamConfig};
-use crate::view::{Lookup, Since, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream};
+use crate::view::{
+    Lookup, Question, Since, State, View, ViewError, ViewSpec, WatchError, WatchOptions, WatchStream, Why,
+};
 use crate::wire::frame::decode_event;
 use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource, split_list};
 use yurt_fakes::api_server::{self, FakeApi, Kind};
@@ -64,10 +66,16 @@ impl Drop for Hub {
 
 impl Hub {
     async fn start(api: &FakeApi, dir: &Path) -> Self {
+        Self::start_with(api, dir, Duration::from_secs(180)).await
+    }
+
+    /// One that does not believe watches which are silent for so long.
+    async fn start_with(api: &FakeApi, dir: &Path, silence: Duration) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
         let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), &Tasks::new(stop.clone())).unwrap();
-        let views = Views::load(&store, &upstream, &link, &node(), &Tasks::new(stop.clone())).unwrap();
+        let tasks = Tasks::new(stop.clone());
+        let views = Views::load_with(&store, &upstream, &link, &node(), &tasks, silence).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }
     }

@@ -2,19 +2,23 @@
 //! reflector, with a credential of the view's own identity.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use yurt_node::supervise::Tasks;
 
 use super::followers::Followers;
 use super::{Start, kept};
-use crate::caller::Permit;
+use crate::caller::{Identity, Permit};
+use crate::clock;
 use crate::link::Link;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreStats};
 use crate::upstream::Upstream;
 use crate::view::catalogue::Catalogue;
-use crate::view::{Lookup, View, ViewError, ViewSpec};
+use crate::view::{Lookup, Question, Request, State, StateCounts, Transition, View, ViewError, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
+/// Bookmarks come once a minute.
+const SILENCE: Duration = Duration::from_secs(180);
 /// Twice the life of the tokens whose renewal warms views again.
 const WARM_SECONDS: u64 = 7200;
 
@@ -55,11 +59,23 @@ impl Views {
         node: &Permit,
         tasks: &Tasks,
     ) -> Result<Self, StoreError> {
+        Self::load_with(store, upstream, link, node, tasks, SILENCE)
+    }
+
+    /// [`Self::load`] with a bound of one's own for silent watches.
+    pub(super) fn load_with(
+        store: &Store,
+        upstream: &Upstream,
+        link: &Link,
+        node: &Permit,
+        tasks: &Tasks,
+        silence: Duration,
+    ) -> Result<Self, StoreError> {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
         let inner = Inner {
             catalogue,
-            followers: Followers::new(store.clone(), upstream, link, stop.clone()),
+            followers: Followers::new(store.clone(), upstream, link, stop.clone(), silence),
             store: store.clone(),
             link: link.clone(),
             node: node.clone(),
@@ -67,6 +83,14 @@ impl Views {
         };
         let views = Self { inner: Arc::new(inner) };
         let housekeeping = views.clone();
+        let online = views.clone();
+        let stopped = stop.clone();
+        tasks.part("what views are worth when the link is there", async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = online.outdate() => {}
+            }
+        });
         tasks.part("the views' housekeeping", async move {
             if let Err(error) = housekeeping.destroy(damaged).await {
                 tracing::warn!(%error, "damaged views could not be removed");
@@ -89,7 +113,16 @@ impl Views {
     ///
     /// [`ViewError`].
     pub(crate) async fn open(&self, permit: &Permit, spec: &ViewSpec) -> Result<Arc<View>, ViewError> {
-        self.open_with(permit, spec, Start::Fresh).await
+        self.open_with(permit, spec, Start::Fresh, Request::List).await
+    }
+
+    /// Like [`Self::open`] for a WATCH that begins with the state.
+    ///
+    /// # Errors
+    ///
+    /// [`ViewError`].
+    pub(crate) async fn open_watch(&self, permit: &Permit, spec: &ViewSpec) -> Result<Arc<View>, ViewError> {
+        self.open_with(permit, spec, Start::Fresh, Request::Watch).await
     }
 
     /// Like [`Self::open`] for a WATCH from resourceVersion `since`: if the view has to be started, its first list
@@ -104,12 +137,17 @@ impl Views {
         spec: &ViewSpec,
         since: u64,
     ) -> Result<Arc<View>, ViewError> {
-        self.open_with(permit, spec, Start::At(since)).await
+        self.open_with(permit, spec, Start::At(since), Request::Watch).await
     }
 
-    /// A complete view. Starts nothing, never waits.
-    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
-        self.inner.catalogue.find(permit, spec)
+    /// A view that may answer `question`. Starts nothing, never waits.
+    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec, question: Question) -> Option<Arc<View>> {
+        self.inner.catalogue.find(permit, spec, question)
+    }
+
+    /// Has the view followed when the link is back.
+    pub(crate) fn resume(&self, permit: &Permit, view: &Arc<View>) {
+        self.inner.followers.start(permit, view, Start::Resume);
     }
 
     /// Whether the API server's last word on this view was a 403.
@@ -117,13 +155,28 @@ impl Views {
         self.inner.catalogue.is_refused(permit, spec)
     }
 
-    /// How many views there are, and how many of them are complete.
+    /// How many views there are, and how many of them have something to tell.
     pub(crate) fn count(&self) -> (usize, usize) {
         self.inner.catalogue.count()
     }
 
-    /// A single object out of any complete view of the identity in one of the `accept`ed encodings, those that follow
-    /// upstream first.
+    /// Figures of the store.
+    pub(crate) fn store_stats(&self) -> StoreStats {
+        self.inner.store.stats()
+    }
+
+    /// How many views are in which state.
+    pub(crate) fn states(&self) -> StateCounts {
+        let now = clock::now();
+        self.inner
+            .catalogue
+            .all()
+            .iter()
+            .fold(StateCounts::default(), |counts, view| counts.with(view.state(), now))
+    }
+
+    /// A single object out of the views of the identity in one of the `accept`ed encodings, as the best of them knows
+    /// it. No use of a view.
     pub(crate) fn lookup(
         &self,
         permit: &Permit,
@@ -135,6 +188,39 @@ impl Views {
         self.inner.catalogue.lookup(permit, resource, namespace, name, accept)
     }
 
+    /// The identity was told something of the resource with this resourceVersion: views that are not followed and have
+    /// not come so far are not the newest any more. That is on the disk when this returns, if it says anything new.
+    pub(crate) async fn heard(&self, permit: &Permit, resource: &Resource, version: u64) {
+        // Once is enough to know it; the exact version is not worth a write.
+        let newly_passed = |view: &Arc<View>| {
+            let before = view.turn(Transition::Heard(version));
+            let passed =
+                |state| matches!(state, State::Behind { heard, .. } if heard > view.resource_version());
+            !passed(before) && passed(view.state())
+        };
+        let mut views = self.inner.catalogue.showing(permit, resource);
+        views.retain(newly_passed);
+        if let Err(error) = self.keep_states(&views).await {
+            tracing::warn!(%error, "what a view is worth could not be stored");
+        }
+    }
+
+    /// Whether a view of the identity that is followed has this object, or would have it: then nothing else has to
+    /// remember it.
+    pub(crate) fn follows(
+        &self,
+        permit: &Permit,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        accept: &[Encoding],
+    ) -> bool {
+        matches!(
+            self.lookup(permit, resource, namespace, name, accept),
+            Lookup::Found { view, .. } if view.is_followed()
+        )
+    }
+
     /// Starts a view ahead of need, and keeps it up to date for two hours although nobody uses it.
     pub(crate) fn warm(&self, permit: &Permit, spec: &ViewSpec) {
         if let Some(view) = self.enter(permit, spec) {
@@ -143,8 +229,18 @@ impl Views {
         }
     }
 
-    /// The view, in the catalogue from now on; none if there are too many. One that makes room for it is removed.
+    /// Whether the store has room for another list of this identity.
+    fn may_store_more(&self, identity: &Identity) -> bool {
+        identity == self.inner.node.identity() || self.inner.store.has_room_for_others()
+    }
+
+    /// The view, in the catalogue from now on; none if there are too many, or what is left of the store is kubelet's. One that
+    /// makes room for it is removed.
     pub(super) fn enter(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+        let is_new = || self.inner.catalogue.find(permit, spec, Question::Any).is_none();
+        if !self.may_store_more(permit.identity()) && is_new() {
+            return None;
+        }
         let entered = self.inner.catalogue.enter(permit, spec)?;
         if let Some(view) = entered.displaced {
             tracing::info!(view = %view.name(), "unused; it makes room for another view");

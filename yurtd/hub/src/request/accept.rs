@@ -54,6 +54,12 @@ impl Accept {
         encodings
     }
 
+    /// The same without what only the API server can make: what the caller would make do with.
+    pub(crate) fn without_api_server(&self) -> Self {
+        let clauses = self.clauses.iter().copied().filter(|clause| *clause != Clause::UpstreamOnly);
+        Self { clauses: clauses.collect() }
+    }
+
     /// Whether an answer with this content type would be accepted.
     pub(crate) fn accepts(&self, content_type: &str) -> bool {
         match parse_clause(content_type) {

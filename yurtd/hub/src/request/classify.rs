@@ -121,8 +121,8 @@ pub(crate) enum Freshness {
 pub(crate) struct Watch {
     /// `None` for no resourceVersion or `0`: the current state first.
     pub(crate) since: Option<u64>,
-    /// `sendInitialEvents`.
-    pub(crate) send_initial_events: bool,
+    /// `sendInitialEvents`, if it is said.
+    pub(crate) send_initial_events: Option<bool>,
     /// `allowWatchBookmarks`.
     pub(crate) bookmarks: bool,
     /// `timeoutSeconds`.
@@ -132,8 +132,17 @@ pub(crate) struct Watch {
 impl RequestInfo {
     /// Classifies a request's head.
     pub(crate) fn of(parts: &Parts) -> Self {
+        Self::accepting(parts, Accept::from_headers(&parts.headers))
+    }
+
+    /// The same request where the API server cannot be asked: a caller that would rather have a Table, as kubectl does,
+    /// and would take JSON, gets JSON (kubectl prints that, too).
+    pub(crate) fn without_api_server(&self, parts: &Parts) -> Self {
+        Self::accepting(parts, self.accept.without_api_server())
+    }
+
+    fn accepting(parts: &Parts, accept: Accept) -> Self {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
-        let accept = Accept::from_headers(&parts.headers);
         let target = target(&parts.method, parts.uri.path(), &query);
         let impersonates = parts.headers.keys().any(|name| name.as_str().starts_with("impersonate-"));
         let collection = match &target {
@@ -283,7 +292,7 @@ fn collection(target: &ResourceTarget, query: &Query, accept: &Accept) -> Option
     };
     let matching = query.get("resourceVersionMatch").unwrap_or_default();
     let read = if watch {
-        let send_initial_events = query.flag("sendInitialEvents");
+        let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         match (query.get("sendInitialEvents"), matching) {
             (None, "") | (Some(_), "NotOlderThan") => {}
             // The API server says what is wrong with it.

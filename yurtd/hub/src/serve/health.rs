@@ -1,9 +1,13 @@
 //! The health port: plain HTTP on loopback. No tokens, no objects, nothing that is not for everyone on the node.
+//! `/metrics`: [`metrics`].
 //!
 //! - `/healthz`: the process lives and its runtime turns.
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
-//!   answered or the node's own Node is known. The body says what is missing.
+//!   answered or the node's own Node is known, and the node has the addresses that are listened on. The body says what
+//!   is missing.
+//! - `/ca.crt`: the certificate of the node's CA, with which the hub is verified. The keeper reads it here, for kubelet.
 
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +19,7 @@ use tokio::net::TcpListener;
 use yurt_node::accept::http::{Buffers, Http, Protocol};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
+use super::metrics::{self, Sample};
 use super::{Body, Hub, respond};
 use crate::caller::Permit;
 use crate::certificate::{CertificateState, InstalledCertificate};
@@ -47,29 +52,50 @@ pub struct Readiness {
     /// When it ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_expires: Option<String>,
-    /// Why the last attempt to get one failed.
+    /// Why it is not on the disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serving_certificate_error: Option<String>,
+    /// Addresses that are listened on and that the node does not have: nobody comes in there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing_addresses: Vec<IpAddr>,
     /// Whether the node's own Node is known without the API server.
     pub node_known: bool,
     /// Collections that are kept.
     pub views: usize,
     /// Views with a complete list behind them.
     pub complete_views: usize,
+    /// Whether the store is full: requests are forwarded, and what is known for the time without a link is old.
+    pub store_full: bool,
+    /// How much of the store's bound is in use.
+    pub store_used_percent: u64,
     /// Objects whose status waits to be replayed.
     pub pending_status_patches: usize,
+    /// Events that wait to be sent.
+    pub pending_events: usize,
+    /// Events that were dropped because too many waited, since the hub's start.
+    pub dropped_events: u64,
 }
 
 /// Answers probes.
 pub(crate) struct Health {
     /// The hub.
     pub(crate) hub: Arc<Hub>,
+    /// The certificate of the node's CA, PEM.
+    pub(crate) node_ca: Arc<str>,
     /// Its certificate.
     pub(crate) certificate: Arc<InstalledCertificate>,
     /// What the certificate's manager says.
     pub(crate) certificate_state: tokio::sync::watch::Receiver<CertificateState>,
     /// The node's permit and name.
     pub(crate) node: (Permit, String),
+    /// What the hub listens on.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Whether an address is one of this machine's. Asked of the kernel, which lets a socket be bound to no other (but for
+/// listeners of ours, for which systemd asks it to).
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl Health {
@@ -85,8 +111,12 @@ impl Health {
         let serving_certificate = self.certificate.is_present();
         let state = self.certificate_state.borrow().clone();
         let (views, complete_views) = self.hub.views.count();
+        let missing_addresses: Vec<_> = self.addresses.iter().copied().filter(|ip| !is_local(*ip)).collect();
+        let store = self.hub.views.store_stats();
         Readiness {
-            ready: serving_certificate && (link == LinkState::Online || node_known),
+            ready: serving_certificate
+                && (link == LinkState::Online || node_known)
+                && missing_addresses.is_empty(),
             link: match link {
                 LinkState::Online => "online",
                 LinkState::Offline => "offline",
@@ -95,10 +125,36 @@ impl Health {
             serving_certificate,
             serving_certificate_expires: state.expires,
             serving_certificate_error: state.error,
+            missing_addresses,
             node_known,
             views,
             complete_views,
+            store_full: store.full,
+            store_used_percent: store.used_bytes * 100 / store.map_bytes.max(1),
             pending_status_patches: self.hub.offline.journal().objects().len(),
+            pending_events: self.hub.offline.events().len(),
+            dropped_events: self.hub.offline.events().dropped(),
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        let readiness = self.readiness();
+        let store = self.hub.views.store_stats();
+        let expires = readiness.serving_certificate_expires.as_deref();
+        Sample {
+            online: self.hub.link.is_online(),
+            ready: readiness.ready,
+            views: self.hub.views.states(),
+            pending_patches: readiness.pending_status_patches,
+            pending_events: readiness.pending_events,
+            dropped_events: readiness.dropped_events,
+            store_bytes: store.file_bytes,
+            store_limit: store.map_bytes,
+            store_commits: store.commits,
+            store_full: store.full,
+            certificate_expires: expires
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map(jiff::Timestamp::as_second),
         }
     }
 
@@ -117,7 +173,15 @@ impl Health {
                     Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
                 }
             }
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz and /readyz\n"),
+            "/metrics" => match self.hub.metrics.encode(&self.sample()) {
+                Ok(text) => respond::answer(Answer::new(StatusCode::OK, metrics::CONTENT_TYPE, text.into())),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            },
+            "/ca.crt" => {
+                let pem = Bytes::copy_from_slice(self.node_ca.as_bytes());
+                respond::answer(Answer::new(StatusCode::OK, "application/pem-certificate-chain", pem))
+            }
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /ca.crt\n"),
         }
     }
 }
@@ -144,4 +208,16 @@ pub(crate) async fn serve(health: Arc<Health>, listener: TcpListener) {
         });
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_the_machine_does_not_have_is_not_local() {
+        assert!(is_local(IpAddr::from([127, 0, 0, 1])));
+        // For documentation (RFC 5737): nobody's.
+        assert!(!is_local(IpAddr::from([192, 0, 2, 1])));
+    }
 }

@@ -12,8 +12,10 @@ use hyper::body::Incoming;
 
 use super::connection::Connection;
 use super::metered::Metered;
+use super::metrics::Source;
+use super::read::{self, LastKnown};
 use super::respond::{self, Failure};
-use super::{Body, Hub, forward, read};
+use super::{Body, Hub, forward};
 use crate::caller::Permit;
 use crate::filter::Filter;
 use crate::offline::journal::{Claim, ObjectKey};
@@ -27,8 +29,11 @@ use yurt_node::link::LinkState;
 
 /// Bound of a request body that the hub has to know; the API server takes no more either.
 const MAX_BODY: usize = 3 << 20;
-/// How long a request waits at the start of the process until it is known whether there is a link.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long a request waits at the start of the process until it is known whether there is a link: a little longer than
+/// the first round of attempts.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long a status patch waits for the replay of older ones.
+const CLAIM: Duration = Duration::from_secs(5);
 
 /// Answers a request; what goes wrong becomes a Status.
 pub(crate) async fn handle(
@@ -41,17 +46,25 @@ pub(crate) async fn handle(
     let encoding = info.accept.status_encoding();
     tracing::trace!(method = %parts.method, uri = %parts.uri, "request");
     let answered = async {
+        // Just started: what the store has may be days old, and the API server a round trip away. Whoever had a
+        // connection to the process before comes right now. Without a link that is known as soon, at a reboot at once.
+        if hub.link.settled(SETTLE).await == LinkState::Online {
+            hub.cluster.settled(SETTLE).await;
+        }
         let caller =
             hub.authenticator.authenticate(&connection.peer, connection.from, &parts.headers).await?;
         let flow = connection.admit(&hub.accounts, &caller)?;
         let permit = authorise(caller);
-        let answer = match answer(&hub, &permit, parts, body, info).await {
-            Ok(response) => response,
-            Err(failure) => respond::failure(failure, encoding),
+        let (source, answer) = match answer(&hub, &permit, parts, body, info).await {
+            Ok(answered) => answered,
+            Err(failure) => (Source::None, respond::failure(failure, encoding)),
         };
-        Ok(answer.map(|body| Body::new(Metered::new(body, flow))))
+        Ok((source, answer.map(|body| Body::new(Metered::new(body, flow)))))
     };
-    answered.await.unwrap_or_else(|failure| respond::failure(failure, encoding))
+    let (source, response) =
+        answered.await.unwrap_or_else(|failure| (Source::None, respond::failure(failure, encoding)));
+    hub.metrics.answered(source, response.status());
+    response
 }
 
 async fn answer(
@@ -60,14 +73,16 @@ async fn answer(
     mut parts: Parts,
     body: Incoming,
     mut info: RequestInfo,
-) -> Result<Response<Body>, Failure> {
+) -> Result<(Source, Response<Body>), Failure> {
+    let upstream = |response| (Source::Upstream, response);
+    let without_link = |response| (Source::Offline, response);
     if info.upgrade {
-        return forward::upgrade(hub, permit, parts, body).await;
+        return forward::upgrade(hub, permit, parts, body).await.map(upstream);
     }
     if let Some(collection) = &info.collection
         && let Some(response) = read::collection(hub, permit, collection).await?
     {
-        return Ok(response);
+        return Ok((Source::View, response));
     }
 
     let filter = filter_of_forwarded(hub, permit, &info, &parts.method);
@@ -79,16 +94,8 @@ async fn answer(
     }
     let row = hub.offline.row(&info, &parts, permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
-    let mut state = *hub.link.subscribe().borrow();
-    if state == LinkState::Unknown {
-        // Just started. What is known without the API server need not wait for it.
-        if let Ok(answer) = hub.offline.answer(permit, &info, row, &parts, body.bytes()).await {
-            return Ok(respond::answer(filtered(hub, permit, &info, row, answer)?));
-        }
-        state = hub.link.settled(SETTLE).await;
-    }
-    if state != LinkState::Online {
-        return offline(hub, permit, &info, row, &parts, &body).await;
+    if !hub.link.is_online() {
+        return offline(hub, permit, &info, row, &parts, &body).await.map(without_link);
     }
     // One of the replay at the same time could overtake it.
     let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
@@ -106,7 +113,7 @@ async fn answer(
     drop(claim);
     match response {
         Ok(response) => {
-            let known = info.collection.as_ref().is_some_and(|list| read::has_view(hub, permit, list));
+            let known = info.collection.as_ref().is_some_and(|list| read::is_followed(hub, permit, list));
             let tokens = hub.authenticator.tokens();
             let observer = if known {
                 None
@@ -117,9 +124,9 @@ async fn answer(
                 Some(filter) => {
                     let filter =
                         |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
-                    forward::relay_filtered(hub, response, observer, filter).await
+                    forward::relay_filtered(hub, response, observer, filter).await.map(upstream)
                 }
-                None => Ok(forward::relay(hub, response, observer)),
+                None => Ok(upstream(forward::relay(hub, response, observer))),
             }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
@@ -128,7 +135,7 @@ async fn answer(
                 Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
                     Err(error.into())
                 }
-                other => other,
+                other => other.map(without_link),
             }
         }
         Err(error) => Err(error.into()),
@@ -160,10 +167,16 @@ async fn offline(
     parts: &Parts,
     body: &Sent,
 ) -> Result<Response<Body>, Failure> {
-    if let Some(collection) = &info.collection
-        && let Some(response) = read::last_known(hub, permit, collection)?
-    {
-        return Ok(response);
+    let info = &info.without_api_server(parts);
+    if let Some(collection) = &info.collection {
+        let passed_by = |version| hub.offline.newer_list(permit, info, parts, version);
+        match read::last_known(hub, permit, collection, passed_by).await? {
+            Some(LastKnown::Response(response)) => return Ok(response),
+            Some(LastKnown::Answer(answer)) => {
+                return Ok(respond::answer(filtered(hub, permit, info, Row::List, answer)?));
+            }
+            None => {}
+        }
     }
     let answer = hub.offline.answer(permit, info, row, parts, body.bytes()).await?;
     Ok(respond::answer(filtered(hub, permit, info, row, answer)?))
@@ -223,7 +236,7 @@ fn patched_object(hub: &Hub, info: &RequestInfo) -> Option<ObjectKey> {
 /// Waits while the object is being replayed right now, and keeps it from being replayed. Nothing if that takes too
 /// long: kubelet compares and patches again, late is better than never.
 async fn claim<'h>(hub: &'h Hub, object: &ObjectKey) -> Option<Claim<'h>> {
-    let claim = tokio::time::timeout(SETTLE, hub.offline.journal().claim(object)).await;
+    let claim = tokio::time::timeout(CLAIM, hub.offline.journal().claim(object)).await;
     if claim.is_err() {
         tracing::warn!(
             path = object.status_path(),

@@ -23,12 +23,13 @@ use crate::caller::Permit;
 use crate::filter::{Filter, Filters, json_for_kubelet};
 use crate::limits;
 use crate::link::Link;
-use crate::offline::Answer;
+use crate::offline::{Answer, OfflineError};
 use crate::request::classify::{Collection, Freshness, Read, Watch};
 use crate::store::StoreError;
 use crate::upstream::jitter;
-use crate::view::{Patience, Piece, Since, View, ViewError, ViewSpec, WatchOptions};
+use crate::view::{Patience, Piece, Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions};
 use crate::wire::Encoding;
+use crate::wire::frame::encode_error;
 use yurt_node::link::LinkState;
 
 /// How long a list waits for a resourceVersion that the view has not reached, as the API server does.
@@ -47,12 +48,12 @@ pub(crate) async fn collection(
     if collection.label_selector.len() + collection.field_selector.len() > limits::SELECTOR {
         return Ok(None);
     }
-    let specs = specs(permit, collection);
-    if collection.read == Read::List(Freshness::Consistent) {
-        // As last known when it has to be: client-go lists this way after errors.
-        let view = if hub.link.is_online() { None } else { find(hub, permit, &specs) };
-        return view.map(|view| list_now(hub, permit, &view)).transpose();
+    // Without a link a list is what is known of it last, in whichever place: `last_known`.
+    let elsewhere = matches!(&collection.read, Read::List(freshness) if *freshness == Freshness::Consistent || !hub.link.is_online());
+    if elsewhere {
+        return Ok(None);
     }
+    let specs = specs(permit, collection);
     let mut opened = Err(ViewError::NotAView);
     for spec in &specs {
         opened = open(hub, permit, collection, spec).await;
@@ -70,12 +71,19 @@ pub(crate) async fn collection(
             return Ok(None);
         }
         // Another encoding of the same collection may be there.
-        Err(ViewError::NeverCached) => find(hub, permit, &specs).ok_or(ViewError::NeverCached)?,
+        Err(ViewError::NeverCached) => newest(hub, permit, &specs).ok_or(ViewError::NeverCached)?,
         Err(error) => return Err(error.into()),
     };
-    match &collection.read {
-        Read::List(freshness) => list(hub, permit, &view, *freshness).await.map(Some),
-        Read::Watch(watch) => self::watch(hub, permit, &view, watch).map(Some),
+    let read = match &collection.read {
+        Read::List(freshness) => list(hub, permit, &view, *freshness).await,
+        Read::Watch(watch) => self::watch(hub, permit, &view, watch).await,
+    };
+    match read {
+        Err(Failure::Store(error) | Failure::Watch(WatchError::Store(error))) if hub.link.is_online() => {
+            tracing::warn!(%error, view = %view.name(), "a view cannot be read; forwarding");
+            Ok(None)
+        }
+        read => read.map(Some),
     }
 }
 
@@ -86,32 +94,61 @@ async fn open(
     spec: &ViewSpec,
 ) -> Result<Arc<View>, ViewError> {
     match &collection.read {
-        Read::Watch(Watch { since: Some(since), send_initial_events: false, .. }) => {
+        Read::Watch(Watch { since: Some(since), send_initial_events, .. })
+            if *send_initial_events != Some(true) =>
+        {
             hub.views.open_at(permit, spec, *since).await
         }
-        Read::List(_) | Read::Watch(_) => hub.views.open(permit, spec).await,
+        Read::Watch(_) => hub.views.open_watch(permit, spec).await,
+        Read::List(_) => hub.views.open(permit, spec).await,
     }
 }
 
-/// The list as last known, for a list that should have been forwarded and could not be.
-pub(crate) fn last_known(
+/// The list as last known, in place of the API server: client-go lists this way after errors. `passed_by` is the list as
+/// it passed by, if that was after some version: of it and a view that nobody has followed the newer one is it.
+pub(crate) async fn last_known(
     hub: &Hub,
     permit: &Permit,
     collection: &Collection,
-) -> Result<Option<Response<Body>>, Failure> {
+    passed_by: impl Fn(u64) -> Result<Option<Answer>, OfflineError>,
+) -> Result<Option<LastKnown>, Failure> {
+    let Read::List(freshness) = collection.read else { return Ok(None) };
     let specs = specs(permit, collection);
-    match (&collection.read, find(hub, permit, &specs)) {
-        (Read::List(_), Some(view)) => list_now(hub, permit, &view).map(Some),
-        (_, None) if specs.iter().any(|spec| hub.views.is_refused(permit, spec)) => {
-            Err(ViewError::Refused.into())
+    let wanted = match freshness {
+        Freshness::NotOlderThan(wanted) => wanted,
+        Freshness::Consistent | Freshness::Any => 0,
+    };
+    match newest(hub, permit, &specs) {
+        Some(view) => {
+            hub.views.resume(permit, &view);
+            let version = view.resource_version().max(wanted.saturating_sub(1));
+            if !view.state().was_followed()
+                && let Some(newer) = passed_by(version)?
+            {
+                return Ok(Some(LastKnown::Answer(newer)));
+            }
+            list(hub, permit, &view, freshness).await.map(LastKnown::Response).map(Some)
         }
-        _ => Ok(None),
+        None if specs.iter().any(|spec| hub.views.is_refused(permit, spec)) => Err(ViewError::Refused.into()),
+        None if wanted > 0 => {
+            let answer = passed_by(wanted - 1)?.ok_or(ViewError::NeverCached)?;
+            Ok(Some(LastKnown::Answer(answer)))
+        }
+        None => Ok(None),
     }
 }
 
-/// Whether a view has what this list asks for.
-pub(crate) fn has_view(hub: &Hub, permit: &Permit, collection: &Collection) -> bool {
-    find(hub, permit, &specs(permit, collection)).is_some()
+/// A list as last known.
+pub(crate) enum LastKnown {
+    /// Out of a view.
+    Response(Response<Body>),
+    /// As it passed by.
+    Answer(Answer),
+}
+
+/// Whether a view that is followed has what this list asks for: then nothing else has to remember it.
+pub(crate) fn is_followed(hub: &Hub, permit: &Permit, collection: &Collection) -> bool {
+    newest(hub, permit, &specs(permit, collection)).is_some_and(|view| view.is_followed())
 }
 
 /// The views that would do, best first. What the hub changes for kubelet it keeps in JSON.
@@ -138,8 +175,10 @@ fn specs(permit: &Permit, collection: &Collection) -> Vec<ViewSpec> {
         .collect()
 }
 
-fn find(hub: &Hub, permit: &Permit, specs: &[ViewSpec]) -> Option<Arc<View>> {
-    specs.iter().find_map(|spec| hub.views.find(permit, spec))
+/// Of these views that which knows most; of equal ones the first.
+fn newest(hub: &Hub, permit: &Permit, specs: &[ViewSpec]) -> Option<Arc<View>> {
+    let views = specs.iter().rev().filter_map(|spec| hub.views.find(permit, spec, Question::AsLastKnown));
+    views.max_by_key(|view| (view.state().was_followed(), view.resource_version()))
 }
 
 async fn list(
@@ -148,12 +187,19 @@ async fn list(
     view: &Arc<View>,
     freshness: Freshness,
 ) -> Result<Response<Body>, Failure> {
-    if let Freshness::NotOlderThan(wanted) = freshness
-        && !view.wait_for(wanted, Instant::now() + TOO_LARGE_WAIT).await
-    {
-        return Err(Failure::TooLarge { wanted, current: view.resource_version() });
+    if let Freshness::NotOlderThan(wanted) = freshness {
+        reached(view, wanted).await?;
     }
     list_now(hub, permit, view)
+}
+
+/// Waits until the view is not older than this.
+async fn reached(view: &View, wanted: u64) -> Result<(), Failure> {
+    let question = Question::NotOlderThan(wanted);
+    if view.may_answer(question) || view.wait_for(wanted, Instant::now() + TOO_LARGE_WAIT).await {
+        return Ok(());
+    }
+    Err(Failure::TooLarge { wanted, current: view.resource_version() })
 }
 
 fn list_now(hub: &Hub, permit: &Permit, view: &Arc<View>) -> Result<Response<Body>, Failure> {
@@ -189,13 +235,34 @@ fn whole(
     })
 }
 
-fn watch(hub: &Hub, permit: &Permit, view: &Arc<View>, watch: &Watch) -> Result<Response<Body>, Failure> {
+async fn watch(
+    hub: &Hub,
+    permit: &Permit,
+    view: &Arc<View>,
+    watch: &Watch,
+) -> Result<Response<Body>, Failure> {
     // The API server reads 0 as unset.
     let asked = watch.timeout_seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let lasts = asked.unwrap_or_else(random_watch).min(WATCH_AT_MOST);
+    let initial_events = watch.send_initial_events == Some(true);
+    if initial_events
+        && let Some(wanted) = watch.since
+        && let Err(too_large) = reached(view, wanted).await
+    {
+        // The state that ends with a bookmark must not be older than what the client has seen. The API server tells
+        // that within the watch.
+        let encoding = view.spec().encoding();
+        let frame = encode_error(encoding, &respond::status_of(&too_large));
+        return Ok(watch_response(encoding, respond::full(frame)));
+    }
+    let since = match (watch.since, watch.send_initial_events) {
+        (Some(since), _) => Since::Exactly(since),
+        (None, Some(false)) => Since::Exactly(view.resource_version()),
+        (None, _) => Since::Any,
+    };
     let options = WatchOptions {
-        since: watch.since.map_or(Since::Any, Since::Exactly),
-        send_initial_events: watch.send_initial_events,
+        since,
+        send_initial_events: initial_events,
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
@@ -205,11 +272,16 @@ fn watch(hub: &Hub, permit: &Permit, view: &Arc<View>, watch: &Watch) -> Result<
         stop: Box::pin(hub.stop.clone().cancelled_owned()),
         failed: false,
     };
-    let content_type = view.spec().encoding().watch_content_type();
-    let mut response = Response::new(Body::new(StreamBody::new(frames.map(|frame| frame.map(Frame::data)))));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let body = Body::new(StreamBody::new(frames.map(|frame| frame.map(Frame::data))));
+    Ok(watch_response(view.spec().encoding(), body))
+}
+
+fn watch_response(encoding: Encoding, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(encoding.watch_content_type());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    Ok(response)
+    response
 }
 
 /// Between half an hour and an hour, so that the clients of a hub do not all come back at once.
@@ -237,7 +309,7 @@ impl FilterFor {
         let any = hub.filters.for_kubelet(view.spec().resource(), true).is_some();
         (permit.is_node() && json && any).then(|| {
             let mut filter = Self {
-                filters: hub.filters,
+                filters: hub.filters.clone(),
                 view: view.clone(),
                 link: hub.link.clone(),
                 changes: WatchStream::from_changes(hub.link.subscribe()),

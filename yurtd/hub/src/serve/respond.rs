@@ -12,6 +12,7 @@ use hyper::body::Frame;
 
 use super::{Body, BoxError};
 use crate::filter::FilterError;
+use crate::offline::events::EventError;
 use crate::offline::patch::PatchError;
 use crate::offline::token_request::TokenError;
 use crate::offline::{Answer, OfflineError};
@@ -135,7 +136,7 @@ pub(crate) fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
 }
 
 /// The Status of a refusal.
-fn status_of(failure: &Failure) -> Status {
+pub(super) fn status_of(failure: &Failure) -> Status {
     let text = || failure.to_string();
     let details = |name: &str, group: &str, kind: &str| {
         Some(StatusDetails {
@@ -153,6 +154,7 @@ fn status_of(failure: &Failure) -> Status {
         Failure::Auth(_) => Status::new(401, "Unauthorized", text()),
         Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
+        Failure::View(ViewError::Late) => Status::new(504, "Timeout", text()),
         Failure::View(ViewError::Store(_)) | Failure::Store(_) | Failure::Watch(WatchError::Store(_)) => {
             Status::new(500, "InternalError", text())
         }
@@ -191,6 +193,8 @@ fn status_of(failure: &Failure) -> Status {
             OfflineError::Token(TokenError::Wire(_) | TokenError::Json(_)) => {
                 Status::new(400, "BadRequest", text())
             }
+            OfflineError::Event(EventError::TooLarge) => Status::new(413, "RequestEntityTooLarge", text()),
+            OfflineError::Event(_) => Status::new(400, "BadRequest", text()),
             OfflineError::Token(TokenError::Store(_)) | OfflineError::Store(_) | OfflineError::Damaged(_) => {
                 Status::new(500, "InternalError", text())
             }

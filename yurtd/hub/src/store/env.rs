@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
@@ -73,6 +74,17 @@ pub(super) struct Environment {
     file: fs::File,
     /// Its length, as far as we made it.
     length: AtomicU64,
+    /// What did not fit.
+    full: Mutex<Option<Full>>,
+}
+
+/// A write that did not fit. It says that the store is full until one of that size fits, or room was made.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    /// Bytes of the largest.
+    wanted: u64,
+    /// Bytes that were in use then.
+    used: u64,
 }
 
 impl std::fmt::Debug for Environment {
@@ -212,6 +224,7 @@ fn open_and_check(folder: &Path, key_file: &Path, map_size: usize) -> Result<Env
         broken: CancellationToken::new(),
         file,
         length: AtomicU64::new(0),
+        full: Mutex::default(),
     };
     environment.reserve();
     environment.check()?;
@@ -295,25 +308,74 @@ impl Environment {
         &self,
         jobs: impl FnOnce(&mut Tx<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        let mut written = 0;
         let outcome = (|| {
-            let mut tx = Tx { environment: self, transaction: self.env.write_txn()? };
-            jobs(&mut tx)?;
+            let mut tx = Tx { environment: self, transaction: self.env.write_txn()?, written: 0 };
+            let outcome = jobs(&mut tx);
+            written = tx.written;
+            outcome?;
             tx.transaction.commit()?;
             Ok(())
         })();
         self.reserve();
-        self.note(outcome.map_err(|error| self.full_or(error)))
+        let outcome = outcome.map_err(|error| self.full_or(error));
+        self.weigh(&outcome, written);
+        self.note(outcome)
+    }
+
+    /// Remembers what did not fit, and forgets it when as much does.
+    fn weigh(&self, outcome: &Result<(), StoreError>, written: u64) {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        match (outcome, *full) {
+            (Err(StoreError::Full(_)), before) => {
+                let wanted = before.map_or(written, |before| before.wanted.max(written));
+                *full = Some(Full { wanted, used: self.used_bytes() });
+            }
+            (Ok(()), Some(before)) if written >= before.wanted => *full = None,
+            _ => {}
+        }
+    }
+
+    /// Whether what was to be written lately did not fit and would not now.
+    pub(super) fn is_full(&self) -> bool {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Full { wanted, used }) = *full else { return false };
+        let (now, map) = (self.used_bytes(), self.map_size as u64);
+        // Pages are not filled to their ends, and a transaction copies what it changes.
+        let needed = wanted.saturating_mul(2);
+        let disk = self.disk_free();
+        let fits = now.saturating_add(needed) < map && disk > NO_ROOM.saturating_add(needed);
+        // What does not fit at all does not make the store full for ever: whoever wants it finds out again.
+        let made_room = disk > NO_ROOM && now + needed.min(map / 64) < used;
+        if fits || made_room {
+            *full = None;
+        }
+        full.is_some()
+    }
+
+    /// Bytes of the map that hold something.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let pages = self.env.read_txn().and_then(|transaction| {
+            let mut pages = 0;
+            for table in &self.tables {
+                let stat = table.stat(&transaction)?;
+                pages += (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64
+                    * u64::from(stat.page_size);
+            }
+            Ok(pages)
+        });
+        pages.unwrap_or_default()
+    }
+
+    fn disk_free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.env.path());
+        disk.map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// LMDB reports a write that was cut short for lack of room as an I/O error.
     fn full_or(&self, error: StoreError) -> StoreError {
         match error {
-            StoreError::Failed(text)
-                if rustix::fs::statvfs(self.env.path())
-                    .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NO_ROOM) =>
-            {
-                StoreError::Full(text)
-            }
+            StoreError::Failed(text) if self.disk_free() < NO_ROOM => StoreError::Full(text),
             other => other,
         }
     }
@@ -330,6 +392,12 @@ impl Environment {
             self.broken.cancel();
         }
         outcome
+    }
+
+    /// The same for a database that is whole and must not be used any more.
+    pub(super) fn abandon(&self, reason: &str) {
+        // It has no other outcome.
+        let _ = self.note::<()>(Err(StoreError::Broken(reason.to_owned())));
     }
 
     /// Flushes everything that was committed.
@@ -389,6 +457,8 @@ impl<'a> Reader<'a> {
 pub(crate) struct Tx<'a> {
     environment: &'a Environment,
     transaction: RwTxn<'a>,
+    /// Bytes that were put so far.
+    written: u64,
 }
 
 impl Tx<'_> {
@@ -410,6 +480,7 @@ impl Tx<'_> {
         if key.is_empty() || key.len() > MAX_KEY {
             return Err(StoreError::Failed(format!("a key has {} bytes, not 1 to {MAX_KEY}", key.len())));
         }
+        self.written += (key.len() + value.len()) as u64;
         Ok(self.environment.table(table).put(&mut self.transaction, key, value)?)
     }
 

@@ -99,8 +99,30 @@ async fn a_full_map_keeps_what_is_there() {
     assert_eq!(store.get(Bucket::Misc, b"small").unwrap().unwrap(), b"1");
     assert_eq!(store.get(Bucket::Misc, b"big").unwrap(), None);
     store.put_durable(Bucket::Misc, b"small", b"2").await.unwrap();
-    assert!(!store.stats().full);
+    assert!(store.stats().full, "what is small says nothing about what is not");
     assert_eq!(store.get(Bucket::Misc, b"small").unwrap().unwrap(), b"2");
+}
+
+#[tokio::test]
+async fn a_full_store_says_so_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open_with(dir.path(), 4 << 20).unwrap();
+    assert!(store.has_room_for_others());
+    let mut kept = Vec::<Vec<u8>>::new();
+    while store.put(Bucket::Misc, &[kept.len() as u8], &vec![7; 300_000]).await.is_ok() {
+        kept.push(vec![kept.len() as u8]);
+    }
+    assert!(kept.len() > 8 && !store.has_room_for_others());
+    let stats = store.stats();
+    assert!(stats.full && stats.used_bytes > 3 << 20 && stats.used_bytes < stats.map_bytes, "{stats:?}");
+    store.put(Bucket::Misc, b"small", b"1").await.unwrap();
+    assert!(store.is_full());
+    store.delete(Bucket::Misc, &kept[..4]).await.unwrap();
+    assert!(!store.is_full(), "room was made");
+    // LMDB uses pages again two transactions after they were given back.
+    store.put(Bucket::Misc, b"small", b"2").await.unwrap();
+    store.put(Bucket::Misc, b"big", &vec![7; 300_000]).await.unwrap();
+    assert!(!store.is_full());
 }
 
 fn filled(dir: &Path) {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,7 +53,6 @@ impl Durability {
 struct Counters {
     commits: AtomicU64,
     syncs: AtomicU64,
-    full: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -153,10 +152,10 @@ impl Writer {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Commits, waits for the disk, and whether it is full.
-    pub(super) fn counters(&self) -> (u64, u64, bool) {
-        let Counters { commits, syncs, full } = &*self.counters;
-        (commits.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed), full.load(Ordering::Relaxed))
+    /// Commits, and waits for the disk.
+    pub(super) fn counters(&self) -> (u64, u64) {
+        let Counters { commits, syncs } = &*self.counters;
+        (commits.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed))
     }
 }
 
@@ -208,16 +207,16 @@ impl Loop {
         }
         if let Err(error) = self.transaction(&mut jobs) {
             if jobs.len() == 1 {
-                return self.finish(jobs, &Err(error));
+                return Self::finish(jobs, &Err(error));
             }
             tracing::debug!(%error, jobs = jobs.len(), "a group of writes failed; each alone now");
             for job in jobs {
                 let mut alone = vec![job];
                 let outcome = self.transaction(&mut alone);
-                self.finish(alone, &outcome);
+                Self::finish(alone, &outcome);
             }
         } else {
-            self.finish(jobs, &Ok(()));
+            Self::finish(jobs, &Ok(()));
         }
     }
 
@@ -247,8 +246,7 @@ impl Loop {
         Ok(())
     }
 
-    fn finish(&self, jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
-        self.counters.full.store(matches!(outcome, Err(StoreError::Full(_))), Ordering::Relaxed);
+    fn finish(jobs: Vec<Box<dyn Job>>, outcome: &Result<(), StoreError>) {
         for job in jobs {
             job.finish(outcome.clone());
         }

@@ -8,16 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{ViewId, ViewRecord};
-use super::{Stored, View, ViewSpec};
+use super::{Question, Stored, View, ViewSpec};
 use crate::caller::{Identity, Permit};
 use crate::clock;
+use crate::limits::{VIEWS, VIEWS_OF_ONE};
 use crate::store::{ReadOnlyStore, StoreError, Table};
 use crate::wire::Resource;
 
-/// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
-pub(crate) const MAX_VIEWS: usize = if cfg!(test) { 20 } else { 2000 };
-/// Views that are kubelet's alone, and that anybody else may have at most.
-pub(crate) const VIEWS_PER_IDENTITY: usize = MAX_VIEWS / 4;
 /// A view that nobody has used for so long may make room for another. Longer than anybody waits for its first list.
 const MAKES_ROOM_AFTER: u64 = 60;
 
@@ -40,13 +37,13 @@ impl Crowd {
         let own = views.keys().filter(|(owner, _)| owner == identity).count();
         let others = views.keys().filter(|(owner, _)| owner != node).count();
         if identity == node {
-            (views.len() >= MAX_VIEWS).then_some(Self::All)
-        } else if own >= VIEWS_PER_IDENTITY {
+            (views.len() >= VIEWS).then_some(Self::All)
+        } else if own >= VIEWS_OF_ONE {
             Some(Self::Of(identity.clone()))
-        } else if others >= MAX_VIEWS - VIEWS_PER_IDENTITY {
+        } else if others >= VIEWS - VIEWS_OF_ONE {
             Some(Self::Others(node.clone()))
         } else {
-            (views.len() >= MAX_VIEWS).then(|| Self::Others(node.clone()))
+            (views.len() >= VIEWS).then(|| Self::Others(node.clone()))
         }
     }
 
@@ -142,10 +139,10 @@ impl Catalogue {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A complete view.
-    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec) -> Option<Arc<View>> {
+    /// A view that may answer `question`.
+    pub(crate) fn find(&self, permit: &Permit, spec: &ViewSpec, question: Question) -> Option<Arc<View>> {
         let view = self.lock().get(&(permit.identity().clone(), spec.clone())).cloned()?;
-        view.is_complete().then_some(view)
+        view.may_answer(question).then_some(view)
     }
 
     /// Whether the API server's last word on this view was a 403.
@@ -154,10 +151,10 @@ impl Catalogue {
         views.get(&(permit.identity().clone(), spec.clone())).is_some_and(|view| view.is_refused())
     }
 
-    /// How many views there are, and how many of them are complete.
+    /// How many views there are, and how many of them have something to tell.
     pub(crate) fn count(&self) -> (usize, usize) {
         let views = self.lock();
-        (views.len(), views.values().filter(|view| view.is_complete()).count())
+        (views.len(), views.values().filter(|view| view.may_answer(Question::Any)).count())
     }
 
     /// Every view, for those who keep them.

@@ -92,9 +92,11 @@ impl Batch {
 }
 
 impl Position {
-    /// After resourceVersion `since`; nothing if deletions since then may be forgotten.
-    pub(crate) fn after(record: &ViewRecord, since: u64) -> Option<Self> {
-        (since >= record.horizon).then_some(Self {
+    /// After resourceVersion `since`; nothing if deletions since then may be forgotten, or if it is of a history that
+    /// is no more. `known` is the collection's resourceVersion.
+    pub(crate) fn after(record: &ViewRecord, known: u64, since: u64) -> Option<Self> {
+        let abandoned = since > record.resource_version.max(known) && since <= record.abandoned;
+        (since >= record.horizon && !abandoned).then_some(Self {
             sequence: 0,
             started: record.sequence,
             since,
@@ -119,7 +121,9 @@ impl Position {
         let record = load(reader, id)?;
         let mut batch = Batch::default();
         let Some(kind) = record.kind.clone() else { return Ok(batch) };
-        let expired = if self.sequence < self.started {
+        let expired = if self.started < record.reset_sequence {
+            true
+        } else if self.sequence < self.started {
             self.since < record.horizon
         } else {
             self.sequence < record.horizon_sequence

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::record::{ObjectRecord, ViewRecord};
-use super::{Progress, View, feed};
+use super::{Progress, State, View, feed};
 use crate::store::{Reader, StoreError, Table};
 use crate::wire::TypeMeta;
 use crate::wire::list::{ListSize, ListWriter};
@@ -145,14 +145,14 @@ impl View {
         room: impl FnOnce(usize) -> Option<Room>,
     ) -> Result<Option<SharedList>, StoreError> {
         self.read(|reader| {
-            let state = self.state(reader, known)?;
-            let Some(room) = room(state.size.total()) else { return Ok(None) };
-            let mut list = ListWriter::new(&state.kind, state.resource_version, &state.size);
-            self.each(reader, &state.record, |body| {
+            let head = self.head(reader, known)?;
+            let Some(room) = room(head.size.total()) else { return Ok(None) };
+            let mut list = ListWriter::new(&head.kind, head.resource_version, &head.size);
+            self.each(reader, &head.record, |body| {
                 list.item(body);
                 Ok(())
             })?;
-            let (sequence, resource_version) = (state.record.sequence, state.resource_version);
+            let (sequence, resource_version) = (head.record.sequence, head.resource_version);
             Ok(Some(SharedList { sequence, resource_version, body: list.finish(), _room: room }))
         })
     }
@@ -164,9 +164,9 @@ impl View {
     ) -> Result<(), StoreError> {
         let known = self.progress.borrow().resource_version;
         self.read(|reader| {
-            let state = self.state(reader, known)?;
-            let mut list = ListWriter::in_pieces(&state.kind, state.resource_version, &state.size);
-            self.each(reader, &state.record, |body| {
+            let head = self.head(reader, known)?;
+            let mut list = ListWriter::in_pieces(&head.kind, head.resource_version, &head.size);
+            self.each(reader, &head.record, |body| {
                 list.item(body);
                 list.take(length).map_or(Ok(()), &send)
             })?;
@@ -175,9 +175,9 @@ impl View {
     }
 
     /// What a list begins with. `known` is the collection's resourceVersion, read before the transaction began.
-    fn state(&self, reader: &Reader<'_>, known: u64) -> Result<State, StoreError> {
+    fn head(&self, reader: &Reader<'_>, known: u64) -> Result<Head, StoreError> {
         let record = feed::load(reader, self.id)?;
-        let kind = record.kind.clone().filter(|_| record.complete);
+        let kind = record.kind.clone().filter(|_| record.state != State::Empty);
         let kind = kind.ok_or_else(|| StoreError::Failed("the view is not complete".to_owned()))?;
         // Sealed and local bodies are opened twice: once to know their size. Both are rare.
         let mut size = ListSize::new(self.spec.encoding());
@@ -186,7 +186,7 @@ impl View {
             Ok(())
         })?;
         let resource_version = record.resource_version.max(known);
-        Ok(State { record, kind, resource_version, size })
+        Ok(Head { record, kind, resource_version, size })
     }
 
     fn each(
@@ -203,7 +203,7 @@ impl View {
 }
 
 /// What a list begins with.
-struct State {
+struct Head {
     record: ViewRecord,
     kind: TypeMeta,
     resource_version: u64,

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::feed::Position;
-use super::table::{Change, ViewTable};
-use super::*;
+use super::record::ObjectRecord;
+use super::table::{Change, Taken, ViewTable};
+use super::{Bytes, Identity, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, feed};
 use crate::store::{Durability, Store};
 use crate::wire::frame::decode_event;
 use crate::wire::{
@@ -38,6 +39,12 @@ enum Step {
     /// A watch that begins with the state.
     Stream(usize),
     Restart,
+    /// What etcd is backed up as.
+    Backup,
+    /// etcd is restored; with a bump of its revision or without. The view lists anew, as after 410.
+    Restore {
+        bump: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -54,6 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..2_usize).prop_map(Step::Reconnect),
         2 => (0..2_usize).prop_map(Step::Stream),
         1 => Just(Step::Restart),
+        1 => Just(Step::Backup),
+        1 => any::<bool>().prop_map(|bump| Step::Restore { bump }),
     ]
 }
 
@@ -65,6 +74,9 @@ struct Server {
     objects: BTreeMap<String, Item>,
     /// What the view has not heard of yet.
     pending: Vec<Change>,
+    backup: (u64, BTreeMap<String, Item>),
+    /// Histories so far: objects that are made get uids of their own.
+    history: u64,
 }
 
 fn item(name: &str, uid: u64, version: u64, data: &str) -> Item {
@@ -86,6 +98,8 @@ struct Client {
     position: Position,
     /// The state is not there yet.
     streams: bool,
+    /// The history that it knows is not etcd's any more.
+    stranded: bool,
 }
 
 struct World {
@@ -103,7 +117,13 @@ impl World {
     fn new(dir: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (store, _) = Store::open_with(dir, 16 << 20).unwrap();
-        let server = Server { version: 100, objects: BTreeMap::new(), pending: Vec::new() };
+        let server = Server {
+            version: 100,
+            objects: BTreeMap::new(),
+            pending: Vec::new(),
+            backup: (100, BTreeMap::new()),
+            history: 0,
+        };
         let mut world = Self { runtime, store: Some(store), server, clients: Vec::new() };
         let record = ViewRecord::new("node", &spec(), 0).encode().unwrap();
         world.write(move |tx| tx.put(Table::Views, &ID.prefix(), &record));
@@ -148,7 +168,7 @@ impl World {
             Identity::new("node"),
             spec(),
             self.store().read_only(),
-            Stored::default(),
+            super::Stored::default(),
             Some(&self.record()),
         )
     }
@@ -161,8 +181,9 @@ impl World {
 
     fn connect(&self) -> Client {
         let (version, known) = self.listed();
-        let position = Position::after(&self.record(), version).expect("what was just listed is not expired");
-        Client { known, version, position, streams: false }
+        let position =
+            Position::after(&self.record(), 0, version).expect("what was just listed is not expired");
+        Client { known, version, position, streams: false, stranded: false }
     }
 
     fn list(&mut self) {
@@ -173,7 +194,7 @@ impl World {
             continue_token: None,
             items: self.server.objects.values().cloned().collect(),
         };
-        self.change(move |table| table.apply_list(&page));
+        self.change(move |table| table.apply_list(&page, 0, 0));
     }
 
     fn list_in_pages(&mut self, objects: usize) {
@@ -189,10 +210,11 @@ impl World {
         };
         for (number, items) in pages.into_iter().enumerate() {
             let page = page(items);
-            self.change(move |table| table.stage(&page, number == 0));
+            let taken = self.change(move |table| table.stage(&page, number == 0, 0));
+            assert!(matches!(taken, Taken::Staged(_)), "{taken:?}");
         }
         let last = page(last);
-        self.change(move |table| table.apply_list(&last));
+        self.change(move |table| table.apply_list(&last, 0, 0));
     }
 
     fn deliver(&mut self, count: usize) {
@@ -206,11 +228,15 @@ impl World {
     }
 
     /// `true` when nothing is left for now.
-    fn read_batch(&mut self, client: usize) -> bool {
+    fn read_batch(&mut self, number: usize) -> bool {
         let store = self.store.as_ref().unwrap();
-        let client = &mut self.clients[client];
+        let client = &mut self.clients[number];
         let batch = store.read(|reader| client.position.read(reader, ID, 0)).unwrap();
-        assert!(!batch.expired, "a watcher lost its place");
+        if batch.expired {
+            assert!(client.stranded, "a watcher lost its place");
+            self.clients[number] = self.connect();
+            return false;
+        }
         for frame in &batch.frames {
             client.take(frame);
         }
@@ -225,7 +251,8 @@ impl World {
                 self.server.version += 1;
                 let version = self.server.version;
                 let before = self.server.objects.get(name);
-                let uid = before.map_or_else(|| version.to_string(), |item| item.meta.uid.clone());
+                let new = || (self.server.history * 1_000_000 + version).to_string();
+                let uid = before.map_or_else(new, |item| item.meta.uid.clone());
                 let event_type = if before.is_some() { EventType::Modified } else { EventType::Added };
                 let item = item(name, uid.parse().unwrap(), version, "upstream");
                 self.server.objects.insert(name.to_owned(), item.clone());
@@ -265,11 +292,12 @@ impl World {
             Step::Stream(client) => {
                 let position = Position::from_state(&self.record(), 0, false);
                 // Its resourceVersion means something only when the state is there.
-                self.clients[*client] = Client { known: Objects::new(), version: 0, position, streams: true };
+                self.clients[*client] =
+                    Client { known: Objects::new(), version: 0, position, streams: true, stranded: false };
             }
             Step::Reconnect(client) => {
                 let version = self.clients[*client].version;
-                match Position::after(&self.record(), version) {
+                match Position::after(&self.record(), 0, version) {
                     Some(position) if !self.clients[*client].streams => {
                         self.clients[*client].position = position;
                     }
@@ -282,6 +310,18 @@ impl World {
                 for client in 0..self.clients.len() {
                     self.step(&Step::Reconnect(client), dir);
                 }
+            }
+            Step::Backup => self.server.backup = (self.server.version, self.server.objects.clone()),
+            Step::Restore { bump } => {
+                let server = &mut self.server;
+                let (version, objects) = server.backup.clone();
+                server.version = if *bump { server.version + 1000 } else { version };
+                server.objects = objects;
+                server.history += 1;
+                for client in &mut self.clients {
+                    client.stranded = true;
+                }
+                self.list();
             }
         }
     }
@@ -338,6 +378,26 @@ proptest! {
         };
         prop_assert_eq!(count(Table::Log), server.len() as u64 + record.tombstones);
         prop_assert_eq!((count(Table::Locals), record.locals), (0, 0));
+    }
+}
+
+#[test]
+fn a_list_with_an_older_version_of_an_object_is_believed() {
+    for bump in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = World::new(dir.path());
+        let run =
+            |world: &mut World, steps: &[Step]| steps.iter().for_each(|step| world.step(step, dir.path()));
+        run(&mut world, &[Step::Put(0), Step::Deliver(1), Step::Backup, Step::Put(0), Step::Put(1)]);
+        run(&mut world, &[Step::Deliver(2), Step::Read(0), Step::Restore { bump }]);
+        let restored: Vec<u64> =
+            world.server.objects.values().map(|item| item.meta.resource_version).collect();
+        assert_eq!(restored, [101], "the backup's version, whatever the collection's is");
+        let server = Objects::from([("a".to_owned(), world.server.objects["a"].body.clone())]);
+        assert_eq!(world.listed(), (world.server.version, server.clone()), "bump: {bump}");
+        // Who watches is told so, who comes back as well.
+        run(&mut world, &[Step::Read(0), Step::Reconnect(1), Step::Read(1)]);
+        assert_eq!((&world.clients[0].known, &world.clients[1].known), (&server, &server));
     }
 }
 

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::ViewSpec;
+use super::state::{State, Why};
 use crate::store::{Sealer, StoreError};
 use crate::wire::TypeMeta;
 
@@ -47,17 +48,22 @@ pub(crate) struct ViewRecord {
     pub(crate) spec: ViewSpec,
     /// Of its objects; known since the first list.
     pub(crate) kind: Option<TypeMeta>,
-    /// Whether a whole list has ever been committed. Never served before.
-    pub(crate) complete: bool,
-    /// Whether the API server has answered 403 since. Not served until another list is committed.
+    /// What it is worth.
     #[serde(default)]
-    pub(crate) refused: bool,
+    pub(crate) state: State,
     /// Of the collection, as far as it is stored.
     pub(crate) resource_version: u64,
     /// Watches from before this resourceVersion may miss deletions: 410.
     pub(crate) horizon: u64,
     /// Watchers that have not read up to here may miss deletions: 410.
     pub(crate) horizon_sequence: u64,
+    /// resourceVersion that a history had reached which etcd no longer has: watches from up to there, but from beyond
+    /// what the view has reached since, continue nothing: 410.
+    #[serde(default)]
+    pub(crate) abandoned: u64,
+    /// Watchers that began before this one are of such a history.
+    #[serde(default)]
+    pub(crate) reset_sequence: u64,
     /// Of the latest change.
     pub(crate) sequence: u64,
     /// Tombstones in the log, and their bytes.
@@ -78,11 +84,12 @@ impl ViewRecord {
             identity: identity.to_owned(),
             spec: spec.clone(),
             kind: None,
-            complete: false,
-            refused: false,
+            state: State::Empty,
             resource_version: 0,
             horizon: 0,
             horizon_sequence: 0,
+            abandoned: 0,
+            reset_sequence: 0,
             sequence: 0,
             tombstones: 0,
             tombstone_bytes: 0,
@@ -92,24 +99,44 @@ impl ViewRecord {
         }
     }
 
-    /// Whether the view is complete and nobody has said since that its identity may not read it.
-    pub(crate) fn may_be_served(&self) -> bool {
-        self.complete && !self.refused
-    }
-
     pub(crate) fn encode(&self) -> Result<Vec<u8>, StoreError> {
         serde_json::to_vec(self).map_err(|error| StoreError::Failed(error.to_string()))
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| StoreError::Damaged(format!("a view's record: {error}")))
+        let damaged = |error| StoreError::Damaged(format!("a view's record: {error}"));
+        let mut record: Self = serde_json::from_slice(bytes).map_err(damaged)?;
+        if record.state == State::Empty {
+            let flags: Flags = serde_json::from_slice(bytes).map_err(damaged)?;
+            record.state = flags.state(record.used);
+        }
+        Ok(record)
     }
 
     /// The next sequence number.
     pub(crate) fn next_sequence(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
+    }
+}
+
+/// What records had before they had a state.
+#[derive(Debug, Deserialize)]
+struct Flags {
+    #[serde(default)]
+    complete: bool,
+    #[serde(default)]
+    refused: bool,
+}
+
+impl Flags {
+    /// Whether the view was followed to the end cannot be told.
+    fn state(&self, used: u64) -> State {
+        match (self.complete, self.refused) {
+            (_, true) => State::Refused { since: used },
+            (true, false) => State::Behind { since: used, why: Why::Unfollowed, heard: 0 },
+            (false, false) => State::Empty,
+        }
     }
 }
 
@@ -308,6 +335,27 @@ mod tests {
             body: b"last",
         };
         assert_eq!(LogEntry::decode(&entry.encode()).unwrap(), entry);
+    }
+
+    #[test]
+    fn records_of_before_there_were_states_are_read() {
+        let spec = ViewSpec::new(
+            crate::wire::Resource::new("", "v1", "pods"),
+            None,
+            "",
+            "",
+            crate::wire::Encoding::Json,
+        );
+        let text = |flags: &str| {
+            let record = serde_json::to_string(&ViewRecord::new("node", &spec, 7)).unwrap();
+            record.replace(r#""state":{"is":"empty"}"#, flags)
+        };
+        let state = |flags: &str| ViewRecord::decode(text(flags).as_bytes()).unwrap().state;
+        let unfollowed = State::Behind { since: 7, why: Why::Unfollowed, heard: 0 };
+        assert_eq!(state(r#""complete":true"#), unfollowed);
+        assert_eq!(state(r#""complete":true,"refused":true"#), State::Refused { since: 7 });
+        assert_eq!(state(r#""complete":false,"refused":false"#), State::Empty);
+        assert_eq!(state(r#""state":{"is":"following","seen":9}"#), State::Following { seen: 9 });
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::feed::{self, Position};
-use super::{Client, Progress, Since, SyncState, View, WatchError, WatchOptions};
+use super::{Client, Progress, Since, Sync, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
 use crate::wire::frame::{encode_bookmark, encode_error};
@@ -49,7 +49,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     let record = view.read(|reader| feed::load(reader, view.id))?;
     let position = match options.since {
         Since::Exactly(since) if !options.send_initial_events => {
-            Position::after(&record, since).ok_or(WatchError::Expired)?
+            Position::after(&record, known, since).ok_or(WatchError::Expired)?
         }
         Since::Exactly(_) | Since::Any => Position::from_state(&record, known, options.send_initial_events),
     };
@@ -77,7 +77,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
 struct Watcher {
     client: Client,
     progress: watch::Receiver<Progress>,
-    sync: watch::Receiver<SyncState>,
+    sync: watch::Receiver<Sync>,
     position: Position,
     queue: VecDeque<Bytes>,
     drained: bool,
@@ -104,7 +104,7 @@ impl Watcher {
             }
             let bookmark_at = self.bookmark_at.unwrap_or(self.ends_at);
             let sync = &mut self.sync;
-            let refused = async { drop(sync.wait_for(|state| state.refused).await) };
+            let refused = async { drop(sync.wait_for(|sync| sync.state.ends_watches()).await) };
             tokio::select! {
                 biased;
                 () = sleep_until(self.ends_at) => self.ended = true,

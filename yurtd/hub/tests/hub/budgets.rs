@@ -82,7 +82,7 @@ async fn a_selector_as_long_as_a_url_may_be_is_answered() {
             };
             let request = request.body(Full::new(Bytes::new())).unwrap();
             assert_eq!(
-                client::http1(hub.address, &cluster.ca, &who, request).await.status(),
+                client::http1(hub.address, hub.trust.clone(), &who, request).await.status(),
                 200,
                 "{length}"
             );
@@ -125,8 +125,8 @@ struct Deaf(tokio_rustls::client::TlsStream<tokio::net::TcpStream>);
 
 impl Deaf {
     /// With windows that hold everything.
-    async fn connect(hub: &Hub, cluster: &Cluster) -> Self {
-        let mut stream = client::tls(hub.address, &cluster.ca, &As::Nobody, "h2").await.unwrap();
+    async fn connect(hub: &Hub) -> Self {
+        let mut stream = client::tls(hub.address, &hub.trust, &As::Nobody, "h2").await.unwrap();
         let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         // SETTINGS_INITIAL_WINDOW_SIZE of 1 GiB, and the same for the connection.
         hello.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x40, 0, 0, 0]);
@@ -202,7 +202,7 @@ async fn a_thousand_watches_and_two_hundred_lists_that_nobody_reads_keep_the_hub
     let before = settled().await;
     let mut deaf: Vec<Deaf> = Vec::new();
     for number in 0..20 {
-        let mut connection = Deaf::connect(&hub, &cluster).await;
+        let mut connection = Deaf::connect(&hub).await;
         for watch in 0..50 {
             connection.ask(watch, &format!("{maps}&watch=1"), &token).await;
         }

@@ -97,7 +97,7 @@ async fn upgrades_pass_through_with_the_callers_own_token() {
             .body(Full::new(Bytes::new()))
             .unwrap()
     };
-    let mut response = client::http1(hub.address, &cluster.ca, &As::Nobody, request(&token)).await;
+    let mut response = client::http1(hub.address, &hub.trust, &As::Nobody, request(&token)).await;
     assert_eq!(response.status(), 101);
     assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
     let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
@@ -109,7 +109,7 @@ async fn upgrades_pass_through_with_the_callers_own_token() {
     tokio::join!(writing, reading);
     assert!(received == sent);
     drop(stream);
-    let response = client::http1(hub.address, &cluster.ca, &As::Nobody, request("rubbish")).await;
+    let response = client::http1(hub.address, &hub.trust, &As::Nobody, request("rubbish")).await;
     assert_eq!(response.status(), 401);
     hub.stop().await;
 }

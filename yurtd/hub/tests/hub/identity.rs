@@ -114,26 +114,20 @@ async fn the_health_port_says_what_is_missing_and_nothing_else() {
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     assert!(ready.contains("\"link\": \"online\""), "{ready}");
     assert!(get("/api/v1/pods").await.starts_with("HTTP/1.1 404"));
+    cluster.client(&hub, &As::Nobody).await.get(OWN_NODE).await.expect(401);
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("content-type: application/openmetrics-text;"), "{metrics}");
+    for line in
+        ["yurt_hub_link_up 1", "yurt_hub_ready 1", "yurt_hub_requests_total{source=\"none\",code=\"401\"} 1"]
+    {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    // Who wants to verify the hub finds here with what, and no key.
+    let ca = get("/ca.crt").await;
+    assert!(ca.starts_with("HTTP/1.1 200") && !ca.contains("PRIVATE KEY"), "{ca}");
+    let (_, pem) = ca.split_once("\r\n\r\n").unwrap();
+    assert_eq!(Trust::of_bundle(pem), hub.trust);
     cluster.cut(&hub).await;
     assert!(get("/readyz").await.starts_with("HTTP/1.1 503"), "nothing is known of the node yet");
-    hub.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_serving_certificate_is_kept_and_used_again() {
-    let cluster = Cluster::new().await;
-    let hub = cluster.boot().await;
-    hub.stop().await;
-    let file = cluster.dir.path().join("state/serving.pem");
-    let first = std::fs::read(&file).unwrap();
-    let hub = cluster.boot().await;
-    assert_eq!(std::fs::read(&file).unwrap(), first);
-    assert_eq!(cluster.api.seen("POST", "/apis/certificates.k8s.io/v1/certificatesigningrequests").len(), 1);
-    hub.stop().await;
-    // A damaged file costs a new certificate, not the hub.
-    std::fs::write(&file, &first[..100]).unwrap();
-    let hub = cluster.boot().await;
-    assert_ne!(std::fs::read(&file).unwrap(), first);
-    assert!(Path::new(&file).exists());
     hub.stop().await;
 }

@@ -4,12 +4,13 @@
 
 mod budgets;
 mod forwarding;
+mod freshness;
 mod identity;
 mod offline;
+mod trust;
 mod watches;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_fakes::api_server::{FakeApi, Fault, When, jwt};
 use yurt_fakes::client::{self, As, Client};
 use yurt_fakes::link::{Mode, Wire};
-use yurt_fakes::pki::{TestCa, TestCertificate};
+use yurt_fakes::pki::{TestCa, TestCertificate, Trust};
 use yurt_fakes::until;
 use yurt_hub::Server;
 use yurt_hub::serve::sockets::Sockets;
@@ -52,6 +53,8 @@ struct Hub {
     tasks: Tasks,
     address: SocketAddr,
     health: SocketAddr,
+    /// The node's CA.
+    trust: Trust,
 }
 
 impl Hub {
@@ -118,6 +121,7 @@ impl Cluster {
             tunnel_ca_file: "/nowhere".into(),
             kubelet_address: "127.0.0.1:10250".into(),
             kubelet_version: "v1.36.3".into(),
+            cluster_domain: None,
         };
         let listen = || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -131,7 +135,10 @@ impl Cluster {
             let sockets = Sockets { hub: vec![hub], health: Some(probes) };
             let tasks = Tasks::new(CancellationToken::new());
             match Server::start(&config, &state, sockets, &tasks).await {
-                Ok(server) => Some(Hub { server, tasks, address, health }),
+                Ok(server) => {
+                    let ca = std::fs::read_to_string(state.join("ca.pem")).unwrap();
+                    Some(Hub { server, tasks, address, health, trust: Trust::of_bundle(&ca) })
+                }
                 Err(_) => {
                     tasks.finish(Duration::from_secs(5)).await;
                     None
@@ -139,8 +146,7 @@ impl Cluster {
             }
         })
         .await;
-        until("a serving certificate", async || hub.server.readiness().serving_certificate.then_some(()))
-            .await;
+        assert!(hub.server.readiness().serving_certificate, "from the first moment on");
         hub
     }
 
@@ -149,7 +155,7 @@ impl Cluster {
     }
 
     async fn client(&self, hub: &Hub, who: &As) -> Client {
-        Client::connect(hub.address, &self.ca, who).await
+        Client::connect(hub.address, &hub.trust, who).await
     }
 
     /// Cuts the link and waits until the hub knows.

@@ -2,6 +2,96 @@
 
 use super::*;
 
+const EVENTS: &str = "/api/v1/namespaces/shop/events";
+
+fn event(name: &str, reason: &str, count: usize) -> Value {
+    json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": name, "namespace": "shop"},
+        "reason": reason, "count": count, "lastTimestamp": "2026-11-28T00:00:00Z"})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_the_time_without_a_link_arrive_in_their_order_and_once() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    let post = async |kubelet: &Client, event: &Value| {
+        kubelet.write(Method::POST, EVENTS, "application/json", event).await
+    };
+    post(&kubelet, &event("pulled", "Pulled", 1)).await.expect(201);
+    cluster.cut(&hub).await;
+    // It happens again: the recorder patches, is told that it is not there, and posts all of it.
+    let again = json!({"count": 2});
+    let patched =
+        kubelet.write(Method::PATCH, &format!("{EVENTS}/pulled"), STRATEGIC, &again).await.expect(404);
+    assert_eq!(patched.json()["reason"], "NotFound");
+    for sent in [event("killed", "Killing", 1), event("pulled", "Pulled", 2), event("started", "Started", 1)]
+    {
+        let answer = post(&kubelet, &sent).await.expect(201);
+        assert_eq!(answer.json(), sent);
+    }
+    post(&kubelet, &json!({"kind": "Event"})).await.expect(400);
+    // The queue outlives the hub.
+    drop(kubelet);
+    hub.stop().await;
+    let hub = cluster.boot().await;
+    assert_eq!(hub.server.readiness().pending_events, 3);
+    cluster.restore(&hub).await;
+    until("nothing to wait", async || (hub.server.readiness().pending_events == 0).then_some(())).await;
+    let all: Vec<Value> = ["killed", "pulled", "started"]
+        .map(|name| cluster.api.get(&format!("{EVENTS}/{name}")).unwrap())
+        .into();
+    let mut seen: Vec<_> = all
+        .iter()
+        .map(|event| (event["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap(), event))
+        .map(|(version, event)| {
+            (version, event["reason"].as_str().unwrap(), event["count"].as_u64().unwrap())
+        })
+        .collect();
+    seen.sort_unstable();
+    let seen: Vec<_> = seen.into_iter().map(|(_, reason, count)| (reason, count)).collect();
+    assert_eq!(seen, [("Killing", 1), ("Pulled", 2), ("Started", 1)]);
+    assert_eq!(all[0]["lastTimestamp"], "2026-11-28T00:00:00Z");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_but_kubelet_has_events_queued() {
+    let (cluster, token) = Cluster::with_kube_proxy().await;
+    let hub = cluster.boot().await;
+    let web = cluster.client(&hub, &As::Token(token)).await;
+    web.get("/api/v1/namespaces/kube-system/configmaps/kube-proxy").await.expect(200);
+    cluster.cut(&hub).await;
+    web.write(Method::POST, EVENTS, "application/json", &event("x", "X", 1)).await.expect(503);
+    hub.stop().await;
+}
+
+/// What kubectl asks for.
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,\
+                     application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_get_at_the_node_prints_what_is_known_without_a_link() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200);
+    kubelet.get(&format!("{OWN_NODE}&resourceVersion=0")).await.expect(200);
+    cluster.cut(&hub).await;
+    let table = async |path: &str| kubelet.send(Method::GET, path, &[("accept", TABLE)], Bytes::new()).await;
+    let list = table(&format!("{NODE_PODS}&limit=500")).await.expect(200);
+    assert_eq!(
+        (&list.json()["kind"], names(&list.json())),
+        (&json!("PodList"), vec!["web-0".into(), "web-1".into()])
+    );
+    let node = table("/api/v1/nodes/edge").await.expect(200);
+    assert_eq!(node.json()["kind"], "Node");
+    // Whoever takes nothing but a Table gets no list for one.
+    let only = kubelet.send(Method::GET, NODE_PODS, &[("accept", &TABLE[..39])], Bytes::new()).await;
+    only.expect(503);
+    hub.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rows_of_an_offline_reboot() {
     let cluster = Cluster::new().await;
@@ -72,7 +162,6 @@ async fn the_rows_of_an_offline_reboot() {
     for (method, path) in [
         (Method::POST, "/api/v1/namespaces/shop/pods"),
         (Method::DELETE, "/api/v1/namespaces/shop/pods/web-0"),
-        (Method::POST, "/api/v1/namespaces/shop/events"),
         (Method::POST, "/apis/certificates.k8s.io/v1/certificatesigningrequests"),
         (Method::GET, "/api/v1/namespaces/shop/configmaps/never-seen"),
         (Method::GET, "/apis/apps/v1"),

@@ -44,7 +44,7 @@ async fn a_watch_over_http1_streams() {
         .header("host", "127.0.0.1")
         .body(Full::new(Bytes::new()))
         .unwrap();
-    let response = client::http1(hub.address, &cluster.ca, &cluster.kubelet(), request).await;
+    let response = client::http1(hub.address, &hub.trust, &cluster.kubelet(), request).await;
     assert_eq!(response.status(), 200);
     let mut watch = client::Watch::of(response);
     assert_eq!(watch.change().await.1["metadata"]["name"], "kubernetes");
@@ -114,5 +114,59 @@ async fn a_thousand_watches_on_one_connection_see_the_same_change() {
     let upstream = cluster.api.seen("GET", "/api/v1/services");
     let watching = upstream.iter().filter(|seen| seen.query.contains("watch")).count();
     assert_eq!(watching, 1, "one watch upstream, whatever there is here");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_is_watched_is_not_older_than_what_the_client_has_seen() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list = kubelet.get("/api/v1/services?resourceVersion=0").await.expect(200).json();
+    let version: u64 = list["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let path = |version: &str| {
+        format!(
+            "/api/v1/services?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion={version}"
+        )
+    };
+    // Reached while it waits.
+    let ahead = (version + 1).to_string();
+    let service = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "new"}, "spec": {}});
+    let ahead_path = path(&ahead);
+    let (mut watch, _) = tokio::join!(kubelet.watch(&ahead_path), async {
+        cluster.api.put("/api/v1/namespaces/shop/services", service)
+    });
+    for name in ["kubernetes", "new"] {
+        assert_eq!(watch.change().await.1["metadata"]["name"], name);
+    }
+    let end = watch.next().await.unwrap();
+    assert_eq!(
+        (&end["type"], &end["object"]["metadata"]["resourceVersion"]),
+        (&json!("BOOKMARK"), &json!(ahead))
+    );
+    // Never reached: no state at all, and an error that client-go knows.
+    let mut watch = kubelet.watch(&path("99999")).await;
+    let error = watch.next().await.unwrap();
+    assert_eq!((&error["type"], &error["object"]["reason"]), (&json!("ERROR"), &json!("Timeout")));
+    assert_eq!(error["object"]["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    assert_eq!(watch.next().await, None);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_no_initial_events_is_sent_none() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    for version in ["", "0"] {
+        let path = format!(
+            "/api/v1/services?watch=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan&resourceVersion={version}"
+        );
+        let mut watch = kubelet.watch(&path).await;
+        let name = format!("new{version}");
+        let service = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}, "spec": {}});
+        cluster.api.put("/api/v1/namespaces/shop/services", service);
+        assert_eq!(watch.change().await.1["metadata"]["name"], name);
+    }
     hub.stop().await;
 }

@@ -10,7 +10,7 @@ use yurt_api::status::ConversionStatus;
 use yurt_node::api_client::{ApiClient, ApiError, DEADLINE};
 
 use super::super::containers::Running;
-use super::super::look;
+use super::super::{kubeconfig, look};
 use super::objects::{ConfigMap, Lease, Node, Pod};
 use super::{Access, Cluster, ClusterError, OwnNode, Route, health};
 
@@ -25,6 +25,8 @@ pub(crate) struct ApiCluster {
     namespace: String,
     access: Option<Access>,
     clients: Vec<(Route, ApiClient)>,
+    /// What the hub is believed by beside the cluster's CA, PEM.
+    hub_ca: Option<String>,
     /// The access is another one than when this was last asked.
     changed: bool,
 }
@@ -36,6 +38,7 @@ impl ApiCluster {
             namespace: namespace.into(),
             access: None,
             clients: Vec::new(),
+            hub_ca: None,
             changed: false,
         }
     }
@@ -48,7 +51,13 @@ impl ApiCluster {
         let access = self.access.as_ref().ok_or_else(|| ClusterError::Credentials("not read yet".into()))?;
         let client = match route {
             Route::Direct => ApiClient::new(access),
-            Route::Hub => ApiClient::new(&Access { server: look::hub_url(), ..access.clone() }),
+            Route::Hub => {
+                let ca = match &self.hub_ca {
+                    Some(node_ca) => kubeconfig::bundle(&access.ca, node_ca),
+                    None => access.ca.clone(),
+                };
+                ApiClient::new(&Access { server: look::hub_url(), ca, ..access.clone() })
+            }
         };
         let client = client.map_err(|error| ClusterError::Credentials(error.to_string()))?;
         self.clients.push((route, client.clone()));
@@ -173,6 +182,18 @@ impl Cluster for ApiCluster {
 
     async fn hub_ready(&mut self) -> Result<(), ClusterError> {
         health::is_ready(Route::Hub.what()).await
+    }
+
+    async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {
+        health::node_ca(Route::Hub.what()).await
+    }
+
+    fn believe_hub(&mut self, node_ca: Option<&str>) {
+        if self.hub_ca.as_deref() != node_ca {
+            self.hub_ca = node_ca.map(str::to_owned);
+            self.clients.retain(|(route, _)| *route != Route::Hub);
+            self.changed = true;
+        }
     }
 
     async fn hub_serves(&mut self) -> Result<(), ClusterError> {

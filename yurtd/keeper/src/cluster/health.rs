@@ -6,6 +6,8 @@ use http::header::HOST;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use yurt_api::names;
 use yurt_node::api_client::DEADLINE;
@@ -17,25 +19,59 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// Whether the hub, which errors call `what`, says that it is ready.
 pub(super) async fn is_ready(what: &'static str) -> Result<(), ClusterError> {
-    let outcome = tokio::time::timeout(DEADLINE, ask()).await;
+    match answer(what, "/readyz").await? {
+        (200..=299, _) => Ok(()),
+        (code, body) => Err(refused(what, code, &body)),
+    }
+}
+
+/// The certificate of the CA with which it vouches for itself; nothing from a hub of before, which does not know the
+/// question.
+pub(super) async fn node_ca(what: &'static str) -> Result<Option<String>, ClusterError> {
+    let (code, body) = answer(what, "/ca.crt").await?;
+    read_ca(what, code, body)
+}
+
+fn read_ca(what: &'static str, code: u16, body: Vec<u8>) -> Result<Option<String>, ClusterError> {
+    match code {
+        404 => Ok(None),
+        200 => {
+            let unreadable = |message: String| ClusterError::Unreadable { what, message };
+            let text = String::from_utf8(body).map_err(|error| unreadable(error.to_string()))?;
+            let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+            match read {
+                Ok(certificates) if certificates.len() == 1 => Ok(Some(text)),
+                _ => Err(unreadable("its CA is not one certificate in PEM".into())),
+            }
+        }
+        code => Err(refused(what, code, &body)),
+    }
+}
+
+fn refused(what: &'static str, code: u16, body: &[u8]) -> ClusterError {
+    let message = format!("{code} {}", String::from_utf8_lossy(body).trim());
+    ClusterError::Refused { what, code, message }
+}
+
+async fn answer(what: &'static str, path: &'static str) -> Result<(u16, Vec<u8>), ClusterError> {
+    let outcome = tokio::time::timeout(DEADLINE, ask(path)).await;
     let unreachable = |message: String| ClusterError::Unreachable { what, message };
     match outcome {
-        Ok(Ok((200..=299, _))) => Ok(()),
-        Ok(Ok((code, message))) => Err(ClusterError::Refused { what, code, message }),
+        Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("no answer".into())),
     }
 }
 
-async fn ask() -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>> {
+async fn ask(path: &'static str) -> Result<(u16, Vec<u8>), Box<dyn std::error::Error + Send + Sync>> {
     let stream = TcpStream::connect(("127.0.0.1", names::HUB_HEALTH_PORT)).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/readyz").header(HOST, "127.0.0.1").body(Empty::<Bytes>::new())?;
+    let request = Request::get(path).header(HOST, "127.0.0.1").body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
-        Ok((status.as_u16(), format!("{status} {}", String::from_utf8_lossy(&body).trim())))
+        Ok((status.as_u16(), body.to_vec()))
     };
     // The connection lives as long as the exchange and not longer: no task is left behind.
     tokio::select! {
@@ -44,5 +80,22 @@ async fn ask() -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>
             Ok(()) => Err("it closed the connection".into()),
             Err(error) => Err(error.into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hubs_ca_is_one_certificate_and_a_hub_of_before_has_none() {
+        let read = |code, body: &str| read_ca("the hub", code, body.into());
+        let pem = yurt_fakes::pki::TestCa::new("node").pem;
+        assert_eq!(read(200, &pem).unwrap().as_deref(), Some(&*pem));
+        assert_eq!(read(404, "there are /healthz and /readyz\n").unwrap(), None);
+        for body in ["", "hello", &pem.repeat(2), &pem[..pem.len() / 2]] {
+            assert!(matches!(read(200, body), Err(ClusterError::Unreadable { .. })), "{body}");
+        }
+        assert!(read(503, "").unwrap_err().is_transient());
     }
 }

@@ -28,7 +28,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         if facts.ca_file.is_none() {
             changed |= self.host.write(CA_FILE, &facts.ca, 0o644)?;
         }
-        let config = self.edge_config(&facts, &journal.kubelet_version).await?;
+        let mut config = self.edge_config(&facts, &journal.kubelet_version).await?;
+        if journal.release != self.release {
+            // A hub of before this field refuses to start with what it does not know.
+            config.cluster_domain = None;
+        }
         let mut text = serde_json::to_vec_pretty(&config).map_err(|error| {
             KeeperError::Refused(format!("the edge configuration cannot be written: {error}"))
         })?;
@@ -71,6 +75,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             tunnel_ca_file: names::TUNNEL_CA_FILE.into(),
             kubelet_address: facts.kubelet_address.clone(),
             kubelet_version: kubelet_version.into(),
+            // The hub's own default is not told: nothing changes on nodes of before.
+            cluster_domain: facts.cluster_domain.clone().filter(|domain| domain != "cluster.local"),
         })
     }
 

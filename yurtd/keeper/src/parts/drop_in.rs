@@ -1,4 +1,4 @@
-//! kubelet's drop-in: it works through the hub, or without it again.
+//! kubelet's drop-in: it works through the hub, and believes it, or works without it again.
 
 use jiff::Timestamp;
 use yurt_api::names;
@@ -8,15 +8,15 @@ use crate::arguments::{self, Arguments};
 use crate::cluster::Cluster;
 use crate::engine::{Engine, KeeperError};
 use crate::journal::Journal;
+use crate::look::Facts;
 use crate::systemd::{Systemd, Unit};
 use crate::{kubeconfig, look, units};
 
 impl<S: Systemd, C: Cluster> Engine<S, C> {
-    /// kubelet runs with the kubeconfig that leads to the hub.
-    pub(crate) async fn ensure_drop_in(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+    /// kubelet runs with the kubeconfig that leads to the hub and believes it. Returns whether kubelet was restarted.
+    pub(crate) async fn ensure_drop_in(&mut self, journal: &mut Journal) -> Result<bool, KeeperError> {
         let facts = self.take_access(&journal.original)?;
-        let text = kubeconfig::with_server(&facts.kubeconfig_text, &look::hub_url())
-            .map_err(|error| KeeperError::Refused(format!("kubelet's kubeconfig {error}")))?;
+        let text = self.kubeconfig_for_hub(&facts).await?;
         let mut changed = self.host.write(names::KUBELET_KUBECONFIG, text.as_bytes(), 0o600)?;
         self.host.make_dir(drop_in_dir(), 0o755)?;
         let drop_in = units::kubelet_drop_in(&journal.original.other_flags);
@@ -26,6 +26,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             self.systemd.reload().await?;
         }
         let wanted = fingerprint(&[text.as_bytes(), drop_in.as_bytes()]);
+        let mut restarted = false;
         if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
             tracing::info!("restarting kubelet, which then works through the hub");
             if let Some(before) = &mut journal.before
@@ -35,12 +36,32 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 journal.save(&self.host)?;
             }
             self.systemd.restart(units::KUBELET).await?;
+            restarted = true;
         }
         if journal.applied_kubelet.as_ref() != Some(&wanted) {
             journal.applied_kubelet = Some(wanted);
             journal.save(&self.host)?;
         }
-        Ok(())
+        Ok(restarted)
+    }
+
+    /// kubelet's kubeconfig with the hub as the server. It believes the hub by the CA that the hub says it has; the one
+    /// that it is told now if the hub does not answer: who knows whether it has another.
+    async fn kubeconfig_for_hub(&mut self, facts: &Facts) -> Result<String, KeeperError> {
+        let told = self.host.read_text(names::KUBELET_KUBECONFIG)?;
+        let told =
+            told.filter(|text| kubeconfig::parse(text).is_ok_and(|found| found.server == look::hub_url()));
+        let node_ca = match (self.meet_hub().await, told) {
+            (Ok(node_ca), _) => node_ca,
+            (Err(error), Some(told)) => {
+                tracing::debug!(%error, "the hub does not say what it is to be believed by; kubelet's kubeconfig stays");
+                return Ok(told);
+            }
+            (Err(_), None) => self.wait_for_hub().await?,
+        };
+        let bundle = node_ca.map(|node_ca| kubeconfig::bundle(&facts.ca, &node_ca));
+        kubeconfig::for_hub(&facts.kubeconfig_text, &look::hub_url(), bundle.as_deref())
+            .map_err(|error| KeeperError::Refused(format!("kubelet's kubeconfig {error}")))
     }
 
     /// kubelet runs with its own kubeconfig again.

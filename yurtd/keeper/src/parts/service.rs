@@ -17,12 +17,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         journal: &mut Journal,
         restart: bool,
     ) -> Result<(), KeeperError> {
-        let mut written = false;
-        let mut socket_written = false;
+        let (mut written, mut socket_written, mut address_written) = (false, false, false);
         for unit in units::ALL {
             let changed = self.host.write(unit.path(), unit.text.as_bytes(), 0o644)?;
             written |= changed;
             socket_written |= changed && unit.name == units::SOCKET.name;
+            address_written |= changed && unit.name == units::ADDRESS.name;
             self.host.make_dir(unit.wants_dir(), 0o755)?;
             written |= self.host.link(unit.wants_link(), unit.path().as_ref())?;
         }
@@ -34,6 +34,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             // Sockets are not opened anew under a running service.
             self.systemd.stop(units::SERVICE.name).await?;
             self.systemd.restart(units::SOCKET.name).await?;
+        }
+        // The address is gone for a moment. A lost packet is sent again.
+        if (restart || address_written) && self.systemd.unit(units::ADDRESS.name).await?.is_active() {
+            self.systemd.restart(units::ADDRESS.name).await?;
         }
         for unit in [units::ADDRESS, units::SOCKET] {
             if !self.systemd.unit(unit.name).await?.is_active() {

@@ -62,7 +62,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Waits until kubelet runs with the right kubeconfig, has renewed its Lease since, and its node is Ready. The
     /// Lease tells by changing, not by its time: a node's clock may jump when it boots. A question that was not answered
     /// is asked again until the time is up.
-    pub(super) async fn kubelet_back(&mut self, through_hub: bool) -> Result<(), KeeperError> {
+    pub(crate) async fn kubelet_back(&mut self, through_hub: bool) -> Result<(), KeeperError> {
         let limit = self.settings.kubelet_limit;
         let deadline = Instant::now() + limit;
         let mut first = None;

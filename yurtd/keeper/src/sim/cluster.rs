@@ -8,11 +8,14 @@ use yurt_api::status::ConversionStatus;
 use super::{Shared, World};
 use crate::cluster::{Access, Cluster, ClusterError, OwnNode};
 use crate::containers::Running;
+use crate::units;
 
 /// API server and hub of the world.
 pub(crate) struct FakeCluster {
     pub world: Shared,
     pub access: Option<Access>,
+    /// The CA that the hub is believed by beside the cluster's.
+    pub believed: Option<String>,
 }
 
 impl FakeCluster {
@@ -88,7 +91,23 @@ impl Cluster for FakeCluster {
         Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
     }
 
+    async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {
+        if !self.world.borrow().is_active(units::SOCKET.name)
+            && let Some(ca) = &self.world.borrow().impostor
+        {
+            return Ok(Some(ca.clone()));
+        }
+        self.hub_ready().await?;
+        Ok(self.world.borrow().hub_ca())
+    }
+
+    fn believe_hub(&mut self, node_ca: Option<&str>) {
+        self.believed = node_ca.map(str::to_owned);
+    }
+
     async fn hub_serves(&mut self) -> Result<(), ClusterError> {
-        self.hub_ready().await
+        self.hub_ready().await?;
+        assert_eq!(self.believed, self.world.borrow().hub_ca(), "whom the keeper believes");
+        Ok(())
     }
 }

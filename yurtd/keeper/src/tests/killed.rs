@@ -79,9 +79,13 @@ async fn an_undoing_killed_anywhere_is_finished() {
 
 #[tokio::test]
 async fn an_upgrade_killed_anywhere_is_finished_or_swapped_back() {
-    for broken in [false, true] {
+    // Also from a release whose hub has a certificate of the cluster's CA.
+    for (first, broken) in
+        [("program 1", false), ("program 1", true), ("old program", false), ("old program", true)]
+    {
         for effects in 0.. {
             let node = Node::new();
+            node.set_program(first);
             node.reach(Target::Edge).await.unwrap();
             node.set_program("program 2");
             node.world.borrow_mut().broken_program = broken.then(|| b"program 2".to_vec());
@@ -90,7 +94,7 @@ async fn an_upgrade_killed_anywhere_is_finished_or_swapped_back() {
             let killed = node.revive();
             node.reach(Target::Edge).await.unwrap_or_else(|error| panic!("after {effects} effects: {error}"));
             node.assert_converted();
-            let expected: &[u8] = if broken { b"program 1" } else { b"program 2" };
+            let expected: &[u8] = if broken { first.as_bytes() } else { b"program 2" };
             assert_eq!(
                 std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(),
                 expected,

@@ -7,13 +7,15 @@ use futures::FutureExt;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep_until};
 
-use super::{IDLE_SECONDS, Reflector};
+use super::{IDLE_SECONDS, Reflector, Refusals};
 use crate::caller::Credential;
+use crate::clock;
 use crate::replica::fetch::{self, FetchError};
 use crate::replica::step::Outcome;
 use crate::store::{Durability, StoreError};
 use crate::upstream::{ResponseBody, chain, jitter};
 use crate::view::table::{Change, ViewTable};
+use crate::view::{Request, Transition};
 use crate::wire::frame::decode_event;
 use crate::wire::{Event, FrameDecoder};
 
@@ -32,14 +34,14 @@ impl Reflector {
         let answer = fetch::watch(&self.upstream, &credential, &self.view.spec, version, jitter()).await;
         let body = match answer {
             Ok(body) => body,
-            Err(answer) => return self.answered(answer),
+            Err(answer) => return self.answered(Request::Watch, answer).await,
         };
         let started = Instant::now();
         let (outcome, received) = self.follow(body).await;
         match outcome {
             // The API server ends watches when their time is over. One that ends at once is about to fail.
             Outcome::Ended if !received && started.elapsed() < Duration::from_secs(1) => {
-                self.failed(None, Outcome::Broken)
+                self.failed(Request::Watch, None, Outcome::Broken).await
             }
             other => other,
         }
@@ -50,6 +52,7 @@ impl Reflector {
         let mut received = false;
         let mut caught_up = Some(Instant::now() + CAUGHT_UP);
         let mut look_again = Instant::now() + Duration::from_secs(60);
+        let mut heard = Instant::now();
         // What has already arrived behind a chunk but could not be added to it: the end.
         let mut behind = None;
         loop {
@@ -59,7 +62,12 @@ impl Reflector {
                     frame = body.frame() => frame,
                     () = self.view.damage.notified() => {
                         self.rebuild = true;
-                        return (self.failed(None, Outcome::Unreadable), received);
+                        return (self.failed(Request::Watch, None, Outcome::Unreadable).await, received);
+                    }
+                    () = sleep_until(heard + self.silence), if !self.no_bookmarks => {
+                        tracing::debug!(view = %self.view.name(), "the watch is silent");
+                        self.no_bookmarks = true;
+                        return (Outcome::Silent, received);
                     }
                     () = sleep_until(caught_up.unwrap_or(look_again)) => {
                         if caught_up.take().is_some() {
@@ -76,17 +84,17 @@ impl Reflector {
             let data = match chunk {
                 None if frames.is_clean() => return (Outcome::Ended, received),
                 None => {
-                    return (
-                        self.answered(FetchError::Unreachable("the watch was cut".to_owned())),
-                        received,
-                    );
+                    let cut = FetchError::Unreachable("the watch was cut".to_owned());
+                    return (self.answered(Request::Watch, cut).await, received);
                 }
                 Some(Err(error)) => {
-                    return (self.answered(FetchError::Unreachable(chain(&error))), received);
+                    let broken = FetchError::Unreachable(chain(&error));
+                    return (self.answered(Request::Watch, broken).await, received);
                 }
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             };
             received |= !data.is_empty();
+            heard = Instant::now();
             if let Some(at) = &mut caught_up {
                 *at = Instant::now() + CAUGHT_UP;
             }
@@ -109,6 +117,7 @@ impl Reflector {
                         if let Some(outcome) = end {
                             return (outcome, received);
                         }
+                        self.no_bookmarks &= !bookmark;
                         if bookmark && caught_up.take().is_some() {
                             self.live();
                         }
@@ -116,26 +125,27 @@ impl Reflector {
                             break;
                         }
                     }
-                    Err(error) => return (self.store_failed(error), received),
+                    Err(error) => return (self.store_failed(Request::Watch, error).await, received),
                 }
             }
         }
     }
 
-    fn live(&self) {
-        self.view.sync.send_if_modified(|state| {
-            let news = !state.live || state.failure.is_some();
-            state.live = true;
-            state.failure = None;
+    fn live(&mut self) {
+        self.refusals = Refusals::default();
+        self.view.sync.send_if_modified(|sync| {
+            let news = !sync.state.is_following() || sync.failure.is_some();
+            sync.state = sync.state.after(Transition::CaughtUp, clock::now());
+            sync.failure = None;
             if news {
-                state.attempts += 1;
+                sync.attempts += 1;
             }
             news
         });
     }
 
     /// Applies the whole frames that are there, at most a group.
-    async fn take(&self, frames: &mut FrameDecoder) -> Result<Taken, StoreError> {
+    async fn take(&mut self, frames: &mut FrameDecoder) -> Result<Taken, StoreError> {
         let mut changes = Vec::new();
         let mut version = 0;
         let mut taken = Taken { more: false, bookmark: false, end: None };
@@ -186,7 +196,7 @@ impl Reflector {
             self.view.publish_bookmark(version);
         }
         if let Some(outcome) = taken.end {
-            self.failed(None, outcome);
+            self.failed(Request::Watch, None, outcome).await;
         }
         Ok(taken)
     }

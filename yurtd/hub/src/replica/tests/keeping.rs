@@ -25,7 +25,7 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
     let remains = hub.remains(dir.path());
     drop(hub);
     let hub = Hub::start(&api, remains.path()).await;
-    let view = |spec: &ViewSpec| hub.views.find(&node(), spec);
+    let view = |spec: &ViewSpec| hub.views.find(&node(), spec, Question::Any);
     // A month later nobody has come for any of them.
     let later = now() + MONTH;
     hub.views.forget_at(7 * 24 * 3600, later).await.unwrap();
@@ -53,7 +53,7 @@ async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
         Permit::for_test(Caller { identity, credential })
     };
     let count = |permit: &Permit| {
-        (0..40).filter(|number| hub.views.find(permit, &selected(*number)).is_some()).count()
+        (0..40).filter(|number| hub.views.find(permit, &selected(*number), Question::Any).is_some()).count()
     };
     let open = async |permit: &Permit, number| hub.views.open(permit, &selected(number)).await.map(drop);
     // Twenty views here, a share is five.
@@ -63,20 +63,23 @@ async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
     let full = open(&greedy(0), 5).await;
     assert!(matches!(full, Err(ViewError::NotAView)), "all are in use: {full:?}");
     let age = |permit: &Permit, number: usize, seconds: u64| {
-        let view = hub.views.find(permit, &selected(number)).unwrap();
+        let view = hub.views.find(permit, &selected(number), Question::Any).unwrap();
         view.used_at(now() - seconds);
         view
     };
     for number in 0..5 {
         age(&greedy(0), number, 100 + number as u64);
     }
-    let oldest = hub.views.find(&greedy(0), &selected(4)).unwrap();
+    let oldest = hub.views.find(&greedy(0), &selected(4), Question::Any).unwrap();
     open(&greedy(0), 5).await.unwrap();
     assert_eq!(count(&greedy(0)), 5);
-    assert!(hub.views.find(&greedy(0), &selected(4)).is_none(), "the one that was used longest ago");
+    assert!(
+        hub.views.find(&greedy(0), &selected(4), Question::Any).is_none(),
+        "the one that was used longest ago"
+    );
     let gone = async {
         let stored = || hub.store.read(|reader| Ok(reader.get(Table::Views, &oldest.id.prefix())?.is_some()));
-        while stored().unwrap() || oldest.is_live() {
+        while stored().unwrap() || oldest.is_followed() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

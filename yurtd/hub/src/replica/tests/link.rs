@@ -1,5 +1,7 @@
 //! Lost links, errors, restarts and restored backups.
 
+use yurt_fakes::until;
+
 use super::*;
 use crate::wire::EventType::{Added, Deleted, Modified};
 
@@ -17,7 +19,7 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
     caught_up(&view, bookmark).await;
     api.cut();
     hub.reaches(LinkState::Offline).await;
-    assert!(!view.is_live());
+    assert!(!view.is_followed());
     let offline = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
     assert_eq!(listed_version(&offline), bookmark);
     let changed = api.put_data("pods", "n", "a", "x", "2");
@@ -157,7 +159,7 @@ async fn a_restored_backup_ends_watches_and_is_listed_anew() {
     api.cut();
     hub.reaches(LinkState::Offline).await;
     api.restore_backup();
-    // Real servers answer a version from the future with an error; 410 stands for it here.
+    // A server that has compacted its history since.
     api.answer_with(Some(410));
     api.restore();
     let mut sync = view.sync.subscribe();
@@ -170,4 +172,68 @@ async fn a_restored_backup_ends_watches_and_is_listed_anew() {
     assert!(watch.stream.next().await.is_none());
     assert_eq!(view.resource_version(), api.version());
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}
+
+#[tokio::test]
+async fn a_backup_restored_with_a_bumped_revision_is_shown_as_it_is() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let old = api.put_data("pods", "n", "changed", "x", "old");
+    api.put_data("pods", "n", "gone", "x", "1");
+    let backup = api.backup();
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let changed = api.put_data("pods", "n", "changed", "x", "new");
+    api.delete("/api/v1/namespaces/n/pods/gone");
+    caught_up(&view, api.version()).await;
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    // The watch that is resumed is answered with 410; the list has a newer version, its objects have older ones.
+    api.restore_from(backup, 1_000_000);
+    caught_up(&view, api.version()).await;
+    assert!(old.version < changed.version);
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    assert!(watch.stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_watch_from_a_version_that_etcd_has_lost_is_not_silent_for_ever() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    let backup = api.backup();
+    let hub = Hub::start_with(&api, dir.path(), Duration::from_secs(2)).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    for number in 0..20 {
+        api.put_data("pods", "n", &format!("lost-{number}"), "x", "1");
+    }
+    let bookmark = api.bookmark();
+    caught_up(&view, bookmark).await;
+    let mut watch = Watch::start(&view, options(Since::Exactly(bookmark)));
+    // The watch is resumed, and accepted. What happens from now on has lower versions.
+    api.restore_from(backup, 0);
+    api.put_data("pods", "n", "new", "x", "1");
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+    assert_eq!(view.resource_version(), api.version());
+    assert!(matches!(view.watch(options(Since::Exactly(bookmark))), Err(WatchError::Expired)));
+    // From here on it follows as before, and silence alone is listed once.
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    let next = api.put_data("pods", "n", "next", "x", "1");
+    assert_eq!(watch.object().await, (Added, "next".into(), next.version));
+}
+
+#[tokio::test]
+async fn a_server_without_bookmarks_is_not_listed_again_and_again() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start_with(&api, dir.path(), Duration::from_millis(300)).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let asked = async |lists, watches| {
+        let asked = async || ((api.lists(), api.watches()) == (lists, watches)).then_some(());
+        until("a list after the silence", asked).await;
+    };
+    asked(2, 2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((api.lists(), api.watches()), (2, 2));
+    // There are some after all.
+    caught_up(&view, api.bookmark()).await;
+    asked(3, 3).await;
 }

@@ -85,8 +85,8 @@ async fn identities_do_not_share_views() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;
     hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
-    assert!(hub.views.find(&node(), &pods(Encoding::Json)).is_some());
-    assert!(hub.views.find(&service_account("t"), &pods(Encoding::Json)).is_none());
+    assert!(hub.views.find(&node(), &pods(Encoding::Json), Question::Any).is_some());
+    assert!(hub.views.find(&service_account("t"), &pods(Encoding::Json), Question::Any).is_none());
     hub.views.open(&service_account("t"), &pods(Encoding::Json)).await.unwrap();
     let seen = api.requests();
     let lists: Vec<_> = seen.iter().filter(|seen| !seen.query.contains("watch")).collect();
@@ -217,7 +217,7 @@ async fn a_list_in_pages_writes_what_has_changed_and_one_that_has_changed_too_mu
     api.restore();
     assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !(view.is_live() && is_upstreams()) {
+    while !(view.is_followed() && is_upstreams()) {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

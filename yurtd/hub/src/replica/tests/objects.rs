@@ -12,7 +12,7 @@ async fn an_empty_view_of_one_name_proves_its_absence_and_nothing_else() {
     let all = spec("configmaps", "", "metadata.name=x", Encoding::Json);
     assert!(matches!(lookup(&node(), "x"), Lookup::Unknown));
     hub.views.open(&node(), &all).await.unwrap();
-    assert!(matches!(lookup(&node(), "x"), Lookup::ProvenAbsent));
+    assert!(matches!(lookup(&node(), "x"), Lookup::ProvenAbsent { .. }));
     assert!(matches!(lookup(&node(), "y"), Lookup::Unknown));
     assert!(matches!(lookup(&service_account("t"), "x"), Lookup::Unknown));
 }
@@ -25,7 +25,7 @@ async fn an_object_is_found_as_a_get_answers_it() {
     hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let resource = Resource::new("", "v1", "pods");
     let found = hub.views.lookup(&node(), &resource, Some("n"), "a", &ENCODINGS);
-    let Lookup::Found { encoding, body } = found else { panic!("{found:?}") };
+    let Lookup::Found { encoding, body, .. } = found else { panic!("{found:?}") };
     assert_eq!(encoding, Encoding::Json);
     let expected = pod.json().replacen('{', "{\"kind\":\"Pod\",\"apiVersion\":\"v1\",", 1) + "\n";
     assert_eq!(body, expected);

@@ -20,7 +20,7 @@ async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
     api.refuse_token("new");
     api.cut_connections();
     let again = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await;
-    let live_or_refused = again.is_err() || view.is_complete();
+    let live_or_refused = again.is_err() || view.may_answer(Question::Any);
     assert!(live_or_refused);
     let mut sync = view.sync.subscribe();
     tokio::time::timeout(Duration::from_secs(10), sync.wait_for(|state| state.failure.is_some()))
@@ -29,11 +29,11 @@ async fn a_refusal_is_handed_on_and_a_new_token_ends_it() {
         .unwrap();
     let refused = hub.views.open(&service_account("new"), &pods(Encoding::Json)).await;
     assert!(matches!(&refused, Err(ViewError::Upstream(response)) if response.code == 401), "{refused:?}");
-    assert!(hub.views.find(&service_account("new"), &pods(Encoding::Json)).is_some());
+    assert!(hub.views.find(&service_account("new"), &pods(Encoding::Json), Question::Any).is_some());
     // And the next one is taken by the reflector that is there.
     let lists = api.lists();
     let view = hub.views.open(&service_account("newest"), &pods(Encoding::Json)).await.unwrap();
-    assert!(view.is_live());
+    assert!(view.is_followed());
     assert_eq!(api.lists(), lists);
 }
 
@@ -51,10 +51,10 @@ async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() 
     api.answer_with(Some(403));
     api.cut_connections();
     let mut sync = view.sync.subscribe();
-    let refused = sync.wait_for(|state| state.refused);
+    let refused = sync.wait_for(|sync| sync.state.is_refused());
     tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap().unwrap();
     assert!(watch.stream.next().await.is_none(), "who watches has to ask again");
-    assert!(hub.views.find(&permit, &pods).is_none());
+    assert!(hub.views.find(&permit, &pods, Question::Any).is_none());
     assert!(matches!(lookup(&hub), Lookup::Refused));
     let online = hub.views.open(&permit, &pods).await;
     assert!(matches!(&online, Err(ViewError::Upstream(response)) if response.code == 403), "{online:?}");
@@ -73,27 +73,72 @@ async fn a_view_that_was_refused_is_served_to_nobody_until_it_is_listed_again() 
     hub.reaches(LinkState::Online).await;
     let lists = api.lists();
     let view = hub.views.open_at(&permit, &pods, api.version()).await.unwrap();
-    assert!(view.is_complete() && !view.is_refused());
+    assert!(view.may_answer(Question::Any) && !view.is_refused());
     assert_eq!(api.lists(), lists + 1);
     assert!(matches!(lookup(&hub), Lookup::Found { .. }));
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_node_is_believed_when_it_lasts() {
+async fn a_refusal_is_believed_when_it_lasts_whoever_is_refused() {
+    let pods = pods(Encoding::Json);
+    for permit in [node(), service_account("t")] {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&permit, &pods).await.unwrap();
+        let mut watch = Watch::start(&view, options(Since::Any));
+        // As an API server answers that has just started.
+        api.answer_with(Some(403));
+        api.cut_connections();
+        let mut sync = view.sync.subscribe();
+        let failed = sync.wait_for(|state| state.failure.is_some());
+        drop(tokio::time::timeout(Duration::from_secs(10), failed).await.unwrap().unwrap());
+        assert!(hub.views.open(&permit, &pods).await.is_err(), "online it is the answer");
+        assert!(view.may_answer(Question::Any), "and without a link it has what it had");
+        watch.is_silent().await;
+        // It goes on saying so.
+        let refused = sync.wait_for(|sync| sync.state.is_refused());
+        drop(tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap().unwrap());
+        assert!(hub.views.find(&permit, &pods, Question::Any).is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_starts_badly_again_and_again_refuses_nobody_for_good() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;
     let pods = pods(Encoding::Json);
-    let view = hub.views.open(&node(), &pods).await.unwrap();
-    // As an API server answers that has just started.
-    api.answer_with(Some(403));
-    api.cut_connections();
-    let mut sync = view.sync.subscribe();
-    let failed = sync.wait_for(|state| state.failure.is_some());
-    drop(tokio::time::timeout(Duration::from_secs(10), failed).await.unwrap().unwrap());
-    assert!(hub.views.open(&node(), &pods).await.is_err(), "online it is the answer");
-    assert!(view.is_complete(), "and without a link the node has its pods");
-    // It goes on saying so.
-    let refused = sync.wait_for(|state| state.refused);
-    drop(tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap().unwrap());
-    assert!(hub.views.find(&node(), &pods).is_none());
+    for permit in [node(), service_account("t")] {
+        api.restore();
+        api.answer_with(None);
+        hub.reaches(LinkState::Online).await;
+        let view = hub.views.open(&permit, &pods).await.unwrap();
+        let mut sync = view.sync.subscribe();
+        for _ in 0..2 {
+            api.answer_with(Some(403));
+            api.restore();
+            api.cut_connections();
+            let forbidden = |sync: &crate::view::Sync| {
+                assert!(!sync.state.is_refused(), "it was refused for a moment, and gone for a while");
+                matches!(sync.state, State::Behind { why: Why::Forbidden, .. })
+            };
+            drop(
+                tokio::time::timeout(Duration::from_secs(10), sync.wait_for(forbidden))
+                    .await
+                    .unwrap()
+                    .unwrap(),
+            );
+            api.cut();
+            hub.reaches(LinkState::Offline).await;
+            // Longer than a refusal has to last.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            let asked = view.state();
+            assert!(view.may_answer(Question::AsLastKnown), "{asked:?}");
+            api.answer_with(None);
+            api.restore();
+            hub.reaches(LinkState::Online).await;
+            let followed = sync.wait_for(|sync| sync.state.is_following());
+            let followed = tokio::time::timeout(Duration::from_secs(10), followed).await.is_ok();
+            assert!(followed, "{:?}", *view.sync.borrow());
+        }
+    }
 }

@@ -101,7 +101,7 @@ fn kubelets_pod_watch_is_a_collection() {
         collection.read,
         Read::Watch(Watch {
             since: None,
-            send_initial_events: true,
+            send_initial_events: Some(true),
             bookmarks: true,
             timeout_seconds: Some(421)
         })

@@ -1,0 +1,131 @@
+//! Under which addresses pods know the API server: the ClusterIPs of Service `default/kubernetes`, learnt from upstream
+//! while there is a link. Whoever needs them follows them; they outlive the process in the hub's certificate.
+//!
+//! kubelet's own view of all Services has the object, so that following it costs nothing. Before kubelet comes through
+//! the hub it is asked for once each time the link comes up.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use yurt_node::link::LinkState;
+
+use crate::caller::Permit;
+use crate::link::Link;
+use crate::node_client::NodeClient;
+use crate::replica::Views;
+use crate::view::Lookup;
+use crate::wire::{Encoding, Resource};
+
+const PATH: &str = "/api/v1/namespaces/default/services/kubernetes";
+/// Between two looks at the view; the Service's addresses change when a cluster gets another range for them.
+const LOOK: Duration = Duration::from_secs(10);
+/// A Service has one address a family.
+const MOST: usize = 4;
+
+/// Learns the addresses.
+pub(crate) struct ServiceAddresses {
+    /// Where kubelet's view of the Services is.
+    pub(crate) views: Views,
+    /// kubelet's.
+    pub(crate) node: Permit,
+    /// Asks while there is no such view.
+    pub(crate) client: NodeClient,
+    /// Whether it can be asked.
+    pub(crate) link: Link,
+    /// Who follows them. Before the first look: as last known.
+    pub(crate) known: watch::Sender<BTreeSet<IpAddr>>,
+    /// Ends it.
+    pub(crate) stop: CancellationToken,
+}
+
+impl ServiceAddresses {
+    /// Runs until stopped.
+    pub(crate) async fn run(self) {
+        let mut link = self.link.subscribe();
+        let mut asked = false;
+        loop {
+            let online = *link.borrow_and_update() == LinkState::Online;
+            let mut found = self.in_view();
+            if found.is_none() && online && !asked {
+                found = tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    found = self.ask() => found,
+                };
+                asked = found.is_some();
+            }
+            asked &= online;
+            if let Some(found) = found {
+                self.known.send_if_modified(|known| {
+                    let changed = *known != found;
+                    if changed {
+                        tracing::info!(addresses = ?found, "the API server's addresses for pods");
+                        *known = found;
+                    }
+                    changed
+                });
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+                changed = link.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn in_view(&self) -> Option<BTreeSet<IpAddr>> {
+        let services = Resource::new("", "v1", "services");
+        match self.views.lookup(&self.node, &services, Some("default"), "kubernetes", &[Encoding::Json]) {
+            Lookup::Found { body, .. } => addresses_of(&serde_json::from_slice(&body).ok()?),
+            _ => None,
+        }
+    }
+
+    async fn ask(&self) -> Option<BTreeSet<IpAddr>> {
+        match self.client.get(PATH).await {
+            Ok(service) => addresses_of(&service),
+            Err(error) => {
+                tracing::debug!(%error, "the Service default/kubernetes could not be read; asking again");
+                None
+            }
+        }
+    }
+}
+
+/// The ClusterIPs of a Service; nothing when it has none.
+fn addresses_of(service: &Value) -> Option<BTreeSet<IpAddr>> {
+    let spec = &service["spec"];
+    let all = spec["clusterIPs"].as_array().into_iter().flatten().chain([&spec["clusterIP"]]);
+    let addresses: BTreeSet<IpAddr> =
+        all.filter_map(|address| address.as_str()?.parse().ok()).take(MOST).collect();
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_both_families_are_read_and_a_headless_service_has_none() {
+        let read = |spec: Value| addresses_of(&json!({ "spec": spec }));
+        let of = |addresses: &[&str]| Some(addresses.iter().map(|text| text.parse().unwrap()).collect());
+        let both = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"]});
+        assert_eq!(read(both), of(&["10.96.0.1", "fd00::1"]));
+        assert_eq!(read(json!({"clusterIP": "10.96.0.1"})), of(&["10.96.0.1"]));
+        for none in [
+            json!({"clusterIP": "None", "clusterIPs": ["None"]}),
+            json!({}),
+            json!(null),
+            json!({"clusterIPs": 1}),
+        ] {
+            assert_eq!(read(none), None);
+        }
+        let many: Vec<String> = (0..100).map(|at| format!("10.0.0.{at}")).collect();
+        assert_eq!(read(json!({ "clusterIPs": many })).unwrap().len(), MOST);
+    }
+}
