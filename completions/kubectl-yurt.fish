@@ -92,6 +92,7 @@ always\t'Always'
 never\t'Never'"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -s y -l yes -d 'Do not ask'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l skip-tunnel -d 'Do without the tunnel'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l keep-agents -d 'Do not restart the nodes\' infrastructure agents (kube-proxy, the CNI\'s): they go past the hub until somebody does'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -s h -l help -d 'Print help'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -l timeout -d 'How long to wait for each node' -r
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -l max-parallel -d 'How many nodes to revert at once' -r
@@ -117,6 +118,7 @@ complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -l col
 always\t'Always'
 never\t'Never'"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -s y -l yes -d 'Do not ask'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -l keep-agents -d 'Do not restart the nodes\' infrastructure agents (kube-proxy, the CNI\'s): they miss the hub until somebody does'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand revert" -s h -l help -d 'Print help'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand autonomy; and not __fish_seen_subcommand_from enable disable status help" -l kubeconfig -d 'Path of the kubeconfig file' -r -F
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand autonomy; and not __fish_seen_subcommand_from enable disable status help" -l context -d 'Context of the kubeconfig to use' -r

@@ -1,7 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: bench-hub cluster clean-cluster demo size test-e2e can-run
+.PHONY: bench-hub cluster clean-cluster demo size test-e2e test-flannel can-run
 
 # Said before minutes of building, not after.
 can-run:
@@ -23,6 +23,9 @@ size: can-run image plugin ## What the programs weigh: on the disk, by crate, an
 	  echo; echo "$$program: $$(stat -c %s $(OUTPUT)/$$program) bytes"; $(TESTBED) sections $(OUTPUT)/$$program.map --rows 20; \
 	done
 	$(TESTBED) demo --only S4,size
+
+test-flannel: can-run image plugin ## Convert, cut and power cut on a cluster whose network is flannel
+	$(TESTBED) demo --only flannel
 
 bench-hub: can-run image plugin ## The hub beside the API server and a vanilla node: speed, uplink, memory (ten minutes)
 	cargo build --locked --release -p yurt-load

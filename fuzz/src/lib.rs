@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hub-status", run: hub::status },
     Target { name: "hub-status-patch", run: hub::status_patch },
     Target { name: "hub-filter", run: hub::filter },
+    Target { name: "hub-endpoint-slice", run: hub::endpoint_slice },
     Target { name: "hub-token", run: hub::token },
     Target { name: "tunnel-frame", run: tunnel_frame },
     Target { name: "tunnel-mux", run: tunnel::mux },

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 pub use go::{COREDNS_VERSION, ETCD_VERSION, KUBERNETES_VERSION};
-pub use image::{METRICS_SERVER, NGINX, PAUSE, REPOSITORY};
+pub use image::{FLANNEL, METRICS_SERVER, NGINX, PAUSE, REPOSITORY};
 
 use crate::paths;
 
@@ -44,6 +44,12 @@ pub fn all() -> Result<Artifacts> {
 /// The image archive of metrics-server. Not part of [`all`]: it takes minutes and one test.
 pub fn metrics_server() -> Result<PathBuf> {
     image::metrics_server(&go::metrics_server()?)
+}
+
+/// The image archive of flannel. Not part of [`all`]: one test needs it.
+pub fn flannel(artifacts: &Artifacts) -> Result<PathBuf> {
+    let (agent, plugin) = go::flannel()?;
+    image::flannel(&agent, &plugin, &artifacts.root)
 }
 
 /// One artifact of the cache: a folder, filled by `make` if it is not there yet.

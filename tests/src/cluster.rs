@@ -29,11 +29,23 @@ const POD_SUBNET: &str = "10.244";
 pub struct Options {
     /// kube-proxy's mode: `nftables` or `iptables`.
     pub proxy: String,
+    pub network: Network,
+}
+
+/// What gives pods their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// A bridge a node, configured before kubelet starts: nobody has to be asked.
+    Bridge,
+    /// flannel: its agent asks the API server, and kubelet is Ready when it has.
+    Flannel,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { proxy: "nftables".to_owned() }
+        // Debian's nft 1.0.6 in kube-proxy's image loses the maps of a kube-proxy that is restarted, with or without us
+        // (kubernetes#136786), and a conversion restarts it.
+        Self { proxy: "iptables".to_owned(), network: Network::Bridge }
     }
 }
 
@@ -45,6 +57,7 @@ pub struct Cluster {
     pub shop: Site,
     pub kubectl: Kubectl,
     artifacts: Artifacts,
+    network: Network,
     nodes: u8,
     extra_images: Vec<PathBuf>,
     keep: bool,
@@ -59,6 +72,10 @@ impl Cluster {
             bail!("{reason}");
         }
         let artifacts = build::all()?;
+        let flannel = match options.network {
+            Network::Bridge => None,
+            Network::Flannel => Some(build::flannel(&artifacts)?),
+        };
         let lock = Lock::take()?;
         let dead = leftovers::describe();
         if !dead.is_empty() {
@@ -75,15 +92,17 @@ impl Cluster {
         // Two machines boot while the other waits for its disk; kubeadm needs them one after the other.
         let (master, edge) = thread::scope(|scope| {
             let artifacts = &artifacts;
-            let edge = scope.spawn(move || boot(artifacts, EDGE, &edge_namespace, edge_address, 1));
-            let master = boot(artifacts, MASTER, &master_namespace, net::MASTER, 0)
+            let network = options.network;
+            let edge = scope.spawn(move || boot(artifacts, network, EDGE, &edge_namespace, edge_address, 1));
+            let master = boot(artifacts, network, MASTER, &master_namespace, net::MASTER, 0)
                 .and_then(|machine| init(options, machine));
             let edge = edge.join().map_err(|_| anyhow::anyhow!("booting {EDGE} panicked"))?;
             anyhow::Ok((master?, edge?))
         })?;
         fs::copy(master.root().join("etc/kubernetes/admin.conf"), paths::kubeconfig())?;
         let kubectl = Kubectl::new(&artifacts.bin, &paths::kubeconfig());
-        let cluster = Self {
+        let mut cluster = Self {
+            network: options.network,
             master,
             edge,
             shop,
@@ -94,6 +113,11 @@ impl Cluster {
             keep: false,
             _lock: lock,
         };
+        if let Some(flannel) = flannel {
+            cluster.import_image(&flannel)?;
+            let manifest = include_str!("../testbed/cluster/flannel.yaml").replace("@IMAGE@", build::FLANNEL);
+            cluster.kubectl.apply(&manifest)?;
+        }
         cluster.join(&cluster.edge.clone(), edge_address)?;
         cluster.wait_ready(MASTER)?;
         cluster.wait_ready(EDGE)?;
@@ -108,12 +132,15 @@ impl Cluster {
         }
         let artifacts = build::all()?;
         let nodes = fs::read_dir(machine::machines())?.count();
+        let kubectl = Kubectl::new(&artifacts.bin, &paths::kubeconfig());
+        let flannel = kubectl.run(["get", "namespace", "kube-flannel"])?.ok();
         Ok(Self {
             master: Machine::find(MASTER)?,
             edge: Machine::find(EDGE)?,
             shop: Site::find(SHOP)?,
-            kubectl: Kubectl::new(&artifacts.bin, &paths::kubeconfig()),
+            kubectl,
             artifacts,
+            network: if flannel { Network::Flannel } else { Network::Bridge },
             nodes: u8::try_from(nodes)?,
             extra_images: Vec::new(),
             keep: true,
@@ -134,7 +161,7 @@ impl Cluster {
     /// Returns when its Node object exists; whether it is Ready is for the caller to wait on.
     pub fn add_edge(&mut self, name: &str, site: &Site, address: Ipv4Addr) -> Result<Machine> {
         let namespace = site.attach(name, address)?;
-        let machine = boot(&self.artifacts, name, &namespace, address, self.nodes)?;
+        let machine = boot(&self.artifacts, self.network, name, &namespace, address, self.nodes)?;
         self.nodes += 1;
         for image in &self.extra_images {
             import(&machine, image)?;
@@ -234,15 +261,24 @@ pub fn ready_condition(node: &Value) -> String {
 }
 
 /// Makes and starts a machine with all images in its store.
-fn boot(artifacts: &Artifacts, name: &str, namespace: &str, address: Ipv4Addr, index: u8) -> Result<Machine> {
+fn boot(
+    artifacts: &Artifacts,
+    network: Network,
+    name: &str,
+    namespace: &str,
+    address: Ipv4Addr,
+    index: u8,
+) -> Result<Machine> {
     // A node must resolve its own name, and everybody knows the master.
     let hosts = format!("{address} {name}\n");
     let machine = Machine::create(name, namespace, &artifacts.root, &hosts, "10.80.0.254")?;
-    machine.write(
-        "/etc/cni/net.d/10-pods.conflist",
-        include_str!("../testbed/cluster/cni.json")
-            .replace("@SUBNET@", &format!("{POD_SUBNET}.{index}.0/24")),
-    )?;
+    if network == Network::Bridge {
+        machine.write(
+            "/etc/cni/net.d/10-pods.conflist",
+            include_str!("../testbed/cluster/cni.json")
+                .replace("@SUBNET@", &format!("{POD_SUBNET}.{index}.0/24")),
+        )?;
+    }
     machine.start()?;
     wait::until_true(&format!("containerd on {name}"), Duration::from_secs(60), || {
         let state = machine.exec(["ctr", "version"])?;

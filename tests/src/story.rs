@@ -8,6 +8,7 @@
 //! - [`workload`]: the pods that stand for business.
 //! - [`vanilla`] S1–S3, [`convert`] S4, [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
 //! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs. [`bench`]: how fast it is.
+//!   [`flannel`]: another network.
 
 mod access;
 mod again;
@@ -15,6 +16,7 @@ mod autonomy;
 mod bench;
 mod convert;
 mod crash;
+mod flannel;
 pub mod product;
 mod reboot;
 mod refusals;
@@ -107,6 +109,13 @@ pub const MEASURED: [Step; 2] = [
     Step { id: "bench-vanilla", title: "a vanilla node's uplink", play: bench::vanilla },
     Step { id: "bench-hub", title: "the hub beside the API server", play: bench::hub },
 ];
+
+/// What is played on a cluster of its own, whose network is flannel.
+pub const FLANNEL: &[Step] = &[Step {
+    id: "flannel",
+    title: "convert, cut, power cut: a network that asks the API server for its start",
+    play: flannel::flannel,
+}];
 
 /// The order in which the test plays everything: what needs a vanilla cluster before S4, what needs a
 /// converted one before S8, and a second conversion after it.

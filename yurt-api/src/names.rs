@@ -32,6 +32,12 @@ pub const TARGET_VANILLA: &str = "vanilla";
 /// node's own credentials.
 pub const ANNOTATION_CONVERSION: &str = "openyurt.io/conversion-state";
 
+/// Node annotation that tells the keeper what to do with the node's infrastructure agents ([`crate::agent`]) when the node
+/// is converted or reverted: restart them once (when absent) or [`AGENTS_KEEP`]. Written by the plugin.
+pub const ANNOTATION_AGENTS: &str = "openyurt.io/conversion-agents";
+/// Value of [`ANNOTATION_AGENTS`]: leave them as they are.
+pub const AGENTS_KEEP: &str = "keep";
+
 /// Field manager of everything the plugin applies.
 pub const FIELD_MANAGER: &str = "kubectl-yurt";
 /// Namespace of our components unless `--yurt-namespace` says otherwise.
@@ -112,7 +118,7 @@ pub const KUBELET_KUBECONFIG: &str = "/opt/yurt/etc/kubelet.conf";
 pub const TUNNEL_CA_FILE: &str = "/opt/yurt/etc/tunnel-ca.crt";
 /// The keeper's journal.
 pub const KEEPER_JOURNAL: &str = "/opt/yurt/keeper/journal.json";
-/// State of `yurtd edge` (systemd's `StateDirectory=yurt`): store, serving certificate.
+/// State of `yurtd edge` (systemd's `StateDirectory=yurt`): store, the node's CA, the hub's certificate.
 pub const STATE_DIR: &str = "/var/lib/yurt";
 /// Where units go.
 pub const SYSTEMD_DIR: &str = "/etc/systemd/system";

@@ -40,6 +40,42 @@ pub struct ConversionStatus {
     pub version: String,
     /// When the state was entered, RFC 3339.
     pub time: String,
+    /// What became of the node's infrastructure agents on its way to this state.
+    #[serde(default, skip_serializing_if = "Agents::is_empty")]
+    pub agents: Agents,
+}
+
+/// What the keeper did with the node's infrastructure agents ([`crate::agent`]). Pods are named `namespace/name`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agents {
+    /// Restarted, in this order, and Ready again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarted: Vec<String>,
+    /// Not restarted, or not Ready again in time. What they are is told apart by the message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<AgentFailure>,
+    /// Left as they were because that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
+}
+
+impl Agents {
+    /// True if there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An agent that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentFailure {
+    /// The pod; empty when the agents could not even be found.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// Why, for a person.
+    pub message: String,
 }
 
 /// Cluster-wide configuration, JSON under [`CONFIG_KEY`](crate::names::CONFIG_KEY).

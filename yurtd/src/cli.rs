@@ -21,6 +21,8 @@ pub(crate) enum Role {
     Edge(EdgeArgs),
     /// Hold the hub's pod address on the loopback interface (started by systemd)
     Address,
+    /// End the processes of a container, which kubelet then starts again (started by the keeper)
+    EndContainer(EndContainerArgs),
 }
 
 /// Arguments of `yurtd edge`.
@@ -29,7 +31,17 @@ pub(crate) struct EdgeArgs {
     /// Configuration that the keeper writes
     #[arg(long, default_value = names::EDGE_CONFIG)]
     pub(crate) config: PathBuf,
-    /// Where the store and the serving certificate live
+    /// Where the store, the node's CA and the hub's certificate live
     #[arg(long, default_value = names::STATE_DIR, env = "STATE_DIRECTORY")]
     pub(crate) state_dir: PathBuf,
+}
+
+/// Arguments of `yurtd end-container`.
+#[derive(Debug, Args)]
+pub(crate) struct EndContainerArgs {
+    /// The container's id, as its runtime knows it
+    pub(crate) id: String,
+    /// How long it may take to end by itself
+    #[arg(long, default_value_t = 30)]
+    pub(crate) grace_seconds: u32,
 }

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | `yurtd` | `edge` | `yurt-hub`, and the agent of `yurt-tunnel` | systemd service on every edge node |
 //! | | `address` | `yurt-hub` | service before it: holds the hub's address for pods |
+//! | | `end-container` | `yurt-keeper` | transient unit, when the keeper restarts an agent of the node |
 //! | `yurtd-keeper` | | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `yurtd` |
 //! | `yurtd-cloud` | `tunnel-server` | `yurt-tunnel` | DaemonSet on control-plane nodes |
 //! | | `controller` | `yurt-controller` | Deployment in the cloud |

@@ -4,6 +4,7 @@ mod cli;
 mod edge;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use sd_notify::NotifyState;
@@ -22,5 +23,11 @@ fn main() -> ExitCode {
         Role::Address => yurtd::run(Builder::new_current_thread(), |stop| {
             yurt_hub::address::hold(stop, || edge::notify(&[NotifyState::Ready]))
         }),
+        Role::EndContainer(args) => {
+            let grace = Duration::from_secs(args.grace_seconds.into());
+            yurtd::run(Builder::new_current_thread(), |_| async move {
+                yurt_keeper::end_container::run(&args.id, grace)
+            })
+        }
     }
 }

@@ -43,6 +43,9 @@ pub struct ConvertArgs {
     /// Do without the tunnel
     #[arg(long)]
     pub skip_tunnel: bool,
+    /// Do not restart the nodes' infrastructure agents (kube-proxy, the CNI's): they go past the hub until somebody does
+    #[arg(long)]
+    pub keep_agents: bool,
 }
 
 /// `--dry-run`.
@@ -69,6 +72,9 @@ pub struct RevertArgs {
     /// How many nodes to revert at once
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_parallel: u16,
+    /// Do not restart the nodes' infrastructure agents (kube-proxy, the CNI's): they miss the hub until somebody does
+    #[arg(long)]
+    pub keep_agents: bool,
 }
 
 /// `autonomy`.

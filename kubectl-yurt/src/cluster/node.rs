@@ -61,7 +61,13 @@ pub const AUTONOMY_ANNOTATIONS: [&str; 3] =
     [names::ANNOTATION_AUTONOMY, names::ANNOTATION_AUTONOMY_LEGACY, names::ANNOTATION_AUTONOMY_DURATION];
 
 /// The annotations with which plugin and keeper talk to each other.
-pub const CONVERSION_ANNOTATIONS: [&str; 2] = [names::ANNOTATION_TARGET, names::ANNOTATION_CONVERSION];
+pub const CONVERSION_ANNOTATIONS: [&str; 3] =
+    [names::ANNOTATION_TARGET, names::ANNOTATION_AGENTS, names::ANNOTATION_CONVERSION];
+
+/// What tells a keeper what to do with its node's agents, as the value of their annotation in a patch.
+pub fn agents_annotation(keep: bool) -> Value {
+    if keep { json!(names::AGENTS_KEEP) } else { Value::Null }
+}
 
 /// True if the node has one of these annotations.
 pub fn has_any(node: &Node, annotations: &[&str]) -> bool {

@@ -26,7 +26,7 @@ use crate::{
     cluster::{
         access, lock,
         manifests::{self, Object, Settings},
-        node, objects,
+        node, node_agents, objects,
         objects::Effect,
         pods,
     },
@@ -58,6 +58,10 @@ pub struct Plan {
     pub labels: BTreeMap<String, Option<String>>,
     /// Pods on each node that is converted.
     pub pods: BTreeMap<String, usize>,
+    /// Those of them that are infrastructure agents.
+    pub agents: Vec<String>,
+    /// Leave them as they are.
+    pub keep_agents: bool,
 }
 
 /// Runs the command.
@@ -144,12 +148,11 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
     let objects = manifests::render(&settings).map_err(|error| Error::Failed(error.to_string()))?;
     let labels =
         nodes.iter().map(|node| (node.name_any(), node::edge_label(node).map(str::to_owned))).collect();
-    let pods = if work.convert.is_empty() {
-        BTreeMap::new()
-    } else {
-        pods::count(&pods::unfinished(session).await?, &work.convert)
-    };
-    Ok(Plan { work, objects, settings, image_before, release, labels, pods })
+    let unfinished = if work.convert.is_empty() { Vec::new() } else { pods::unfinished(session).await? };
+    let pods = pods::count(&unfinished, &work.convert);
+    let agents = node_agents::on_nodes(&unfinished, &work.convert);
+    let keep_agents = options.keep_agents;
+    Ok(Plan { work, objects, settings, image_before, release, labels, pods, agents, keep_agents })
 }
 
 /// What applying each object would do.
@@ -221,7 +224,9 @@ fn question(plan: &Plan, pending: usize) -> String {
     } else {
         format!(" Not ready, the tunnel server starts there later: {}.", join(&plan.work.later))
     };
-    format!("This will {}.{later} Pods keep running. Go on?", parts.join("; "))
+    let agents = node_agents::intent(&plan.agents, plan.keep_agents);
+    let agents = agents.map(|text| format!("; {text}")).unwrap_or_default();
+    format!("This will {}.{later} Pods keep running{agents}. Go on?", parts.join("; "))
 }
 
 /// `--dry-run=client`: the objects on stdout, fit for `kubectl diff -f -`; the plan on stderr.
@@ -236,6 +241,9 @@ fn show(console: Console, plan: &Plan) -> Result<(), Error> {
     }
     for (node, step) in steps(plan) {
         console.note(format!("node/{node} {step} (dry run)"));
+    }
+    if let Some(agents) = node_agents::intent(&plan.agents, plan.keep_agents) {
+        console.note(format!("{agents} (dry run)"));
     }
     Ok(())
 }
@@ -262,6 +270,9 @@ async fn dry_run(session: &Session, console: Console, plan: &Plan) -> Result<(),
     }
     for (node, step) in steps(plan) {
         console.line(format!("node/{node} {step} (server dry run)"))?;
+    }
+    if let Some(agents) = node_agents::intent(&plan.agents, plan.keep_agents) {
+        console.line(format!("{agents} (server dry run)"))?;
     }
     Ok(())
 }

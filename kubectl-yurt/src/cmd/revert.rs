@@ -13,13 +13,13 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 use yurt_api::{names, status::ConversionState};
 
-use restart::Window;
+use restart::Windows;
 
 use crate::{
     cluster::{
         access, lock,
         node::{self, patch_node},
-        objects, pods, report,
+        node_agents, objects, pods, report,
         rollout::{News, Report, Rollout},
         teardown,
         unmark::{self, Unmarking},
@@ -93,11 +93,14 @@ pub async fn run(session: &Session, console: Console, options: Revert) -> Result
             session.yurt_namespace
         )));
     }
-    let mut windows = restart::windows(&nodes);
+    let mut windows = Windows::of(&nodes);
     let pods = pods::unfinished(session).await?;
-    let stale = restart::stale(&pods, &windows);
+    let (agents, stale): (Vec<_>, Vec<_>) =
+        restart::stale(&pods, &windows).into_iter().partition(restart::Stale::is_agent);
+    let agents: Vec<String> = agents.iter().map(restart::Stale::name).collect();
     let pods = pods::count(&pods, &work.revert);
-    console.confirm(&question(&work, &pods, existing.len(), &stale), options.yes)?;
+    let agents = node_agents::intent(&agents, options.keep_agents);
+    console.confirm(&question(&work, &pods, existing.len(), agents, &stale), options.yes)?;
     let result = lock::hold(
         session,
         |text| console.note(text),
@@ -130,6 +133,7 @@ fn question(
     work: &ToRevert,
     pods: &BTreeMap<String, usize>,
     objects: usize,
+    agents: Option<String>,
     stale: &[restart::Stale],
 ) -> String {
     let mut parts = Vec::new();
@@ -153,7 +157,8 @@ fn question(
     } else {
         format!(" Afterwards restart yourself, if they use the API server: {}.", restart::listed(stale))
     };
-    format!("This will {}. Pods keep running.{afterwards} Go on?", parts.join("; "))
+    let agents = agents.map(|text| format!("; {text}")).unwrap_or_default();
+    format!("This will {}. Pods keep running{agents}.{afterwards} Go on?", parts.join("; "))
 }
 
 async fn execute(
@@ -161,12 +166,13 @@ async fn execute(
     console: Console,
     options: Revert,
     work: ToRevert,
-    windows: &mut BTreeMap<String, Window>,
+    windows: &mut Windows,
 ) -> Result<(), Error> {
     let mut progress = Progress::start(console, "reverted", work.revert.len());
     let mut observer = Observer::new(session);
     let mut rollout = Rollout::new(work.revert.iter().cloned(), options.max_parallel, options.timeout, false);
-    let unmarked = follow(session, &work, &mut observer, &mut rollout, &mut progress, windows).await?;
+    let keep = options.keep_agents;
+    let unmarked = follow(session, &work, keep, &mut observer, &mut rollout, &mut progress, windows).await?;
 
     let mut left: BTreeMap<String, String> =
         rollout.failed().map(|(name, why)| (name.to_owned(), why.to_owned())).collect();
@@ -175,7 +181,14 @@ async fn execute(
     );
     let reverted = || {
         let mut done = rollout.done().filter(|name| !left.contains_key(*name));
-        done.try_for_each(|name| console.line(format!("node/{name} reverted")))
+        done.try_for_each(|name| {
+            console.line(format!("node/{name} reverted"))?;
+            let agents = windows.agents(name);
+            for text in node_agents::failures(agents) {
+                console.warn(format!("node {name}: {text}"));
+            }
+            node_agents::outcome(agents).map_or(Ok(()), |text| console.line(format!("node/{name} {text}")))
+        })
     };
     if !left.is_empty() {
         progress.clear();
@@ -214,10 +227,11 @@ async fn execute(
 async fn follow(
     session: &Session,
     work: &ToRevert,
+    keep_agents: bool,
     observer: &mut Observer,
     rollout: &mut Rollout,
     progress: &mut Progress,
-    windows: &mut BTreeMap<String, Window>,
+    windows: &mut Windows,
 ) -> Result<Unmarking, Error> {
     let mut unmarking = Unmarking::default();
     observer.complete().await;
@@ -227,7 +241,10 @@ async fn follow(
             let metadata = json!({
                 // Its keeper runs only with the label, which somebody may have taken off.
                 "labels": { names::LABEL_EDGE_WORKER: "true" },
-                "annotations": { names::ANNOTATION_TARGET: names::TARGET_VANILLA }
+                "annotations": {
+                    names::ANNOTATION_TARGET: names::TARGET_VANILLA,
+                    names::ANNOTATION_AGENTS: node::agents_annotation(keep_agents),
+                }
             });
             patch_node(session, &name, metadata).await?;
         }
@@ -245,7 +262,7 @@ async fn follow(
                 Some(News::Done(text)) => {
                     progress.step(&name, &text);
                     if let Some(node) = observer.view().nodes.get(&name) {
-                        restart::close(windows, node);
+                        windows.close(node);
                     }
                     unmarking.begin(session, &name).await?;
                 }

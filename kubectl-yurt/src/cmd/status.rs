@@ -16,14 +16,14 @@ use serde_json::json;
 use yurt_api::{
     names,
     node::Kind,
-    status::{ClusterConfig, ConversionState},
+    status::{Agents, ClusterConfig, ConversionState},
 };
 
 use crate::{
     cluster::{
         autonomy::{self, NodeAutonomy},
         components::{daemon_set_is_ready, deployment_is_ready},
-        definition, node, pods,
+        definition, node, node_agents, pods,
         report::step_text,
     },
     connect::{
@@ -52,6 +52,9 @@ struct NodeStatus {
     /// The tunnel session is there; absent when that is not known or does not apply.
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnel: Option<bool>,
+    /// What became of its infrastructure agents on its way to where it is.
+    #[serde(skip_serializing_if = "Agents::is_empty")]
+    agents: Agents,
     autonomy: NodeAutonomy,
     kubelet: String,
 }
@@ -167,13 +170,18 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
         (None, false) => None,
     };
     let detail = keeper_trouble.map(|trouble| trouble.text().to_owned()).or_else(|| {
-        report.as_ref().filter(|report| report.state != ConversionState::Converted).map(step_text)
+        let report = report.as_ref()?;
+        match report.state {
+            ConversionState::Converted => node_agents::outcome(&report.agents),
+            _ => Some(step_text(report)),
+        }
     });
     NodeStatus {
         role: role(node::kind(node)),
         conversion,
         detail,
-        version: report.map(|report| version(&report.version)),
+        version: report.as_ref().map(|report| version(&report.version)),
+        agents: report.map(|report| report.agents).unwrap_or_default(),
         ready: node::is_ready(node),
         tunnel: found.sessions.as_ref().filter(|_| edge).map(|found| found.agents.contains_key(&name)),
         autonomy: autonomy::describe(node, found.parameter.as_ref()),

@@ -26,6 +26,8 @@ pub struct Convert {
     pub max_parallel: usize,
     /// Addresses of the tunnel server; `None` to do without it.
     pub tunnel: Option<TunnelAddresses>,
+    /// Leave the nodes' infrastructure agents as they are.
+    pub keep_agents: bool,
 }
 
 /// How `convert` is told which nodes stay in the cloud and which do not.
@@ -73,6 +75,7 @@ impl Convert {
             yes: args.yes,
             max_parallel: args.max_parallel.into(),
             tunnel: tunnel?,
+            keep_agents: args.keep_agents,
         })
     }
 }
@@ -98,11 +101,18 @@ pub struct Revert {
     pub yes: bool,
     /// How many nodes to revert at once.
     pub max_parallel: usize,
+    /// Leave the nodes' infrastructure agents as they are.
+    pub keep_agents: bool,
 }
 
 impl From<RevertArgs> for Revert {
     fn from(args: RevertArgs) -> Self {
-        Self { timeout: args.timeout, yes: args.yes, max_parallel: args.max_parallel.into() }
+        Self {
+            timeout: args.timeout,
+            yes: args.yes,
+            max_parallel: args.max_parallel.into(),
+            keep_agents: args.keep_agents,
+        }
     }
 }
 

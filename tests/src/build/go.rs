@@ -1,4 +1,4 @@
-//! The Go programs: Kubernetes as one multi-call binary, etcd, CoreDNS, pause; metrics-server.
+//! The Go programs: Kubernetes as one multi-call binary, etcd, CoreDNS, pause; metrics-server; flannel.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -32,6 +32,11 @@ const PROGRAMS: &[&str] = &["kubernetes", "etcd", "coredns", "pause"];
 /// as Kubernetes itself.
 pub(super) fn metrics_server() -> Result<PathBuf> {
     program("metrics-server")
+}
+
+/// flannel's agent and its CNI plugin, in a folder each.
+pub(super) fn flannel() -> Result<(PathBuf, PathBuf)> {
+    Ok((program("flannel")?, program("flannel-cni")?))
 }
 
 /// A folder with all programs; `YURT_TESTBED_BIN` names one that was built elsewhere.
@@ -78,9 +83,17 @@ fn compile(program: &str, into: &std::path::Path) -> Result<()> {
         .env("GOTOOLCHAIN", "local")
         .args(["build", "-trimpath", "-ldflags", &linker_flags(), "-o"])
         .arg(into.join(program))
-        .arg(".");
+        .arg(package(program));
     // Its progress (downloads) is shown: the first build takes minutes.
     run::show(command).context("building with Go 1.26 (`go` must be on the PATH)")
+}
+
+/// What is built: the folder's own program, or somebody else's that its `go.mod` names as a tool.
+fn package(program: &str) -> &'static str {
+    match program {
+        "flannel-cni" => "github.com/containernetworking/plugins/plugins/meta/flannel",
+        _ => ".",
+    }
 }
 
 /// kubeadm refuses to work with binaries that do not know their version.

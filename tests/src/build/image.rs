@@ -23,6 +23,9 @@ pub const NGINX: &str = "testbed.yurt/nginx:1.22";
 /// For the manifest of a test that installs it.
 pub const METRICS_SERVER: &str = "testbed.yurt/metrics-server:v0.9.0";
 
+/// For flannel's manifest.
+pub const FLANNEL: &str = "testbed.yurt/flannel:v0.28.4";
+
 /// All image archives, one file per image.
 pub(super) fn build(bin: &Path, root: &Path) -> Result<PathBuf> {
     let key = Key::new()
@@ -72,6 +75,27 @@ pub(super) fn metrics_server(bin: &Path) -> Result<PathBuf> {
         one_program(folder, bin, "metrics-server", METRICS_SERVER.to_owned(), "metrics-server")
     })?;
     Ok(folder.join("metrics-server.tar"))
+}
+
+/// The image of flannel, which only a cluster with that network imports: its agent with `nft`, its CNI plugin, and a `cp`
+/// for the containers that install it.
+pub(super) fn flannel(agent: &Path, plugin: &Path, root: &Path) -> Result<PathBuf> {
+    let key = Key::new()
+        .add(agent.as_os_str().as_encoded_bytes())
+        .add(plugin.as_os_str().as_encoded_bytes())
+        .add(root.as_os_str().as_encoded_bytes())
+        .add(include_str!("image.rs"));
+    let folder = cached("image-flannel", &key, |folder| {
+        let image = layer(folder, "flannel", |to| {
+            fs::create_dir_all(to.join("opt/bin"))?;
+            fs::copy(agent.join("flannel"), to.join("opt/bin/flanneld"))?;
+            fs::copy(plugin.join("flannel-cni"), to.join("flannel"))?;
+            fs::copy(root.join("usr/bin/busybox"), to.join("usr/bin/cp"))?;
+            copy_with_libraries(root, "/usr/sbin/nft", to)
+        })?;
+        archive(&folder.join("flannel.tar"), image.path(), &[FLANNEL.to_owned()], json!({}))
+    })?;
+    Ok(folder.join("flannel.tar"))
 }
 
 /// An image with a static program and nothing else.

@@ -6,14 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::convert::{CONVERT, edge_is_converted, edge_is_vanilla, is_converted, nothing_of_ours};
+use super::convert::{
+    CONVERT, edge_is_converted, edge_is_vanilla, is_converted, nothing_of_ours, only_agents_restarted,
+};
 use super::refusals::refused;
 use super::revert::{KUBELET_COLLECTS, REVERT};
 use super::{Story, reads_well, seconds};
 use crate::cluster::{self, EDGE};
 use crate::machine::Machine;
 use crate::net::Site;
-use crate::observe::{containers, node, objects};
+use crate::observe::{node, objects};
 use crate::wait::until_true;
 
 const SECOND: &str = "edge-two";
@@ -43,8 +45,7 @@ pub(super) fn without_the_image(story: &mut Story) -> Result<()> {
     let finished = story.kubectl_ok(CONVERT)?;
     story.teller.figure("the second convert", &seconds(finished.took));
     is_converted(story)?;
-    let faults = containers::changes(&before, &story.containers()?);
-    story.teller.check_none(&faults, "same containers, no restart")
+    only_agents_restarted(story, &before, &finished)
 }
 
 /// Convert on a converted cluster says so and changes nothing.

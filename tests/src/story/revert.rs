@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::convert::{before, edge_is_vanilla, snapshot};
+use super::convert::{before, edge_is_vanilla, only_agents_restarted, snapshot};
 use super::{Story, reads_well, seconds};
-use crate::observe::{containers, difference};
+use crate::observe::difference;
 use crate::wait::until_true;
 
 pub(super) const REVERT: &[&str] = &["yurt", "revert", "--yes"];
@@ -25,11 +25,7 @@ pub(super) fn revert(story: &mut Story) -> Result<()> {
 
     let edge = story.cluster.edge.clone();
     edge_is_vanilla(story, &edge)?;
-    let faults = containers::changes(&containers, &story.containers()?);
-    story.teller.check_none(
-        &faults,
-        &format!("all {} containers on the edge have the same id and no restart", containers.len()),
-    )?;
+    only_agents_restarted(story, &containers, &finished)?;
 
     story.teller.step("compare both machines and all objects with before convert");
     let before = before()?;

@@ -17,19 +17,12 @@ pub struct Teller {
     started: Instant,
     step: usize,
     figures: Vec<(String, String)>,
-    missing: Vec<String>,
     chapter: String,
 }
 
 impl Default for Teller {
     fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            step: 0,
-            figures: Vec::new(),
-            missing: Vec::new(),
-            chapter: String::new(),
-        }
+        Self { started: Instant::now(), step: 0, figures: Vec::new(), chapter: String::new() }
     }
 }
 
@@ -104,12 +97,6 @@ impl Teller {
         self.figures.push((format!("{} {what}", self.chapter), value.to_owned()));
     }
 
-    /// What does not hold yet and is another issue's.
-    pub fn missing(&mut self, text: &str) {
-        self.line(&format!("     ! not yet: {text}"));
-        self.missing.push(format!("{} {text}", self.chapter));
-    }
-
     pub fn note(&self, text: &str) {
         self.line(&format!("     {text}"));
     }
@@ -118,7 +105,7 @@ impl Teller {
         self.line(&format!("     ✗ {}", text.replace('\n', "\n       ")));
     }
 
-    /// All figures, and what is missing.
+    /// All figures.
     pub fn summary(&self) {
         if !self.figures.is_empty() {
             self.line("\nMeasured");
@@ -126,12 +113,6 @@ impl Teller {
         let width = self.figures.iter().map(|(what, _)| what.chars().count()).max().unwrap_or_default();
         for (what, value) in &self.figures {
             self.line(&format!("  {what:<width$}  {value}"));
-        }
-        if !self.missing.is_empty() {
-            self.line("\nNot yet true, and left for a later issue");
-        }
-        for text in &self.missing {
-            self.line(&format!("  {text}"));
         }
     }
 }

@@ -9,6 +9,19 @@ use yurt_node::token::BearerToken;
 
 pub(crate) use permit::{Permit, authorise};
 
+/// Days that the API server's word on what an identity may read is believed although nobody has asked again.
+const RIGHTS_LAST: u64 = 30;
+/// The same for Secrets.
+const RIGHTS_TO_SECRETS_LAST: u64 = 7;
+
+/// Whether a right that the API server confirmed on one day is believed on another, in days since 1970. Not for kubelet,
+/// which needs what its pods need however long the link is down, and not for what was followed as long as there was a
+/// link: nobody could have known better. A clock that has gone back makes no right older.
+pub(crate) fn rights_last(confirmed: u64, today: u64, is_secret: bool) -> bool {
+    let days = if is_secret { RIGHTS_TO_SECRETS_LAST } else { RIGHTS_LAST };
+    today.saturating_sub(confirmed) <= days
+}
+
 /// The user name that the API server knows the caller by (`system:node:edge-1`,
 /// `system:serviceaccount:kube-system:coredns`). Views belong to one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +45,13 @@ impl fmt::Display for Identity {
     }
 }
 
+impl Identity {
+    /// Whether it is a node's: kubelet's.
+    pub(crate) fn is_node(&self) -> bool {
+        self.0.starts_with("system:node:")
+    }
+}
+
 /// What a request carries upstream. The hub never lends one caller the credential of another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
@@ -48,4 +68,20 @@ pub(crate) struct Caller {
     pub(crate) identity: Identity,
     /// What its requests carry upstream.
     pub(crate) credential: Credential,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_to_secrets_lasts_a_week_and_others_a_month() {
+        for (days, is_secret, last) in
+            [(0, true, true), (7, true, true), (8, true, false), (8, false, true), (31, false, false)]
+        {
+            assert_eq!(rights_last(20_000, 20_000 + days, is_secret), last, "{days} {is_secret}");
+        }
+        assert!(rights_last(20_000, 0, true), "a board without a clock");
+        assert!(!rights_last(0, 20_000, true), "of an older release");
+    }
 }

@@ -255,9 +255,7 @@ impl Filter {
         let mut object: Value = serde_json::from_str(text)?;
         let changed = match self {
             Self::HubAsService => lead_service_to_hub(&mut object),
-            Self::ConfigMaps(ca) if is_kube_proxys(&object) => {
-                lead_kube_proxy_to_hub(&mut object) | believe_node_ca(&mut object, ca)
-            }
+            Self::ConfigMaps(_) if is_kube_proxys(&object) => lead_kube_proxy_to_hub(&mut object),
             Self::ConfigMaps(ca) => believe_node_ca(&mut object, ca),
             Self::TokenSecrets(ca) => believe_node_ca_in_secret(&mut object, ca),
             Self::PullIfNotPresent => pull_if_not_present(&mut object),

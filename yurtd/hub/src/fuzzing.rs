@@ -4,6 +4,8 @@
 //! read again, nothing is made up, and an answer is no larger than its question allows. `fuzz/` calls them; nothing
 //! else does, and a program that does not call them does not contain them.
 
+use std::cell::{Cell, RefCell};
+
 use bytes::Bytes;
 use http::Method;
 use http::header::AUTHORIZATION;
@@ -17,6 +19,7 @@ use crate::request::accept::Accept;
 use crate::request::authenticate::bearer_token;
 use crate::request::classify::{RequestInfo, Verb};
 use crate::request::jwt;
+use crate::wire::endpoint_slice::{self, Edit};
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object, with_resource_version};
@@ -184,6 +187,59 @@ pub fn status_patch(input: &[u8]) {
         }
     }
     assert_eq!(patched, before);
+}
+
+/// An EndpointSlice of this node's pods: what was decided of an endpoint is what is read of it afterwards, whatever else
+/// the slice says stays, and nothing is left to do.
+pub fn endpoint_slice(input: &[u8]) {
+    let Some((choice, stored)) = choice(input) else { return };
+    let encoding = if choice & 1 == 0 { Encoding::Protobuf } else { Encoding::Json };
+    let wanted = match (choice >> 1) % 3 {
+        0 => Edit::Keep,
+        1 => Edit::Remove,
+        _ => Edit::Show {
+            addresses: vec!["10.0.0.9".to_owned()],
+            ready: choice & 8 == 0,
+            serving: choice & 16 == 0,
+        },
+    };
+    let endpoints = |stored: &[u8]| {
+        let seen = RefCell::new(Vec::new());
+        let read = endpoint_slice::edit(encoding, stored, |slice, endpoint| {
+            let target = &endpoint.target;
+            let names = [&slice.namespace, &slice.service, &slice.address_type, &target.uid, &target.name];
+            let addresses = endpoint.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+            seen.borrow_mut().push((names.map(ToString::to_string), addresses, endpoint.conditions));
+            Edit::Keep
+        });
+        read.map(|changed| {
+            assert_eq!(changed, None);
+            seen.into_inner()
+        })
+    };
+    let Ok(mut expected) = endpoints(stored) else { return };
+    // Every other one: the ones between have to stay.
+    let count = Cell::new(0);
+    let edited = endpoint_slice::edit(encoding, stored, |_, _| {
+        count.set(count.get() + 1);
+        if count.get() % 2 == 1 { wanted.clone() } else { Edit::Keep }
+    });
+    let Ok(edited) = edited else { panic!("a slice that was read cannot be edited: {edited:?}") };
+    let edited = edited.unwrap_or_else(|| Bytes::copy_from_slice(stored));
+    let mut at = 0;
+    expected.retain_mut(|(_, addresses, conditions)| {
+        at += 1;
+        match &wanted {
+            Edit::Remove => return at % 2 == 0,
+            Edit::Show { addresses: shown, ready, serving } if at % 2 == 1 => {
+                addresses.clone_from(shown);
+                (conditions.ready, conditions.serving) = (Some(*ready), Some(*serving));
+            }
+            _ => {}
+        }
+        true
+    });
+    assert_eq!(endpoints(&edited), Ok(expected));
 }
 
 /// What the hub changes in what kubelet reads: what comes out is JSON, and there is as much of it.

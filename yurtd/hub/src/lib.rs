@@ -49,7 +49,7 @@ use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
 use self::offline::events::replay;
-use self::offline::{Offline, rebase};
+use self::offline::{Offline, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
@@ -63,6 +63,10 @@ use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 
 pub use self::serve::health::Readiness;
+
+/// Names this boot of the node: from the unit, which may not read the kernel's own file.
+const BOOT_VARIABLE: &str = "YURT_BOOT_ID";
+const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {
@@ -122,7 +126,10 @@ impl Server {
                 () = guard.run() => {}
             }
         });
-        let offline = Offline::open(store, views.clone(), node, &config.kubelet_version).await;
+        // Without a name every boot is the same, and no kubelet is known to have ended with one.
+        let boot = std::env::var(BOOT_VARIABLE).or_else(|_| std::fs::read_to_string(BOOT_FILE));
+        let boot = boot.unwrap_or_default();
+        let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();
         let certificates = Certificates::open(state_dir, node, domain, SystemTime::now())
@@ -167,8 +174,10 @@ impl Server {
         tasks.part("the serving certificate", certificates.run(service, stop.clone()));
         let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
         tasks.part("the queue of Events", events);
-        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit, stop.clone());
+        let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
+        let overlay = overlay::run(offline.clone(), node_permit, stop.clone());
+        tasks.part("the node's pods in EndpointSlices", overlay);
         let (writing, lost, end) = (offline.clone(), link.clone(), stop.clone());
         tasks.part("the writing of remembered answers", async move {
             writing.keep_written(&lost, &end).await;
@@ -205,8 +214,8 @@ impl Server {
     }
 }
 
-/// The views of kube-proxy and CoreDNS, opened again with their stored tokens when the hub has restarted and the link
-/// is there.
+/// The views of kube-proxy, CoreDNS and of every identity with a pod on the node, followed again with their stored tokens
+/// when the hub has restarted and the link is there.
 async fn prewarm(offline: Arc<Offline>, link: Link, stop: CancellationToken) {
     let mut state = link.subscribe();
     let online = tokio::select! {

@@ -15,13 +15,17 @@
 //! | lists that no view knows better, discovery | the last answer seen: [`remember`] |
 //! | everything else | 503, without `Retry-After` (client-go would sleep and try ten times) |
 //!
+//! [`overlay`] shows the node's own pods in EndpointSlices as they are here.
+//!
 //! While the link is up the module watches what passes by ([`Offline::observer`]) and keeps what it will need.
 
 pub(crate) mod answer;
+pub(crate) mod change;
 pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod observe;
+pub(crate) mod overlay;
 pub(crate) mod patch;
 pub(crate) mod prewarm;
 pub(crate) mod rebase;
@@ -43,14 +47,16 @@ use yurt_node::link::LinkState;
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
 
-use crate::caller::Permit;
+use crate::caller::{Permit, rights_last};
+use crate::clock;
 use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store, StoreError};
-use crate::view::Lookup;
+use crate::view::{Lookup, Question, ViewSpec};
+use crate::wire::endpoint_slice::is_slice;
 use crate::wire::{Encoding, Resource, WireError};
 use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
@@ -141,12 +147,19 @@ pub(crate) struct Offline {
 
 impl Offline {
     /// Reads what earlier processes left. What cannot be read is missing, and logged: the hub starts all the same.
-    pub(crate) async fn open(store: Store, views: Views, node_name: &str, kubelet_version: &str) -> Self {
+    /// `boot` names this boot of the node.
+    pub(crate) async fn open(
+        store: Store,
+        views: Views,
+        node_name: &str,
+        kubelet_version: &str,
+        boot: &str,
+    ) -> Self {
         Self {
             node_name: node_name.to_owned(),
             kubelet_version: kubelet_version.to_owned(),
             views,
-            journal: Journal::open(store.clone()),
+            journal: Journal::open(store.clone(), boot).await,
             events: EventQueue::open(store.clone()),
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
@@ -202,6 +215,17 @@ impl Offline {
         &self.views
     }
 
+    /// A list of kubelet's own pods while it watches none: it is a new kubelet, or one that has lost track, to which
+    /// nothing that an earlier one has ended is final.
+    pub(crate) async fn kubelet_begins(&self, node: &Permit, spec: &ViewSpec) {
+        let own = spec.field_selector().strip_prefix("spec.nodeName=") == Some(&*self.node_name);
+        let pods = (&*spec.resource().group, &*spec.resource().plural) == ("", "pods");
+        let begins = pods && own && spec.namespace().is_none() && !self.journal.ended(false).is_empty();
+        if begins && self.views.find(node, spec, Question::Any).is_some_and(|view| !view.is_watched()) {
+            self.take_back_ends(node, false).await;
+        }
+    }
+
     /// The row of a request.
     pub(crate) fn row(&self, info: &RequestInfo, parts: &Parts, permit: &Permit) -> Row {
         row::row(info, &parts.method, permit.is_node(), &self.node_name)
@@ -234,6 +258,7 @@ impl Offline {
                 Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
+                    .map(|answer| self.remembered(target, answer))
                     .ok_or_else(|| never_cached(&describe(target))),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
                     "{} {} needs the API server",
@@ -290,7 +315,12 @@ impl Offline {
             Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
             Lookup::Found { .. } | Lookup::ProvenAbsent { .. } | Lookup::Unknown => {}
         }
-        answer.ok_or_else(|| never_cached(&describe(target)))
+        Ok(self.remembered(target, answer.ok_or_else(|| never_cached(&describe(target)))?))
+    }
+
+    /// The last answer seen; EndpointSlices in it show the node's own pods as they are here.
+    fn remembered(&self, target: &ResourceTarget, answer: Answer) -> Answer {
+        if is_slice(&target.resource) { answer.showing(&self.views.overlay().book()) } else { answer }
     }
 
     /// The list as it last passed by, if that was after `version`.
@@ -306,7 +336,9 @@ impl Offline {
         version: u64,
     ) -> Result<Option<Answer>, OfflineError> {
         let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
-        Ok(answer.filter(|answer| answer.list_version().is_some_and(|own| own > version)))
+        let newer = answer.filter(|answer| answer.list_version().is_some_and(|own| own > version));
+        let slices = info.resource().is_some_and(|target| is_slice(&target.resource));
+        Ok(if slices { newer.map(|answer| answer.showing(&self.views.overlay().book())) } else { newer })
     }
 
     async fn patch_status(
@@ -333,12 +365,15 @@ impl Offline {
         // Journal and local version come and go together: a replay in between would leave the local version behind.
         let _claim = self.journal.claim(&object).await;
         let stored = self.json(permit, &target.resource, namespace, name, target)?;
-        let patched = patch::apply_to_status(&stored, patch_type, body, schema)?;
+        // A version that came from the API server while the link was up for a moment does not know of it.
+        let before = match self.journal.change(&object)? {
+            Some(change) => change.over(&stored),
+            None => stored.clone(),
+        };
+        let patched = patch::apply_to_status(&before, patch_type, body, schema)?;
         if patched != stored {
-            let text = std::str::from_utf8(body)
-                .map_err(|error| OfflineError::Damaged(format!("the patch is not UTF-8: {error}")))?;
             // First on the disk, then visible: what a watcher has seen is never lost.
-            self.journal.append(&object, patch_type, text).await?;
+            self.journal.append(&object, &before, &patched).await?;
             self.views.apply_local(permit, &target.resource, namespace, name, &patched).await?;
         }
         Ok(Answer::new(StatusCode::OK, Encoding::Json.content_type(), Bytes::from(patched.to_string())))
@@ -458,14 +493,22 @@ impl Offline {
         parts: &Parts,
     ) -> Result<Option<Answer>, OfflineError> {
         let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
-        let answer = memory.recall(&key(owner, info, parts))?;
+        let mut answer = memory.recall(&key(owner, info, parts))?;
+        if let (Owner::Other(_), Some(target)) = (owner, info.resource()) {
+            // Nobody has followed since whether the identity may still read this.
+            let (today, is_secret) = (clock::today(), target.resource.is_secret());
+            answer =
+                answer.filter(|answer| rights_last(answer.confirmed.unwrap_or_default(), today, is_secret));
+        }
         Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
     }
 }
 
 fn key(owner: Owner<'_>, info: &RequestInfo, parts: &Parts) -> Key {
     let query = info.query.canonical(&IGNORED_PARAMETERS);
-    Key::new(owner, parts.uri.path(), &query, header(&parts.headers, ACCEPT))
+    let subject =
+        info.resource().map(|target| format!("{}/{}", target.resource.group, target.resource.plural));
+    Key::new(owner, &subject.unwrap_or_default(), parts.uri.path(), &query, header(&parts.headers, ACCEPT))
 }
 
 fn parse_token_request(

@@ -8,8 +8,10 @@
 //! - sleeps while the link is down, and while its credential is refused; a 403 is marked in the store, and the view
 //!   served to nobody until a list succeeds,
 //! - uses the freshest credential that the identity has shown,
-//! - ends when nobody has used its view for a while, unless kubelet needs it. The view stays in the store.
+//! - ends when nobody has used its view for a while, unless kubelet needs it (`kept`) or a pod of its identity is on the
+//!   node (`accounts`). The view stays in the store.
 
+mod accounts;
 mod fetch;
 mod followers;
 mod housekeeping;
@@ -17,10 +19,13 @@ mod kept;
 mod local;
 mod needs;
 mod open;
+mod overlay;
 mod reflector;
 mod step;
 mod views;
 
+pub(crate) use local::Present;
+pub(crate) use overlay::Publishing;
 use step::Start;
 pub(crate) use views::Views;
 

@@ -10,12 +10,14 @@ pub(crate) mod catalogue;
 mod feed;
 mod list;
 mod lookup;
+pub(crate) mod overlay;
 pub(crate) mod record;
 pub(crate) mod spec;
 pub(crate) mod state;
 mod stream;
 pub(crate) mod table;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -24,8 +26,8 @@ use http::HeaderMap;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::caller::Identity;
-use crate::clock::now;
+use crate::caller::{Identity, rights_last};
+use crate::clock::{DAY, now, steady, today};
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
@@ -168,10 +170,14 @@ pub(crate) struct View {
     /// A list that is being sent right now; others who want the same share it.
     list: Mutex<Weak<list::SharedList>>,
     clients: AtomicUsize,
+    /// When somebody last used it, as [`steady`] says.
     used: AtomicU64,
-    /// In use until then although nobody asks, in seconds since 1970.
+    /// In use until then although nobody asks.
     warm_until: AtomicU64,
-    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`).
+    /// It is in the catalogue no more, and what is stored of it goes.
+    gone: AtomicBool,
+    /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`), or one of them does
+    /// when it starts (`replica::accounts`).
     kept: AtomicBool,
     /// Bytes of its objects, which are counted with those of its identity and of all others.
     stored: AtomicU64,
@@ -204,7 +210,8 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    fn new(
+    /// The view of a record, or a new one.
+    pub(crate) fn new(
         id: ViewId,
         identity: Identity,
         spec: ViewSpec,
@@ -231,8 +238,12 @@ impl View {
             damage: Notify::new(),
             list: Mutex::default(),
             clients: AtomicUsize::new(0),
-            used: AtomicU64::new(record.map_or_else(now, |record| record.used)),
+            used: AtomicU64::new({
+                let idle = record.map_or(0, |record| now().saturating_sub(record.used));
+                steady().saturating_sub(idle)
+            }),
             warm_until: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
             kept: AtomicBool::new(false),
         };
         view.count_stored(record.map_or(0, |record| record.bytes));
@@ -278,6 +289,31 @@ impl View {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Found>, StoreError> {
+        self.object(namespace, name, feed::body)
+    }
+
+    /// The same as upstream has it, without what lies over it here.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn upstreams(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let found =
+            self.object(namespace, name, |reader, _, key, object| object.open(reader.sealer(), key))?;
+        Ok(found.map(|found| found.body))
+    }
+
+    fn object(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        body: impl for<'a> FnOnce(
+            &Reader<'a>,
+            &ViewRecord,
+            &[u8],
+            &ObjectRecord<'a>,
+        ) -> Result<Cow<'a, [u8]>, StoreError>,
+    ) -> Result<Option<Found>, StoreError> {
         let key = self.id.object(&crate::wire::object::object_key(namespace, name));
         self.read(|reader| {
             let record = feed::load(reader, self.id)?;
@@ -286,7 +322,7 @@ impl View {
             };
             let object = ObjectRecord::decode(value)?;
             let local = record.locals > 0 && reader.get(Table::Locals, &key)?.is_some();
-            let body = feed::body(reader, &record, &key, &object)?;
+            let body = body(reader, &record, &key, &object)?;
             let body = crate::wire::object::encode_object(self.spec.encoding(), kind, &body);
             Ok(Some(Found { body, version: object.version, local }))
         })
@@ -304,6 +340,22 @@ impl View {
                 Ok(true)
             })?;
             Ok(record.sequence)
+        })
+    }
+
+    /// How many bytes its objects take in the store; more than `limit` are not counted on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn stored_bytes(&self, limit: u64) -> Result<u64, StoreError> {
+        self.read(|reader| {
+            let mut bytes = 0_u64;
+            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
+                bytes = bytes.saturating_add((key.len() + value.len()) as u64);
+                Ok(bytes <= limit)
+            })?;
+            Ok(bytes)
         })
     }
 
@@ -337,7 +389,19 @@ impl View {
 
     /// The one question about freshness.
     pub(crate) fn may_answer(&self, question: Question) -> bool {
-        self.state().may_answer(question, self.resource_version())
+        let state = self.state();
+        let in_place = matches!(question, Question::AsLastKnown | Question::Absence { .. });
+        state.may_answer(question, self.resource_version()) && (!in_place || self.rights_last(state))
+    }
+
+    /// Whether the identity may still be believed to have the right to read this, without the API server.
+    fn rights_last(&self, state: State) -> bool {
+        match state {
+            State::Behind { since, .. } if !self.identity.is_node() && !state.was_followed() => {
+                rights_last(since / DAY, today(), self.spec.resource().is_secret())
+            }
+            _ => true,
+        }
     }
 
     /// Whether a reflector keeps it equal to the API server's collection.
@@ -348,6 +412,11 @@ impl View {
     /// Whether the API server's last word on it was a 403.
     pub(crate) fn is_refused(&self) -> bool {
         self.state().is_refused()
+    }
+
+    /// Whether a client watches it right now.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
     }
 
     /// Whether something of it may be stored, told to anybody or not.
@@ -377,24 +446,35 @@ impl View {
 
     /// Somebody uses the view.
     pub(crate) fn touch(&self) {
-        self.used.store(now(), Ordering::Relaxed);
+        self.used.store(steady(), Ordering::Relaxed);
     }
 
     /// Somebody will want the view although nobody uses it yet.
     pub(crate) fn keep_warm(&self, seconds: u64) {
-        self.warm_until.fetch_max(now() + seconds, Ordering::Relaxed);
+        self.warm_until.fetch_max(steady() + seconds, Ordering::Relaxed);
     }
 
-    /// Whether kubelet needs the view.
+    /// Whether the node needs the view, used or not.
     pub(crate) fn set_kept(&self, kept: bool) {
         self.kept.store(kept, Ordering::Relaxed);
     }
 
-    /// Seconds since somebody used it; none while somebody watches, or kubelet needs it.
-    pub(crate) fn idle(&self) -> u64 {
-        self.idle_at(now())
+    /// It is in the catalogue no more.
+    pub(crate) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it is in the catalogue no more: whoever still has it has to ask for another.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Seconds since somebody used it; none while somebody watches, or kubelet needs it.
+    pub(crate) fn idle(&self) -> u64 {
+        self.idle_at(steady())
+    }
+
+    /// The same at another time, of [`steady`].
     pub(crate) fn idle_at(&self, now: u64) -> u64 {
         let warm = self.warm_until.load(Ordering::Relaxed) > now;
         let kept = self.kept.load(Ordering::Relaxed);
@@ -404,11 +484,14 @@ impl View {
         now.saturating_sub(self.used.load(Ordering::Relaxed))
     }
 
+    /// When somebody last used it, in seconds since 1970.
     pub(crate) fn used(&self) -> u64 {
-        if self.clients.load(Ordering::Relaxed) > 0 { now() } else { self.used.load(Ordering::Relaxed) }
+        let watched = self.clients.load(Ordering::Relaxed) > 0;
+        let idle = steady().saturating_sub(self.used.load(Ordering::Relaxed));
+        now().saturating_sub(if watched { 0 } else { idle })
     }
 
-    /// As if somebody had used it last at this time, in seconds since 1970.
+    /// As if somebody had used it last at this time of [`steady`].
     #[cfg(test)]
     pub(crate) fn used_at(&self, seconds: u64) {
         self.used.store(seconds, Ordering::Relaxed);

@@ -17,6 +17,7 @@
 //! Sources: k8s.io/apimachinery `runtime.Unknown`, `meta/v1` `generated.proto` (ListMeta, ObjectMeta, WatchEvent,
 //! Status), `pkg/runtime/serializer/{protobuf,json}`; every built-in `*List` has metadata = 1, items = 2.
 
+pub(crate) mod endpoint_slice;
 pub(crate) mod frame;
 pub(crate) mod json;
 pub(crate) mod list;

@@ -1,9 +1,10 @@
 //! The API server (directly and through the hub) and the hub's health, as the keeper asks them: always with the
 //! node's own client certificate, so that the keeper can do nothing that kubelet could not.
 //!
-//! This file is what can be asked and what can go wrong; [`api`] asks, [`objects`] is what is read of the answers,
-//! [`follow`] watches the own Node, [`health`] asks the hub how it is.
+//! This file is what can be asked and what can go wrong; [`api`] asks, [`objects`] and [`agents`] are what is read of the
+//! answers, [`follow`] watches the own Node, [`health`] asks the hub how it is.
 
+mod agents;
 mod api;
 mod follow;
 mod health;
@@ -23,6 +24,7 @@ pub(crate) use self::follow::Follower;
 pub(crate) use self::objects::OwnNode;
 #[cfg(test)]
 pub(crate) use self::objects::Pod;
+use super::agents::Agent;
 use super::containers::Running;
 
 /// Why an answer did not come.
@@ -103,6 +105,8 @@ pub(crate) trait Cluster {
     async fn lease(&mut self) -> Result<Option<Timestamp>, ClusterError>;
     /// The containers that run on the node.
     async fn containers(&mut self) -> Result<Running, ClusterError>;
+    /// The node's infrastructure agents.
+    async fn agents(&mut self, route: Route) -> Result<Vec<Agent>, ClusterError>;
     /// Data of a ConfigMap of ours; `None` when it is not there (yet).
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError>;
     /// Writes the status into the own Node's annotation.

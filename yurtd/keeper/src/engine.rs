@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use yurt_api::status::{ConversionState, ConversionStatus};
+use yurt_api::status::{Agents, ConversionState, ConversionStatus};
 
 use super::cluster::{Access, Cluster, ClusterError, OwnNode};
 use super::host::{Host, HostError};
@@ -47,6 +47,8 @@ pub(crate) enum KeeperError {
     KubeletNotBack { limit: Duration, last: String },
     #[error("containers changed when kubelet was restarted: {}", containers.join(", "))]
     ContainersChanged { containers: Vec<String> },
+    #[error("it is not back after {} s: {last}", limit.as_secs())]
+    AgentNotBack { limit: Duration, last: String },
     /// The conversion failed and was undone; reported already.
     #[error("{} failed: {}", failure.step.name(), failure.message)]
     Undone { failure: Failure },
@@ -77,6 +79,10 @@ pub(crate) struct Settings {
     pub kubelet_limit: Duration,
     /// How long containers are watched after kubelet is back.
     pub settle: Duration,
+    /// How long one agent may take to be back after a restart.
+    pub agent_limit: Duration,
+    /// How long all of them may take.
+    pub agents_limit: Duration,
     /// Between two looks at a condition.
     pub poll: Duration,
     /// Addresses that must be free before conversion.
@@ -85,6 +91,8 @@ pub(crate) struct Settings {
     pub free_bytes: u64,
     /// Largest difference between the node's clock and the API server's, seconds.
     pub clock_skew: i64,
+    /// The node's clock.
+    pub now: fn() -> Timestamp,
 }
 
 /// The keeper of one node.
@@ -101,6 +109,10 @@ pub(crate) struct Engine<S, C> {
     pub(super) reported: Option<ConversionStatus>,
     /// `Reverted` was reported since the node was last asked to be vanilla.
     reverted: bool,
+    /// What became of the agents in the revert that has ended.
+    reverted_agents: Agents,
+    /// The Node asks to leave its agents as they are.
+    keep_agents: bool,
     /// Stamp of the installed program when its digest was last right.
     pub(super) verified: Option<[i64; 4]>,
     /// State, automatic restarts and last words of the hub when they were last shown.
@@ -127,6 +139,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             release,
             reported: None,
             reverted: false,
+            reverted_agents: Agents::default(),
+            keep_agents: false,
             verified: None,
             hub_said: None,
         }
@@ -203,11 +217,20 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         if let Some(seen) = seen {
             // The plugin may have removed our report; then it is to be written again.
             self.reported = seen.conversion.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            self.keep_agents = seen.keep_agents;
         }
         if target != Target::Vanilla {
             self.reverted = false;
+            self.reverted_agents = Agents::default();
         }
-        let journal = Journal::load(&self.host)?;
+        let mut journal = Journal::load(&self.host)?;
+        if let Some(journal) = &mut journal
+            && seen.is_some()
+            && journal.keep_agents != self.keep_agents
+        {
+            journal.keep_agents = self.keep_agents;
+            journal.save(&self.host)?;
+        }
         match (journal, target) {
             (None, Target::Unchanged) => Ok(()),
             (None, Target::Edge) => self.begin(seen).await,
@@ -232,6 +255,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             step = Step::Preflight;
             self.say(ConversionState::Converting, Some(step), "").await;
             let node = self.preflight(&facts).await?;
+            self.keep_agents = node.keep_agents;
             Ok((original, node.kubelet_version))
         }
         .await;
@@ -248,7 +272,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         };
         let version = seen.map_or(kubelet_version.clone(), |seen| seen.kubelet_version.clone());
         let version = if version.is_empty() { kubelet_version } else { version };
-        let journal = Journal::new(original, self.release.clone(), version);
+        let mut journal = Journal::new(original, self.release.clone(), version);
+        journal.keep_agents = self.keep_agents;
         journal.save(&self.host)?;
         self.convert(journal).await
     }
@@ -260,11 +285,15 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             journal.release = self.release.clone();
             journal.save(&self.host)?;
         }
-        for step in [Step::Install, Step::Service, Step::Warm, Step::Kubelet, Step::Verify] {
+        for step in Step::ALL.into_iter().filter(|step| *step >= Step::Install) {
             journal.begin(&self.host, step)?;
             self.say(ConversionState::Converting, Some(step), "").await;
             tracing::info!(step = step.name(), "converting");
             if let Err(error) = self.forward(step, &mut journal).await {
+                if step == Step::Agents {
+                    self.report_agents(&mut journal, &error)?;
+                    continue;
+                }
                 // A lost link is no reason to give up what was reached, nor could kubelet be verified after undoing.
                 let error = match error {
                     KeeperError::Cluster(error) if error.is_unreachable() => {
@@ -280,6 +309,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 tracing::error!(step = step.name(), %error, "the conversion failed, undoing it");
                 let failure = Failure { step, message: error.to_string() };
                 journal.phase = Phase::Undoing { failure: Some(failure) };
+                journal.agents = Agents::default();
                 journal.save(&self.host)?;
                 return self.undo(journal).await;
             }
@@ -287,7 +317,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         journal.phase = Phase::Converted;
         journal.before = None;
         journal.save(&self.host)?;
-        self.say(ConversionState::Converted, None, "").await;
+        self.say_of_agents(ConversionState::Converted, "", journal.agents.clone()).await;
         tracing::info!(version = %journal.release.version, "converted");
         Ok(())
     }
@@ -296,6 +326,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         // Asked for now, whatever was being undone before.
         if journal.phase != (Phase::Undoing { failure: None }) {
             journal.phase = Phase::Undoing { failure: None };
+            journal.agents = Agents::default();
             journal.save(&self.host)?;
         }
         self.undo(journal).await
@@ -326,6 +357,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         match failure {
             None => {
                 tracing::info!("the node is vanilla again");
+                self.reverted_agents = journal.agents;
                 self.rest().await
             }
             Some(failure) => {
@@ -339,7 +371,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     async fn rest(&mut self) -> Result<(), KeeperError> {
         Journal::remove(&self.host)?;
         if !self.reverted {
-            self.reverted = self.say(ConversionState::Reverted, None, "").await;
+            let agents = self.reverted_agents.clone();
+            self.reverted = self.say_of_agents(ConversionState::Reverted, "", agents).await;
         }
         Ok(())
     }
@@ -347,15 +380,31 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Reports to the Node's annotation. That nobody hears it must not keep the node from its target.
     pub(super) async fn say(&mut self, state: ConversionState, step: Option<Step>, message: &str) -> bool {
         let status = ConversionStatus {
-            state,
             step: step.map(|step| step.name().into()),
             step_index: step.map_or(0, Step::number),
+            ..self.status(state, message)
+        };
+        self.say_status(status).await
+    }
+
+    /// The same at the end of a way, with what became of the agents on it.
+    async fn say_of_agents(&mut self, state: ConversionState, message: &str, agents: Agents) -> bool {
+        let status = ConversionStatus { agents, ..self.status(state, message) };
+        self.say_status(status).await
+    }
+
+    /// A state that has been entered now.
+    pub(super) fn status(&self, state: ConversionState, message: &str) -> ConversionStatus {
+        ConversionStatus {
+            state,
+            step: None,
+            step_index: 0,
             steps: u32::try_from(Step::ALL.len()).unwrap_or_default(),
             message: message.into(),
             version: self.release.version.clone(),
-            time: Timestamp::now().to_string(),
-        };
-        self.say_status(status).await
+            time: (self.settings.now)().to_string(),
+            agents: Agents::default(),
+        }
     }
 
     pub(super) async fn say_status(&mut self, mut status: ConversionStatus) -> bool {

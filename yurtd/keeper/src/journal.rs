@@ -13,13 +13,15 @@
 
 use serde::{Deserialize, Serialize};
 use yurt_api::names;
+use yurt_api::status::Agents;
 
+use super::agents::Moment;
 use super::containers::Before;
 use super::host::{Host, HostError};
 use super::look::Original;
 
 /// Format of the file; a keeper refuses what a newer one wrote rather than guess.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A step of a conversion, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,11 +40,21 @@ pub(crate) enum Step {
     Kubelet,
     /// kubelet works through the hub, containers are as they were.
     Verify,
+    /// The node's agents use the hub.
+    Agents,
 }
 
 impl Step {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Look, Self::Preflight, Self::Install, Self::Service, Self::Warm, Self::Kubelet, Self::Verify];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Look,
+        Self::Preflight,
+        Self::Install,
+        Self::Service,
+        Self::Warm,
+        Self::Kubelet,
+        Self::Verify,
+        Self::Agents,
+    ];
 
     /// Position, from 1.
     pub(crate) fn number(self) -> u32 {
@@ -59,6 +71,7 @@ impl Step {
             Self::Warm => "warm",
             Self::Kubelet => "kubelet",
             Self::Verify => "verify",
+            Self::Agents => "agents",
         }
     }
 }
@@ -127,6 +140,21 @@ pub(crate) struct Journal {
     /// What ran before kubelet was restarted, until the conversion is verified.
     #[serde(default)]
     pub before: Option<Before>,
+    /// When kubelet was last restarted to come to the hub.
+    #[serde(default)]
+    pub came: Option<Moment>,
+    /// When it was restarted to work without it again.
+    #[serde(default)]
+    pub left: Option<Moment>,
+    /// The node's agents have not followed it yet.
+    #[serde(default)]
+    pub agents_due: bool,
+    /// The node's agents stay as they are.
+    #[serde(default)]
+    pub keep_agents: bool,
+    /// What was done with them on the way to where the node is, or is going. One is named before it is restarted.
+    #[serde(default)]
+    pub agents: Agents,
     /// kubelet's version, as its Node says.
     #[serde(default)]
     pub kubelet_version: String,
@@ -156,6 +184,11 @@ impl Journal {
             applied_service: None,
             applied_kubelet: None,
             before: None,
+            came: None,
+            left: None,
+            agents_due: false,
+            keep_agents: false,
+            agents: Agents::default(),
             kubelet_version,
         }
     }
@@ -171,7 +204,8 @@ impl Journal {
         if stamp.format > FORMAT {
             return Err(JournalError::Newer(stamp.format));
         }
-        serde_json::from_slice(&text).map(Some).map_err(JournalError::Damaged)
+        let read = serde_json::from_slice::<Self>(&text).map_err(JournalError::Damaged)?;
+        Ok(Some(Self { format: FORMAT, ..read }))
     }
 
     /// Puts the journal on disk; it is there when this returns.
@@ -242,7 +276,7 @@ mod tests {
         std::fs::create_dir(folder.path().join("opt")).unwrap();
         let host = Host::with_fuse(folder.path(), Fuse::default());
         journal().save(&host).unwrap();
-        for text in ["", "{\"format\":1", "{\"format\":2}", "{\"format\":1}"] {
+        for text in ["", "{\"format\":1", "{\"format\":3}", "{\"format\":1}"] {
             host.write(names::KEEPER_JOURNAL, text.as_bytes(), 0o600).unwrap();
             assert!(Journal::load(&host).is_err(), "{text}");
             assert!(host.exists(names::KEEPER_JOURNAL));
@@ -251,6 +285,6 @@ mod tests {
 
     #[test]
     fn steps_are_numbered_from_one() {
-        assert_eq!(Step::ALL.map(Step::number), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(Step::ALL.map(Step::number), [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 }

@@ -10,9 +10,11 @@
 //! It acts with the node's own client certificate, for which it needs no rights of its own, and keeps running
 //! wherever it stands when it is killed: `engine` says how.
 
+mod agents;
 mod arguments;
 mod cluster;
 mod containers;
+pub mod end_container;
 mod engine;
 mod flags;
 #[doc(hidden)]
@@ -39,6 +41,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
 
@@ -106,6 +109,8 @@ fn settings() -> Settings {
         upgrade_limit: Duration::from_secs(30),
         kubelet_limit: Duration::from_secs(90),
         settle: Duration::from_secs(5),
+        agent_limit: Duration::from_secs(90),
+        agents_limit: Duration::from_secs(180),
         poll: Duration::from_millis(500),
         ports: vec![
             loopback(names::HUB_PORT),
@@ -115,6 +120,7 @@ fn settings() -> Settings {
         ],
         free_bytes: 128 * 1024 * 1024,
         clock_skew: 300,
+        now: Timestamp::now,
     }
 }
 

@@ -51,13 +51,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 
     async fn say_converted(&mut self, journal: &Journal, message: &str) {
         let status = ConversionStatus {
-            state: ConversionState::Converted,
-            step: None,
-            step_index: 0,
-            steps: u32::try_from(super::journal::Step::ALL.len()).unwrap_or_default(),
-            message: message.into(),
             version: journal.release.version.clone(),
-            time: jiff::Timestamp::now().to_string(),
+            agents: journal.agents.clone(),
+            ..self.status(ConversionState::Converted, message)
         };
         self.say_status(status).await;
     }
@@ -72,6 +68,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let reconfigured = self.configure(journal).await?;
         self.ensure_service(journal, relinked || reconfigured).await?;
         self.ensure_drop_in(journal).await?;
+        if let Err(error) = self.agents_to_hub(journal).await {
+            self.report_agents(journal, &error)?;
+        }
         installed
     }
 

@@ -9,10 +9,12 @@
 //! | the hub is ready, is believed and serves | `ready` | `hub_ready`, `meet_hub`, `hub_serves` | |
 //! | kubelet uses the hub | `drop_in` | `ensure_drop_in` | `withdraw_drop_in` |
 //! | kubelet is well, its containers too | `verify` | `verify` | |
+//! | the node's agents use the hub | `agents` | `agents_to_hub` | `agents_to_api_server`, once kubelet has left it |
 //!
 //! Everything that reaches looks first and acts only where something is not so; conversion, repair and upgrade call the
 //! same functions.
 
+mod agents;
 mod configuration;
 mod drop_in;
 mod preflight;
@@ -56,14 +58,24 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 self.ensure_drop_in(journal).await.map(drop)
             }
             Step::Verify => self.verify(journal).await,
+            Step::Agents => self.agents_to_hub(journal).await,
         }
     }
 
     /// Undoes one step.
     pub(crate) async fn backward(&mut self, step: Step, journal: &mut Journal) -> Result<(), KeeperError> {
         match step {
-            Step::Look | Step::Preflight | Step::Warm | Step::Verify => Ok(()),
-            Step::Kubelet => self.withdraw_drop_in(journal).await,
+            Step::Look | Step::Preflight | Step::Warm | Step::Verify | Step::Agents => Ok(()),
+            Step::Kubelet => {
+                self.withdraw_drop_in(journal).await?;
+                // While the hub is still there for those that have not had their turn.
+                match self.agents_to_api_server(journal).await {
+                    Err(KeeperError::Cluster(error)) if !error.is_unreachable() => {
+                        self.report_agents(journal, &error.into())
+                    }
+                    outcome => outcome,
+                }
+            }
             Step::Service => self.remove_service(journal).await,
             Step::Install => self.uninstall(),
         }

@@ -5,19 +5,20 @@ mod cluster;
 mod fuse;
 mod systemd;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 
 pub(crate) use self::cluster::FakeCluster;
 pub(crate) use self::fuse::Fuse;
 pub(crate) use self::systemd::FakeSystemd;
+use crate::agents::{Agent, Started};
 use crate::cluster::ClusterError;
 use crate::containers::{Container, End, Running};
 use crate::systemd::SystemdError;
@@ -69,6 +70,18 @@ pub(crate) struct World {
     /// What happens to the containers when kubelet is restarted through the hub.
     pub churn: fn(&mut Running),
     pub containers: Running,
+    pub agents: Vec<Agent>,
+    /// By container id: whether kubelet worked through the hub when it started that container of an agent.
+    through_hub: BTreeMap<String, bool>,
+    pub keep_agents: bool,
+    /// Agents whose containers do not become ready again.
+    pub agents_broken: bool,
+    /// Their pods are deleted when a container of theirs is ended.
+    pub delete_ended_agents: bool,
+    /// The link goes down when the next one is restarted.
+    pub cut_at_first_agent: bool,
+    /// Ids of the containers that were ended, in order.
+    pub ended: Vec<String>,
     boots: u32,
     /// What the next questions get for an answer.
     pub hiccups: VecDeque<ClusterError>,
@@ -167,6 +180,13 @@ impl World {
             kubelet_broken: false,
             churn: |_| {},
             containers: Running::from([("uid/nginx".into(), container("containerd://1"))]),
+            agents: vec![agent("kube-system/kube-proxy-x"), agent("kube-flannel/kube-flannel-y")],
+            through_hub: BTreeMap::new(),
+            keep_agents: false,
+            agents_broken: false,
+            delete_ended_agents: false,
+            cut_at_first_agent: false,
+            ended: Vec::new(),
             boots: 0,
             hiccups: VecDeque::new(),
             hiccups_after_restart: Vec::new(),
@@ -199,6 +219,8 @@ impl World {
     }
 
     fn start_kubelet(&mut self) {
+        // It takes a while, so that what it starts begins later than what ran before.
+        pass_time(5);
         self.kubelet_pid += 1;
         self.kubelet_restarts += 1;
         let words = self.kubelet_arguments.split(' ').map(|word| format!("{word}\0")).collect::<String>();
@@ -229,6 +251,8 @@ impl World {
     pub(crate) fn power_cut(&mut self) {
         self.boot();
         replace(&mut self.containers, None);
+        let agents: Vec<String> =
+            self.agents.iter().flat_map(|agent| &agent.containers).map(|it| it.id.clone()).collect();
         self.active.clear();
         self.loaded.clear();
         self.hub_program = None;
@@ -239,6 +263,29 @@ impl World {
             }
         }
         self.start_kubelet();
+        for id in agents {
+            self.start_anew(&id);
+        }
+    }
+
+    /// A container of an agent has ended, and kubelet starts another in its place.
+    fn start_anew(&mut self, id: &str) {
+        pass_time(1);
+        let through_hub = self.kubelet_uses_hub();
+        for agent in &mut self.agents {
+            for container in agent.containers.iter_mut().filter(|container| container.id == id) {
+                *container = Started { id: format!("{id}+"), at: now() };
+                self.through_hub.insert(container.id.clone(), through_hub);
+                agent.ready = !self.agents_broken;
+            }
+        }
+    }
+
+    /// Agents with a container that was started with another way to the API server than kubelet's.
+    pub(crate) fn agents_left_behind(&self) -> Vec<String> {
+        let is = |container: &Started| self.through_hub.get(&container.id).copied().unwrap_or_default();
+        let behind = |agent: &&Agent| agent.containers.iter().any(|it| is(it) != self.kubelet_uses_hub());
+        self.agents.iter().filter(behind).map(|agent| agent.name.clone()).collect()
     }
 
     pub(crate) fn kubelet_uses_hub(&self) -> bool {
@@ -337,24 +384,35 @@ impl World {
 
 /// A container that has been running for an hour.
 fn container(id: &str) -> Container {
-    let hour = jiff::SignedDuration::from_hours(1);
-    Container { id: id.into(), started: Timestamp::now() - hour, previous: None }
+    Container { id: id.into(), started: now() - SignedDuration::from_hours(1), previous: None }
+}
+
+/// An agent that has been running for an hour.
+pub(crate) fn agent(name: &str) -> Agent {
+    let container = Started { id: format!("{name}-0"), at: now() - SignedDuration::from_hours(1) };
+    Agent { name: name.into(), uid: name.into(), ready: true, grace: 1, containers: vec![container] }
+}
+
+thread_local! {
+    /// Seconds by which the world's clock is ahead of the test's.
+    static AHEAD: Cell<i64> = const { Cell::new(0) };
+}
+
+/// The node's clock.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::now() + SignedDuration::from_secs(AHEAD.get())
+}
+
+fn pass_time(seconds: i64) {
+    AHEAD.set(AHEAD.get() + seconds);
 }
 
 /// Every container is another one from now on; the old ones ended with this code.
 pub(crate) fn replace(containers: &mut Running, code: Option<i32>) {
     for found in containers.values_mut() {
-        let end = |code| End {
-            id: Some(found.id.clone()),
-            finished: Some(Timestamp::now()),
-            code,
-            reason: String::new(),
-        };
-        *found = Container {
-            id: format!("{}-again", found.id),
-            started: Timestamp::now(),
-            previous: code.map(end),
-        };
+        let end =
+            |code| End { id: Some(found.id.clone()), finished: Some(now()), code, reason: String::new() };
+        *found = Container { id: format!("{}-again", found.id), started: now(), previous: code.map(end) };
     }
 }
 

@@ -92,6 +92,9 @@ pub(crate) trait Systemd {
     async fn stop(&mut self, unit: &str) -> Result<(), SystemdError>;
     /// Removes the state folder of a stopped service.
     async fn clean_state(&mut self, unit: &str) -> Result<(), SystemdError>;
+    /// Runs a program of the host in a unit of this name, which exists for that long, and waits until it has ended. If one
+    /// of an earlier keeper still does, there is nothing to do.
+    async fn run(&mut self, unit: &str, command: &[String]) -> Result<(), SystemdError>;
     /// Forgets that a unit failed.
     async fn reset_failed(&mut self, unit: &str) -> Result<(), SystemdError>;
 }

@@ -1,5 +1,6 @@
 //! Whole conversions and reverts on a temporary folder.
 
+mod agents;
 mod kept;
 mod killed;
 mod trouble;
@@ -17,7 +18,7 @@ use super::containers::Running;
 use super::engine::{Engine, KeeperError, Settings, Sources, Target};
 use super::host::{self, Host};
 use super::journal::{Journal, Phase, Release};
-use super::sim::{FakeCluster, FakeSystemd, Shared, World, replace, snapshot};
+use super::sim::{self, FakeCluster, FakeSystemd, Shared, World, replace, snapshot};
 use super::units;
 
 type TestEngine = Engine<FakeSystemd, FakeCluster>;
@@ -66,10 +67,13 @@ impl Node {
             upgrade_limit: Duration::from_millis(5),
             kubelet_limit: Duration::from_millis(5),
             settle: Duration::from_millis(1),
+            agent_limit: Duration::from_millis(5),
+            agents_limit: Duration::from_millis(50),
             poll: Duration::from_micros(100),
             ports: Vec::new(),
             free_bytes: 1,
             clock_skew: 300,
+            now: sim::now,
         };
         Engine::new(
             Host::with_fuse(self.root(), self.world.borrow().fuse.clone()),
@@ -122,6 +126,7 @@ impl Node {
     fn assert_converted(&self) {
         let world = self.world.borrow();
         assert!(world.kubelet_uses_hub() && world.kubelet_works());
+        assert_eq!(world.agents_left_behind(), [""; 0]);
         for unit in units::ALL {
             assert!(world.is_active(unit.name), "{}", unit.name);
             assert!(
@@ -149,6 +154,7 @@ impl Node {
         assert!(differing.is_empty(), "{differing:#?}");
         let world = self.world.borrow();
         assert!(!world.kubelet_uses_hub() && world.kubelet_works());
+        assert_eq!(world.agents_left_behind(), [""; 0]);
         for unit in units::ALL {
             assert!(!world.is_active(unit.name), "{}", unit.name);
         }
@@ -194,8 +200,22 @@ async fn steps_are_reported_in_order() {
     node.reach(Target::Edge).await.unwrap();
     let world = node.world.borrow();
     let steps: Vec<_> = world.reports.iter().filter_map(|report| report.step.clone()).collect();
-    assert_eq!(steps, ["look", "preflight", "install", "service", "warm", "kubelet", "verify"]);
-    assert!(world.reports.iter().all(|report| report.steps == 7));
+    assert_eq!(
+        steps,
+        [
+            "look",
+            "preflight",
+            "install",
+            "service",
+            "warm",
+            "kubelet",
+            "verify",
+            "agents",
+            "agents",
+            "agents"
+        ]
+    );
+    assert!(world.reports.iter().all(|report| report.steps == 8));
 }
 
 async fn fails_and_is_undone(node: &Node, step: &str) -> String {

@@ -21,6 +21,7 @@ use crate::{
         components::{self, Components},
         manifests,
         node::{self, patch_node},
+        node_agents,
         objects::{self, Effect},
         report,
         rollout::{News, Report, Rollout},
@@ -88,7 +89,7 @@ pub async fn run(
     if let Some(text) = unconnected {
         console.warn(text);
     }
-    summary(console, &plan, &rollout, &progress)
+    summary(console, &plan, &observer, &rollout, &progress)
 }
 
 /// Labels, objects and components.
@@ -161,7 +162,9 @@ async fn follow(
                 continue;
             }
             progress.step(&name, "labelling");
-            stale.extend(start(session, observer, &name).await?.map(|report| (name, report)));
+            stale.extend(
+                start(session, observer, &name, plan.keep_agents).await?.map(|report| (name, report)),
+            );
         }
         let active: Vec<String> = rollout.active().map(str::to_owned).collect();
         for name in active {
@@ -197,11 +200,19 @@ async fn follow(
 
 /// Tells a node to become an edge node. A failure of an earlier run is forgotten and its keeper starts anew; that
 /// failure's report is returned.
-async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Option<String>, Error> {
+async fn start(
+    session: &Session,
+    observer: &Observer,
+    name: &str,
+    keep_agents: bool,
+) -> Result<Option<String>, Error> {
     let node = observer.view().nodes.get(name);
     let failed =
         node.and_then(node::conversion).is_some_and(|status| status.state == ConversionState::Failed);
-    let mut annotations = json!({ names::ANNOTATION_TARGET: null });
+    let mut annotations = json!({
+        names::ANNOTATION_TARGET: null,
+        names::ANNOTATION_AGENTS: node::agents_annotation(keep_agents),
+    });
     if failed {
         annotations[names::ANNOTATION_CONVERSION] = Value::Null;
     }
@@ -222,7 +233,13 @@ async fn start(session: &Session, observer: &Observer, name: &str) -> Result<Opt
     Ok(node.and_then(node::report_text).filter(|_| failed).map(str::to_owned))
 }
 
-fn summary(console: Console, plan: &Plan, rollout: &Rollout, progress: &Progress) -> Result<(), Error> {
+fn summary(
+    console: Console,
+    plan: &Plan,
+    observer: &Observer,
+    rollout: &Rollout,
+    progress: &Progress,
+) -> Result<(), Error> {
     let work = &plan.work;
     for name in work.converted.difference(&work.upgrade) {
         console.line(format!("node/{name} already converted"))?;
@@ -231,6 +248,14 @@ fn summary(console: Console, plan: &Plan, rollout: &Rollout, progress: &Progress
         rollout.done().partition(|name| work.upgrade.contains(*name));
     for name in &converted {
         console.line(format!("node/{name} converted"))?;
+        let reported = observer.view().nodes.get(name).and_then(node::conversion);
+        let agents = reported.map(|status| status.agents).unwrap_or_default();
+        if let Some(text) = node_agents::outcome(&agents) {
+            console.line(format!("node/{name} {text}"))?;
+        }
+        for text in node_agents::failures(&agents) {
+            console.warn(format!("node {name}: {text}"));
+        }
     }
     for name in &upgraded {
         console.line(format!("node/{name} upgraded"))?;

@@ -1,44 +1,67 @@
 //! Which pods have to be restarted after a revert. A container that started while its node was an edge node keeps
 //! what kubelet gave it then: the hub as the API server (`KUBERNETES_SERVICE_HOST`, for kube-proxy its kubeconfig),
-//! which is gone with the hub. Pods on the host's network are given the same. Restarting is the user's to do. Pure.
+//! which is gone with the hub. Pods on the host's network are given the same. The keeper restarts the node's own agents;
+//! everything else is the user's to restart. Pure.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
-use yurt_api::{names, status::ConversionState};
+use yurt_api::{
+    names,
+    status::{Agents, ConversionState},
+};
 
-use crate::{cluster::node, output::words::count_of};
+use crate::{
+    cluster::{node, node_agents, pods},
+    output::words::count_of,
+};
 
 /// How many pods are named.
 const NAMED: usize = 10;
 
 /// When a node was an edge node, by its own clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
+struct Window {
     since: Timestamp,
     /// Not yet over without it.
     until: Option<Timestamp>,
 }
 
-/// The windows of the nodes that are edge nodes now. Of a node that is on its way back already nobody knows when it
-/// became one.
-pub fn windows(nodes: &[Node]) -> BTreeMap<String, Window> {
-    let entries = nodes.iter().filter_map(|node| {
-        let status = node::conversion(node).filter(|status| status.state == ConversionState::Converted)?;
-        Some((node.name_any(), Window { since: status.time.parse().ok()?, until: None }))
-    });
-    entries.collect()
+/// When each node was an edge node, and what its keeper did with its agents when that was over.
+#[derive(Debug, Default)]
+pub struct Windows {
+    windows: BTreeMap<String, Window>,
+    agents: BTreeMap<String, Agents>,
+    nothing: Agents,
 }
 
-/// Closes the window of a node that has reported that it is vanilla again.
-pub fn close(windows: &mut BTreeMap<String, Window>, node: &Node) {
-    let time = node::conversion(node)
-        .filter(|status| status.state == ConversionState::Reverted)
-        .and_then(|status| status.time.parse().ok());
-    if let Some(window) = windows.get_mut(&node.name_any()) {
-        window.until = time;
+impl Windows {
+    /// The windows of the nodes that are edge nodes now. Of a node that is on its way back already nobody knows when it
+    /// became one.
+    pub fn of(nodes: &[Node]) -> Self {
+        let entries = nodes.iter().filter_map(|node| {
+            let status =
+                node::conversion(node).filter(|status| status.state == ConversionState::Converted)?;
+            Some((node.name_any(), Window { since: status.time.parse().ok()?, until: None }))
+        });
+        Self { windows: entries.collect(), ..Self::default() }
+    }
+
+    /// Closes the window of a node that has reported that it is vanilla again.
+    pub fn close(&mut self, node: &Node) {
+        let status = node::conversion(node).filter(|status| status.state == ConversionState::Reverted);
+        let time = status.as_ref().and_then(|status| status.time.parse().ok());
+        if let Some(window) = self.windows.get_mut(&node.name_any()) {
+            window.until = time;
+        }
+        self.agents.extend(status.map(|status| (node.name_any(), status.agents)));
+    }
+
+    /// What a node's keeper did with the agents.
+    pub fn agents(&self, node: &str) -> &Agents {
+        self.agents.get(node).unwrap_or(&self.nothing)
     }
 }
 
@@ -49,27 +72,49 @@ pub struct Stale {
     name: String,
     /// Something makes it again when it is deleted.
     controlled: bool,
+    /// It is an infrastructure agent, which the keeper restarts.
+    agent: bool,
+}
+
+impl Stale {
+    /// True if the node's keeper restarts it.
+    pub fn is_agent(&self) -> bool {
+        self.agent
+    }
+
+    /// `namespace/name`
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
 }
 
 /// Finds the pods that can talk to the API server and have a container that started in its node's window.
-pub fn stale(pods: &[Pod], windows: &BTreeMap<String, Window>) -> Vec<Stale> {
+pub fn stale(pods: &[Pod], windows: &Windows) -> Vec<Stale> {
     let ours =
         |pod: &Pod| pod.labels().get(names::LABEL_PART_OF).is_some_and(|value| value == names::PART_OF);
     let in_window = |pod: &Pod| {
         let place = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-        let window = place.and_then(|name| windows.get(name));
+        let window = place.and_then(|name| windows.windows.get(name));
         window.is_some_and(|window| {
             starts(pod).any(|time| time > window.since && window.until.is_none_or(|until| time < until))
         })
     };
+    // Begun anew after kubelet had left the hub, and before its node was vanilla.
+    let restarted = |pod: &Pod| {
+        let node = pods::node_of(pod).unwrap_or_default();
+        windows.agents(node).restarted.contains(&node_agents::name(pod))
+    };
     let leaves = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
     let mut found: Vec<Stale> = pods
         .iter()
-        .filter(|pod| !ours(pod) && !leaves(pod) && has_token(pod) && in_window(pod))
+        .filter(|pod| {
+            !ours(pod) && !leaves(pod) && node_agents::has_token(pod) && in_window(pod) && !restarted(pod)
+        })
         .map(|pod| Stale {
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
             controlled: pod.owner_references().iter().any(|owner| owner.controller == Some(true)),
+            agent: node_agents::is_agent(pod),
         })
         .collect();
     found.sort();
@@ -85,21 +130,9 @@ fn starts(pod: &Pod) -> impl Iterator<Item = Timestamp> {
     all.filter_map(|container| Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0))
 }
 
-/// True if the pod has a ServiceAccount's token that is for the API server.
-fn has_token(pod: &Pod) -> bool {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref()).flatten();
-    sources.filter_map(|source| source.service_account_token.as_ref()).any(|token| token.audience.is_none())
-}
-
 /// `default/a, default/b, and 3 more`
 pub fn listed(pods: &[Stale]) -> String {
-    let mut names: Vec<String> =
-        pods.iter().take(NAMED).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-    if pods.len() > NAMED {
-        names.push(format!("and {} more", pods.len() - NAMED));
-    }
-    names.join(", ")
+    node_agents::listed(&pods.iter().map(Stale::name).collect::<Vec<_>>())
 }
 
 /// What to warn about at the end; `None` if nothing has to be restarted.
@@ -108,8 +141,8 @@ pub fn warning(pods: &[Stale]) -> Option<String> {
         return None;
     }
     let mut lines = vec![format!(
-        "{} started while the node was an edge node and still {} {} for the API server, which is gone; nothing was \
-         restarted, so if they use the API server, do it:",
+        "{} started while the node was an edge node and still {} {} for the API server, which is gone; if they \
+         use the API server, restart them:",
         count_of(pods.len(), "pod"),
         if pods.len() == 1 { "takes" } else { "take" },
         names::HUB_POD_ADDRESS
@@ -173,13 +206,13 @@ mod tests {
 
     const LATER: &str = "2026-01-02T00:00:00Z";
 
-    fn names_of(pods: &[Pod], windows: &BTreeMap<String, Window>) -> Vec<String> {
+    fn names_of(pods: &[Pod], windows: &Windows) -> Vec<String> {
         stale(pods, windows).into_iter().map(|pod| pod.name).collect()
     }
 
     #[test]
     fn containers_that_started_on_an_edge_node_and_have_a_token_are_found() {
-        let mut windows = windows(&[edge("Converted", "2026-01-01T12:00:00.5Z")]);
+        let mut windows = Windows::of(&[edge("Converted", "2026-01-01T12:00:00.5Z")]);
         let pods = [
             pod("before", "2026-01-01T11:59:59Z", |_| ()),
             pod("later", LATER, |_| ()),
@@ -203,20 +236,46 @@ mod tests {
             pod("vanilla", "2026-01-03T00:00:10Z", |_| ()),
         ];
         assert_eq!(names_of(&pods, &windows), ["host", "later", "sidecar", "vanilla"]);
-        close(&mut windows, &edge("Reverted", "2026-01-03T00:00:00Z"));
+        windows.close(&edge("Reverted", "2026-01-03T00:00:00Z"));
         assert_eq!(names_of(&pods, &windows), ["host", "later", "sidecar"], "started after the revert");
-        assert!(super::windows(&[edge("Reverting", LATER), edge("Converted", "?")]).is_empty());
+        assert!(Windows::of(&[edge("Reverting", LATER), edge("Converted", "?")]).windows.is_empty());
+    }
+
+    #[test]
+    fn an_agent_that_the_keeper_restarted_is_not_the_users_to_restart() {
+        let mut windows = Windows::of(&[edge("Converted", "2026-01-01T12:00:00Z")]);
+        let pods = [pod("kube-proxy-x", LATER, |pod| {
+            pod["metadata"]["namespace"] = json!("kube-system");
+            pod["metadata"]["ownerReferences"][0]["kind"] = json!("DaemonSet");
+        })];
+        let found = stale(&pods, &windows);
+        assert!(found[0].is_agent());
+        assert_eq!(found[0].name(), "kube-system/kube-proxy-x");
+        let report = |agents: Value| {
+            let report = json!({ "state": "Reverted", "version": "0.1.0", "time": "2026-01-02T00:00:05Z",
+                "agents": agents });
+            let mut node = edge("Reverted", LATER);
+            node.annotations_mut().insert(names::ANNOTATION_CONVERSION.into(), report.to_string());
+            node
+        };
+        windows.close(&report(json!({ "failed": [{ "pod": "kube-system/kube-proxy-x", "message": "" }] })));
+        assert_eq!(stale(&pods, &windows).len(), 1);
+        windows.close(&report(json!({ "restarted": ["kube-system/kube-proxy-x"] })));
+        assert_eq!(windows.agents("edge").restarted.len(), 1);
+        assert!(stale(&pods, &windows).is_empty());
     }
 
     #[test]
     fn ten_are_named_with_the_commands_that_restart_them() {
         let stale = |count: usize| -> Vec<Stale> {
             let names = (0..count).map(|number| format!("p{number}"));
-            names.map(|name| Stale { namespace: "shop".into(), name, controlled: true }).collect()
+            names
+                .map(|name| Stale { namespace: "shop".into(), name, controlled: true, agent: false })
+                .collect()
         };
         assert_eq!(warning(&[]), None);
         let mut pods = stale(2);
-        pods.push(Stale { namespace: "web".into(), name: "bare".into(), controlled: false });
+        pods.push(Stale { namespace: "web".into(), name: "bare".into(), controlled: false, agent: false });
         let text = warning(&pods).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(
@@ -224,7 +283,8 @@ mod tests {
         );
         assert_eq!(lines[1], "  kubectl -n shop delete pod p0 p1");
         assert_eq!(lines[2], "  web/bare has no controller: delete it and create it again");
-        pods.push(Stale { namespace: "kube-system".into(), name: "kube-proxy-x7".into(), controlled: true });
+        let (namespace, name) = ("kube-system".into(), "kube-proxy-x7".into());
+        pods.push(Stale { namespace, name, controlled: true, agent: true });
         assert!(warning(&pods).unwrap().contains("kube-proxy is among them"));
         let text = warning(&stale(13)).unwrap();
         assert!(text.contains("p9") && !text.contains("p10") && text.ends_with("\n  and 3 more"), "{text}");

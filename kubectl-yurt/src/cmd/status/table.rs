@@ -4,6 +4,7 @@ use yurt_api::node::Kind;
 
 use super::{ComponentStatus, NodeStatus, is_healthy, role};
 use crate::{
+    cluster::node_agents,
     error::Error,
     output::{Console, Table, Tone, plain},
 };
@@ -89,7 +90,11 @@ pub(super) fn print(
         .iter()
         .filter(|node| !is_healthy(node))
         .filter_map(|node| node.detail.as_ref().map(|detail| format!("node {}: {detail}", node.name)));
-    for trouble in of_components.chain(of_nodes) {
+    let of_agents = nodes.iter().flat_map(|node| {
+        let name = &node.name;
+        node_agents::failures(&node.agents).into_iter().map(move |text| format!("node {name}: {text}"))
+    });
+    for trouble in of_components.chain(of_nodes).chain(of_agents) {
         console.warn(trouble);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What goes over the wire: JSON as Go writes it, with `kind` and `apiVersion` in front, and Kubernetes' protobuf.
 //!
 //! In protobuf the metadata is real and the rest is not: the entries of `data` are field 2, as they are in a ConfigMap,
-//! and everything else is JSON text in a field that no kind has.
+//! and everything else is JSON text in a field that no kind has. EndpointSlices are real but for their ports.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -235,8 +235,41 @@ fn protobuf(object: &Value) -> Message {
     if rest.get("data").and_then(Value::as_object).is_some_and(|data| data.values().all(Value::is_string)) {
         entries(&mut out, 2, rest.remove("data").as_ref());
     }
+    if object["kind"] == "EndpointSlice" {
+        for endpoint in rest.remove("endpoints").iter().filter_map(Value::as_array).flatten() {
+            out.bytes(2, &self::endpoint(endpoint).0);
+        }
+        out.text(4, rest.remove("addressType").as_ref().and_then(Value::as_str).unwrap_or_default());
+    }
     if !rest.is_empty() {
         out.text(REST, &Value::Object(rest).to_string());
+    }
+    out
+}
+
+/// Endpoint{addresses 1, conditions 2 {ready 1, serving 2, terminating 3}, targetRef 4 {kind 1, namespace 2, name 3, uid
+/// 4}, nodeName 6}.
+fn endpoint(endpoint: &Value) -> Message {
+    let mut out = Message::default();
+    for address in endpoint["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        out.text(1, address);
+    }
+    let mut conditions = Message::default();
+    for (number, name) in [(1, "ready"), (2, "serving"), (3, "terminating")] {
+        if let Some(value) = endpoint["conditions"][name].as_bool() {
+            conditions.varint(number, value.into());
+        }
+    }
+    out.bytes(2, &conditions.0);
+    if endpoint["targetRef"].is_object() {
+        let mut target = Message::default();
+        for (number, name) in [(1, "kind"), (2, "namespace"), (3, "name"), (4, "uid")] {
+            target.text(number, endpoint["targetRef"][name].as_str().unwrap_or_default());
+        }
+        out.bytes(4, &target.0);
+    }
+    if let Some(node) = endpoint["nodeName"].as_str() {
+        out.text(6, node);
     }
     out
 }

@@ -40,6 +40,10 @@ fn strategic(live: &mut Value, patch: &Value) {
             Value::Null => {
                 fields.remove(name);
             }
+            Value::Array(items) if items.iter().any(|item| item["$patch"] == "replace") => {
+                let kept = items.iter().filter(|item| item.get("$patch").is_none()).cloned().collect();
+                fields.insert(name.clone(), Value::Array(kept));
+            }
             Value::Array(items) => match items.iter().find_map(merge_key) {
                 Some(key) => merge_list(fields.entry(name.as_str()).or_insert(Value::Null), items, key),
                 None => {
@@ -94,6 +98,11 @@ mod tests {
         assert_eq!(
             patched("application/strategic-merge-patch+json", patch.clone()).unwrap(),
             json!({"a": [{"type": "x", "v": 2}], "kept": 1})
+        );
+        let patch_of_list = json!({"a": [{"$patch": "replace"}, {"type": "z"}], "gone": null});
+        assert_eq!(
+            patched("application/strategic-merge-patch+json", patch_of_list).unwrap(),
+            json!({"a": [{"type": "z"}], "kept": 1})
         );
         let merged = patched("application/merge-patch+json; charset=utf-8", json!({"gone": null, "a": []}));
         assert_eq!(merged.unwrap(), json!({"a": [], "kept": 1}));

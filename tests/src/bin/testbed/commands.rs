@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use yurt_tests::build;
-use yurt_tests::cluster::{self, Cluster, Options};
+use yurt_tests::cluster::{self, Cluster, Network, Options};
 use yurt_tests::collect;
 use yurt_tests::deps;
 use yurt_tests::kubectl::Kubectl;
@@ -17,7 +17,7 @@ use yurt_tests::machine::{self, Machine};
 use yurt_tests::net::{self, Fault, Site};
 use yurt_tests::paths;
 use yurt_tests::sections;
-use yurt_tests::story::{self, MEASURED, PUBLISHED, STORY, Step, Story, product::Product};
+use yurt_tests::story::{self, FLANNEL, MEASURED, PUBLISHED, STORY, Step, Story, product::Product};
 
 use crate::Command;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
                 made.images.display()
             );
         }
-        Command::Up { proxy } => up(&proxy)?,
+        Command::Up { proxy, flannel } => up(Options { proxy, network: network(flannel) })?,
         Command::Down => {
             let _lock = Lock::take()?;
             leftovers::remove()?;
@@ -103,9 +103,13 @@ fn print_sections(map: &Path, rows: usize) -> Result<()> {
     Ok(())
 }
 
-fn up(proxy: &str) -> Result<()> {
+fn network(flannel: bool) -> Network {
+    if flannel { Network::Flannel } else { Network::Bridge }
+}
+
+fn up(options: Options) -> Result<()> {
     let started = Instant::now();
-    let mut cluster = Cluster::start(&Options { proxy: proxy.to_owned() })?;
+    let mut cluster = Cluster::start(&options)?;
     cluster.keep();
     let kubectl = cluster.artifacts().bin.join("kubectl");
     println!(
@@ -138,11 +142,16 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
         let known: Vec<&str> = every_step().map(|step| step.id).collect();
         bail!("the steps are {}", known.join(" "));
     }
+    let is_of_flannel = |step: &Step| FLANNEL.iter().any(|other| other.id == step.id);
+    let flannel = steps.iter().any(is_of_flannel);
+    if flannel && !steps.iter().all(is_of_flannel) {
+        bail!("a step on flannel is played on a cluster of its own: ask for it alone");
+    }
     let product = Product::find()?;
     let cluster = if attach {
         Cluster::attach()?
     } else {
-        let mut cluster = Cluster::start(&Options::default())?;
+        let mut cluster = Cluster::start(&Options { network: network(flannel), ..Options::default() })?;
         if keep {
             cluster.keep();
         }
@@ -154,7 +163,8 @@ fn demo(only: &[String], attach: bool, keep: bool) -> Result<()> {
 
 fn every_step() -> impl Iterator<Item = Step> {
     let [vanilla, hub] = MEASURED;
-    std::iter::once(vanilla).chain(story::everything()).chain([hub]).chain(PUBLISHED.iter().copied())
+    let alone = PUBLISHED.iter().chain(FLANNEL).copied();
+    std::iter::once(vanilla).chain(story::everything()).chain([hub]).chain(alone)
 }
 
 /// kubectl for the cluster that is up.

@@ -23,8 +23,11 @@ enum Command {
     /// Starts a two-node cluster, leaves it running, and says how to reach it.
     Up {
         /// kube-proxy's mode.
-        #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
+        #[arg(long, default_value = "iptables", value_parser = ["nftables", "iptables"])]
         proxy: String,
+        /// flannel as the network, in the place of a bridge a node.
+        #[arg(long)]
+        flannel: bool,
     },
     /// Removes the cluster, or what a killed run left of one.
     Down,

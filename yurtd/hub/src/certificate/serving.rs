@@ -121,7 +121,8 @@ mod tests {
         for now in [0, 1, 60, LATER_THAN, LATER_THAN + 9 * YEAR] {
             let moment = UnixTime::since_unix_epoch(Duration::from_secs(now));
             let (usage, algorithms) = (KeyUsage::server_auth(), webpki::ALL_VERIFICATION_ALGS);
-            leaf.verify_for_usage(algorithms, &[anchor.clone()], &[], moment, usage, None, None).unwrap();
+            let anchors = std::slice::from_ref(&anchor);
+            leaf.verify_for_usage(algorithms, anchors, &[], moment, usage, None, None).unwrap();
         }
         for name in names() {
             let text = match name {

@@ -5,8 +5,11 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::today;
 use crate::limits::UNPACKED;
-use crate::wire::object::decode_object;
+use crate::view::overlay::Book;
+use crate::wire::list::{ListSize, ListWriter};
+use crate::wire::object::{decode_object, encode_object};
 use crate::wire::{Encoding, split_list};
 
 /// Status, a few headers, body.
@@ -20,6 +23,8 @@ pub(crate) struct Answer {
     pub(crate) content_encoding: Option<String>,
     /// `ETag`, if upstream gave one.
     pub(crate) etag: Option<String>,
+    /// The day, since 1970, on which the API server gave it. Once a day an answer that has not changed is written again.
+    pub(crate) confirmed: Option<u64>,
     /// The body.
     pub(crate) body: Bytes,
 }
@@ -33,12 +38,15 @@ struct Head {
     content_encoding: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confirmed: Option<u64>,
 }
 
 impl Answer {
     /// An answer with a body in one encoding.
     pub(crate) fn new(code: StatusCode, content_type: &str, body: Bytes) -> Self {
-        Self { code, content_type: content_type.to_owned(), content_encoding: None, etag: None, body }
+        let content_type = content_type.to_owned();
+        Self { code, content_type, content_encoding: None, etag: None, confirmed: None, body }
     }
 
     /// Upstream's answer, 200; `None` when it does not say what it is.
@@ -49,6 +57,7 @@ impl Answer {
             content_type: text(CONTENT_TYPE)?,
             content_encoding: text(CONTENT_ENCODING).filter(|encoding| encoding != "identity"),
             etag: text(ETAG),
+            confirmed: Some(today()),
             body,
         })
     }
@@ -59,6 +68,7 @@ impl Answer {
             content_type: self.content_type.clone(),
             content_encoding: self.content_encoding.clone(),
             etag: self.etag.clone(),
+            confirmed: self.confirmed,
         };
         // Strings alone: this cannot fail, and an empty head is refused when it is read.
         let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
@@ -76,8 +86,20 @@ impl Answer {
             content_type: head.content_type,
             content_encoding: head.content_encoding,
             etag: head.etag,
+            confirmed: head.confirmed,
             body: Bytes::copy_from_slice(&bytes[end + 1..]),
         })
+    }
+
+    /// An EndpointSlice, or a list of them, with the node's own pods as they are here. What cannot be read, and what is
+    /// one page of several, stays as it is.
+    pub(crate) fn showing(self, book: &Book) -> Self {
+        let edited = || shown(self.encoding()?, &self.plain()?, book);
+        let edited = if book.is_empty() { None } else { edited() };
+        match edited {
+            Some(body) => Self { body, content_encoding: None, ..self },
+            None => self,
+        }
     }
 
     /// resourceVersion of the object that it is, if it is one.
@@ -121,8 +143,28 @@ impl Answer {
     }
 }
 
+fn shown(encoding: Encoding, body: &Bytes, book: &Book) -> Option<Bytes> {
+    if let Ok((kind, item)) = decode_object(encoding, body)
+        && kind.kind == "EndpointSlice"
+    {
+        return book.edited(encoding, &item.body).map(|edited| encode_object(encoding, &kind, &edited));
+    }
+    let page = split_list(encoding, body).ok()?;
+    if page.kind.kind != "EndpointSlice" || page.continue_token.is_some() {
+        return None;
+    }
+    let items: Vec<Bytes> =
+        page.items.into_iter().map(|item| book.edited(encoding, &item.body).unwrap_or(item.body)).collect();
+    let mut size = ListSize::new(encoding);
+    items.iter().for_each(|item| size.add(item.len()));
+    let mut list = ListWriter::new(&page.kind, page.resource_version, &size);
+    items.iter().for_each(|item| list.item(item));
+    Some(list.finish())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::{HashMap, HashSet};
     use std::io::Write;
 
     use super::*;
@@ -130,6 +172,7 @@ mod tests {
     fn answer() -> Answer {
         Answer {
             etag: Some("\"x\"".into()),
+            confirmed: Some(20_000),
             ..Answer::new(StatusCode::OK, "application/json", Bytes::from_static(b"{}\n\n\0"))
         }
     }
@@ -177,5 +220,31 @@ mod tests {
         assert_eq!(packed.clone().decompressed("", 4), None, "a bomb is not unpacked");
         let unknown = Answer { content_encoding: Some("zstd".into()), ..packed };
         assert_eq!(unknown.decompressed("gzip", 100), None);
+    }
+
+    #[test]
+    fn remembered_slices_show_the_nodes_own_pods() {
+        let pod = serde_json::json!({"metadata": {"namespace": "shop", "name": "web-0", "uid": "u-1"}, "status":
+            {"podIP": "10.0.0.9", "conditions": [{"type": "Ready", "status": "True"}]}});
+        let pods = HashMap::from([("u-1".to_owned(), crate::view::overlay::PodNow::of(&pod))]);
+        let book = Book::new(pods, HashSet::new());
+        let slice = r#""metadata":{"name":"web-x","namespace":"shop"},"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"],"targetRef":{"kind":"Pod","uid":"u-1"}}]}"#;
+        let object = format!(r#"{{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1",{slice}"#);
+        let list = |more: &str| {
+            format!(
+                r#"{{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{{"resourceVersion":"5"{more}}},"items":[{{{slice}]}}"#
+            )
+        };
+        let shown = |body: String| {
+            let answer = Answer::new(StatusCode::OK, "application/json", body.into());
+            String::from_utf8(answer.showing(&book).body.to_vec()).unwrap()
+        };
+        for body in [object, list("")] {
+            let shown = shown(body);
+            assert!(shown.contains("10.0.0.9") && !shown.contains("10.0.0.1"), "{shown}");
+        }
+        for other in [list(",\"continue\":\"t\""), "rubbish".to_owned()] {
+            assert_eq!(shown(other.clone()), other);
+        }
     }
 }

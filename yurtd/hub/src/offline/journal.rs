@@ -1,20 +1,13 @@
-//! Status patches that were answered while the link was down, on the disk before they were answered, and replayed
-//! in their order when it is back.
+//! What has changed of objects' status while the link was down: on the disk before kubelet is answered, sent once when
+//! the link is back ([`Change`]: one an object, however often it changed).
 //!
 //! # Key layout (bucket `Journal`)
 //!
 //! ```text
-//! PLURAL 0 NAMESPACE 0 NAME 0 SEQUENCE     sequence: 8 bytes, big endian, from one counter
+//! PLURAL 0 NAMESPACE 0 NAME 0
 //! ```
 //!
-//! so that the patches of one object lie together, oldest first. The value is an [`Entry`] as JSON.
-//!
-//! # Why a bound is harmless
-//!
-//! kubelet patches its Node every few minutes. More than [`MAX_PATCHES`] of one object are not kept: that object is
-//! then marked, its patches are dropped, and after reconnection it is brought up to date by kubelet alone, which
-//! compares the API server's version with its own state and patches again. The replay makes that faster; it is
-//! not what makes it right.
+//! The value is the object's [`Change`] as JSON.
 //!
 //! # Claims
 //!
@@ -22,18 +15,16 @@
 //! the replay, a newer patch on its way upstream. Whoever does holds its [`Claim`].
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::watch;
 
-use super::patch::PatchType;
+use super::change::Change;
 use crate::store::{Bucket, Store, StoreError};
+use crate::wire::Resource;
 
-/// Patches of one object kept at most.
-const MAX_PATCHES: usize = 64;
-
-/// One object with patches in the journal.
+/// One object with a change in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
     /// `pods` or `nodes`.
@@ -45,66 +36,59 @@ pub(crate) struct ObjectKey {
 }
 
 impl ObjectKey {
-    /// Path of the object's status.
-    pub(crate) fn status_path(&self) -> String {
-        match &self.namespace {
-            Some(namespace) => format!("/api/v1/namespaces/{namespace}/{}/{}/status", self.plural, self.name),
-            None => format!("/api/v1/{}/{}/status", self.plural, self.name),
-        }
+    /// Its collection.
+    pub(crate) fn resource(&self) -> Resource {
+        Resource::new("", "v1", &self.plural)
     }
 
-    fn prefix(&self) -> Vec<u8> {
+    /// Path of the object.
+    pub(crate) fn path(&self) -> String {
+        format!("{}/{}", self.resource().path(self.namespace.as_deref()), self.name)
+    }
+
+    /// Path of the object's status.
+    pub(crate) fn status_path(&self) -> String {
+        format!("{}/status", self.path())
+    }
+
+    fn key(&self) -> Vec<u8> {
         let namespace = self.namespace.as_deref().unwrap_or_default();
         format!("{}\0{namespace}\0{}\0", self.plural, self.name).into_bytes()
     }
 
-    fn parse(key: &[u8]) -> Option<(Self, u64)> {
-        let (text, sequence) = key.split_at_checked(key.len().checked_sub(8)?)?;
-        let sequence = u64::from_be_bytes(sequence.try_into().ok()?);
-        let mut parts = std::str::from_utf8(text).ok()?.split('\0');
-        let (plural, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    fn parse(key: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(key).ok()?.split('\0');
+        let (plural, namespace, name, end) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let namespace = (!namespace.is_empty()).then(|| namespace.to_owned());
-        Some((Self { plural: plural.to_owned(), namespace, name: name.to_owned() }, sequence))
+        let key = Self { plural: plural.to_owned(), namespace, name: name.to_owned() };
+        (end.is_empty() && parts.next().is_none()).then_some(key)
     }
 }
 
-/// One patch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Entry {
-    /// Its `Content-Type`.
-    pub(crate) content_type: String,
-    /// The body, JSON.
-    pub(crate) body: String,
+/// What is in the journal, now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Pending {
+    /// Objects with something to replay.
+    pub(crate) objects: usize,
+    /// Grows with every change.
+    generation: u64,
 }
 
-/// The patches of one object, as they were when they were read.
-#[derive(Debug, Default)]
-pub(crate) struct Replay {
-    /// Oldest first.
-    pub(crate) entries: Vec<Entry>,
-    sequences: Vec<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Pending {
-    /// Sequence numbers of the entries on the disk, oldest first.
-    sequences: Vec<u64>,
-    /// There were too many: nothing is replayed.
-    overflown: bool,
-}
-
-#[derive(Debug, Default)]
-struct Index {
-    objects: BTreeMap<ObjectKey, Pending>,
-    next: u64,
+/// A pod's end in the journal that only the node's next kubelet can take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    None,
+    ThisBoot,
+    /// Whichever kubelet wrote it has ended with the boot.
+    EarlierBoot,
 }
 
 /// The journal.
 pub(crate) struct Journal {
     store: Store,
-    index: Mutex<Index>,
-    pending: watch::Sender<usize>,
+    boot: String,
+    index: Mutex<BTreeMap<ObjectKey, End>>,
+    pending: watch::Sender<Pending>,
     claimed: watch::Sender<HashSet<ObjectKey>>,
 }
 
@@ -123,9 +107,11 @@ impl Drop for Claim<'_> {
 }
 
 impl Journal {
-    /// Reads what an earlier process left. What cannot be read is not replayed: kubelet puts it right.
-    pub(crate) fn open(store: Store) -> Self {
-        let mut index = Index::default();
+    /// Reads what an earlier process left; `boot` names this boot of the node. What cannot be read is not replayed:
+    /// kubelet puts it right.
+    pub(crate) async fn open(store: Store, boot: &str) -> Self {
+        let mut index = BTreeMap::new();
+        let mut unreadable = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = match store.scan(Bucket::Journal, b"", after.as_deref(), 64) {
@@ -137,20 +123,25 @@ impl Journal {
             };
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
-            for (key, _) in page {
-                let Some((object, sequence)) = ObjectKey::parse(&key) else {
-                    tracing::warn!("the journal has a key that nothing of ours wrote");
-                    continue;
-                };
-                index.next = index.next.max(sequence + 1);
-                index.objects.entry(object).or_default().sequences.push(sequence);
+            for (key, value) in page {
+                match (ObjectKey::parse(&key), serde_json::from_slice::<Change>(&value)) {
+                    (Some(object), Ok(change)) => drop(index.insert(object, End::of(&change, boot))),
+                    _ => unreadable.push(key),
+                }
             }
         }
-        let pending = watch::Sender::new(index.objects.len());
-        Self { store, index: Mutex::new(index), pending, claimed: watch::Sender::new(HashSet::new()) }
+        if !unreadable.is_empty() {
+            tracing::warn!(entries = unreadable.len(), "the journal has entries of no use; they are removed");
+            if let Err(error) = store.delete(Bucket::Journal, &unreadable).await {
+                tracing::warn!(%error, "and cannot be removed");
+            }
+        }
+        let pending = watch::Sender::new(Pending { objects: index.len(), generation: 0 });
+        let claimed = watch::Sender::new(HashSet::new());
+        Self { store, boot: boot.to_owned(), index: Mutex::new(index), pending, claimed }
     }
 
-    /// Adds a patch; it is on the disk when this returns.
+    /// Adds what has become of an object whose claim the caller holds; it is on the disk when this returns.
     ///
     /// # Errors
     ///
@@ -158,89 +149,68 @@ impl Journal {
     pub(crate) async fn append(
         &self,
         object: &ObjectKey,
-        patch_type: PatchType,
-        body: &str,
+        before: &Value,
+        after: &Value,
     ) -> Result<(), StoreError> {
-        let (key, overflow) = {
-            let mut index = self.index();
-            let sequence = index.next;
-            index.next += 1;
-            let pending = index.objects.entry(object.clone()).or_default();
-            let mut overflow = Vec::new();
-            if pending.overflown || pending.sequences.len() >= MAX_PATCHES {
-                pending.overflown = true;
-                overflow = std::mem::take(&mut pending.sequences);
-            }
-            pending.sequences.push(sequence);
-            let count = index.objects.len();
-            self.pending.send_replace(count);
-            (key(object, sequence), overflow)
-        };
-        let entry = Entry { content_type: patch_type.content_type().to_owned(), body: body.to_owned() };
-        let value = serde_json::to_vec(&entry).map_err(|error| StoreError::Failed(error.to_string()))?;
-        self.store.put_durable(Bucket::Journal, &key, &value).await?;
-        if !overflow.is_empty() {
-            let keys: Vec<_> = overflow.into_iter().map(|sequence| self::key(object, sequence)).collect();
-            self.store.delete(Bucket::Journal, &keys).await?;
-        }
+        let change = Change::and(self.change(object)?, &self.boot, before, after);
+        let value = serde_json::to_vec(&change).map_err(|error| StoreError::Failed(error.to_string()))?;
+        self.store.put_durable(Bucket::Journal, &object.key(), &value).await?;
+        self.index().insert(object.clone(), End::of(&change, &self.boot));
+        self.tell();
         Ok(())
     }
 
     /// The objects that have changed while the link was down.
     pub(crate) fn objects(&self) -> Vec<ObjectKey> {
-        self.index().objects.keys().cloned().collect()
+        self.index().keys().cloned().collect()
+    }
+
+    /// Pods whose end only the node's next kubelet can take back.
+    pub(crate) fn ended(&self, in_an_earlier_boot: bool) -> Vec<ObjectKey> {
+        let ended = |end: End| end == End::EarlierBoot || (!in_an_earlier_boot && end == End::ThisBoot);
+        self.index().iter().filter(|(_, end)| ended(**end)).map(|(object, _)| object.clone()).collect()
     }
 
     /// Whether this object has.
     pub(crate) fn has(&self, object: &ObjectKey) -> bool {
-        self.index().objects.contains_key(object)
+        self.index().contains_key(object)
     }
 
-    /// What to replay for an object, oldest first; no entries when there were too many.
+    /// What has changed of an object.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub(crate) fn replay(&self, object: &ObjectKey) -> Result<Replay, StoreError> {
-        let (sequences, overflown) = match self.index().objects.get(object) {
-            Some(pending) => (pending.sequences.clone(), pending.overflown),
-            None => return Ok(Replay::default()),
-        };
-        let mut entries = Vec::with_capacity(sequences.len());
-        for sequence in sequences.iter().filter(|_| !overflown) {
-            // What is not there was never acknowledged.
-            let Some(value) = self.store.get(Bucket::Journal, &key(object, *sequence))? else { continue };
-            entries.push(
-                serde_json::from_slice(&value).map_err(|error| StoreError::Damaged(error.to_string()))?,
-            );
+    pub(crate) fn change(&self, object: &ObjectKey) -> Result<Option<Change>, StoreError> {
+        if !self.has(object) {
+            return Ok(None);
         }
-        Ok(Replay { entries, sequences })
+        let Some(value) = self.store.get(Bucket::Journal, &object.key())? else { return Ok(None) };
+        serde_json::from_slice(&value).map(Some).map_err(|error| StoreError::Damaged(error.to_string()))
     }
 
-    /// Forgets what has been replayed, or refused for good. Patches that came meanwhile stay.
+    /// Forgets what has been replayed, or refused for good, of an object whose claim the caller holds.
     ///
     /// # Errors
     ///
     /// When the store fails; it is then replayed again after a restart, which changes nothing.
-    pub(crate) async fn forget(&self, object: &ObjectKey, replay: &Replay) -> Result<(), StoreError> {
-        let count = {
-            let mut index = self.index();
-            if let Some(pending) = index.objects.get_mut(object) {
-                pending.sequences.retain(|sequence| !replay.sequences.contains(sequence));
-                pending.overflown &= !pending.sequences.is_empty();
-                if pending.sequences.is_empty() {
-                    index.objects.remove(object);
-                }
-            }
-            index.objects.len()
-        };
-        self.pending.send_replace(count);
-        let keys: Vec<_> = replay.sequences.iter().map(|sequence| key(object, *sequence)).collect();
-        if keys.is_empty() { Ok(()) } else { self.store.delete(Bucket::Journal, &keys).await }
+    pub(crate) async fn forget(&self, object: &ObjectKey) -> Result<(), StoreError> {
+        if self.index().remove(object).is_none() {
+            return Ok(());
+        }
+        self.tell();
+        self.store.delete(Bucket::Journal, &[object.key()]).await
     }
 
-    /// How many objects have something to replay, now and whenever that changes.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<usize> {
+    fn tell(&self) {
+        let objects = self.index().len();
+        self.pending.send_modify(|pending| {
+            *pending = Pending { objects, generation: pending.generation + 1 };
+        });
+    }
+
+    /// What there is to replay, now and whenever that changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Pending> {
         self.pending.subscribe()
     }
 
@@ -262,106 +232,119 @@ impl Journal {
         }
     }
 
-    /// Everything that an object has in the journal, without reading it.
-    pub(crate) fn replay_keys(&self, object: &ObjectKey) -> Replay {
-        let index = self.index();
-        let sequences = index.objects.get(object).map(|pending| pending.sequences.clone());
-        Replay { entries: Vec::new(), sequences: sequences.unwrap_or_default() }
-    }
-
-    fn index(&self) -> std::sync::MutexGuard<'_, Index> {
+    fn index(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, End>> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn key(object: &ObjectKey, sequence: u64) -> Vec<u8> {
-    let mut key = object.prefix();
-    key.extend_from_slice(&sequence.to_be_bytes());
-    key
+impl End {
+    fn of(change: &Change, boot: &str) -> Self {
+        match (change.revocable, change.boot == boot) {
+            (false, _) => Self::None,
+            (true, true) => Self::ThisBoot,
+            (true, false) => Self::EarlierBoot,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn pod(name: &str) -> ObjectKey {
+    fn key(name: &str) -> ObjectKey {
         ObjectKey { plural: "pods".into(), namespace: Some("shop".into()), name: name.into() }
     }
 
-    fn bodies(journal: &Journal, object: &ObjectKey) -> Vec<String> {
-        journal.replay(object).unwrap().entries.into_iter().map(|entry| entry.body).collect()
+    fn pod(phase: &str, ip: &str) -> Value {
+        json!({"metadata": {"uid": "u-1"}, "spec": {"containers": []}, "status": {"phase": phase, "podIP": ip}})
     }
 
-    async fn forget(journal: &Journal, name: &str) {
-        let replay = journal.replay(&pod(name)).unwrap();
-        journal.forget(&pod(name), &replay).await.unwrap();
+    async fn append(journal: &Journal, name: &str, before: &Value, after: &Value) {
+        journal.append(&key(name), before, after).await.unwrap();
     }
 
     #[tokio::test]
-    async fn patches_survive_the_process_in_their_order() {
+    async fn changes_survive_the_process_and_are_one_an_object() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let journal = Journal::open(store.clone());
-        for (name, body) in [("a", "1"), ("b", "2"), ("a", "3")] {
-            journal.append(&pod(name), PatchType::StrategicMerge, body).await.unwrap();
+        let journal = Journal::open(store.clone(), "b-1").await;
+        let first = pod("Running", "10.0.0.1");
+        // Far more than anybody would keep as a list of patches.
+        for number in 2..100 {
+            let (before, after) = (format!("10.0.0.{}", number - 1), format!("10.0.0.{number}"));
+            append(&journal, "a", &pod("Running", &before), &pod("Running", &after)).await;
         }
+        append(&journal, "b", &first, &pod("Pending", "10.0.0.1")).await;
         drop((journal, store));
         let (store, _) = Store::open(dir.path()).unwrap();
-        let journal = Journal::open(store.clone());
-        assert_eq!(journal.objects(), [pod("a"), pod("b")]);
-        assert_eq!(bodies(&journal, &pod("a")), ["1", "3"]);
-        journal.append(&pod("a"), PatchType::StrategicMerge, "4").await.unwrap();
-        assert_eq!(bodies(&journal, &pod("a")), ["1", "3", "4"]);
-        // One that comes while the others are replayed is not lost.
-        let replay = journal.replay(&pod("a")).unwrap();
-        journal.append(&pod("a"), PatchType::StrategicMerge, "5").await.unwrap();
-        journal.forget(&pod("a"), &replay).await.unwrap();
-        assert_eq!(bodies(&journal, &pod("a")), ["5"]);
-        forget(&journal, "a").await;
-        assert_eq!(Journal::open(store).objects(), [pod("b")]);
+        let journal = Journal::open(store.clone(), "b-1").await;
+        assert_eq!(journal.objects(), [key("a"), key("b")]);
+        let change = journal.change(&key("a")).unwrap().unwrap();
+        assert_eq!(change.over(&first), pod("Running", "10.0.0.99"));
+        // What comes after a restart is added to what was there.
+        append(&journal, "a", &pod("Running", "10.0.0.99"), &pod("Unknown", "10.0.0.99")).await;
+        let change = journal.change(&key("a")).unwrap().unwrap();
+        assert_eq!(change.over(&first), pod("Unknown", "10.0.0.99"));
+        assert_eq!(store.scan(Bucket::Journal, b"", None, 1000).unwrap().len(), 2);
+        journal.forget(&key("a")).await.unwrap();
+        assert_eq!(journal.change(&key("a")).unwrap(), None);
+        assert_eq!(Journal::open(store, "b-1").await.objects(), [key("b")]);
     }
 
     #[tokio::test]
-    async fn too_many_patches_of_one_object_are_dropped_and_the_object_is_not_forgotten() {
+    async fn entries_that_nothing_of_ours_wrote_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let journal = Journal::open(store.clone());
-        for number in 0..=MAX_PATCHES {
-            journal.append(&pod("a"), PatchType::Merge, &number.to_string()).await.unwrap();
-        }
-        assert_eq!(journal.objects(), [pod("a")]);
-        assert_eq!(bodies(&journal, &pod("a")), Vec::<String>::new());
-        assert_eq!(store.scan(Bucket::Journal, b"", None, 1000).unwrap().len(), 1);
+        store.put_durable(Bucket::Journal, b"pods\0shop\0a\0\0\0\0\0\0\0\0\x01", b"{}").await.unwrap();
+        store.put_durable(Bucket::Journal, &key("b").key(), b"rubbish").await.unwrap();
+        let journal = Journal::open(store.clone(), "b-1").await;
+        assert_eq!(journal.objects(), []);
+        assert_eq!(store.scan(Bucket::Journal, b"", None, 1000).unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_by_the_boot_that_saw_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let journal = Journal::open(store.clone(), "b-1").await;
+        append(&journal, "ended", &pod("Running", ""), &pod("Failed", "")).await;
+        append(&journal, "runs", &pod("Pending", ""), &pod("Running", "")).await;
+        assert_eq!((journal.ended(false), journal.ended(true)), (vec![key("ended")], vec![]));
+        let journal = Journal::open(store, "b-2").await;
+        assert_eq!((journal.ended(false), journal.ended(true)), (vec![key("ended")], vec![key("ended")]));
+        append(&journal, "ended", &pod("Failed", ""), &pod("Failed", "10.0.0.1")).await;
+        assert_eq!((journal.ended(false), journal.ended(true)), (vec![key("ended")], vec![]));
     }
 
     #[tokio::test]
     async fn one_at_a_time_works_on_an_object() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let journal = std::sync::Arc::new(Journal::open(store));
-        let (a, b) = (journal.claim(&pod("a")).await, journal.try_claim(&pod("b")));
-        assert!(b.is_some() && journal.try_claim(&pod("a")).is_none());
+        let journal = std::sync::Arc::new(Journal::open(store, "b-1").await);
+        let (a, b) = (journal.claim(&key("a")).await, journal.try_claim(&key("b")));
+        assert!(b.is_some() && journal.try_claim(&key("a")).is_none());
         let waiting = tokio::spawn({
             let journal = journal.clone();
-            async move { drop(journal.claim(&pod("a")).await) }
+            async move { drop(journal.claim(&key("a")).await) }
         });
         drop(b);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(a);
         waiting.await.unwrap();
-        assert!(journal.try_claim(&pod("a")).is_some());
+        assert!(journal.try_claim(&key("a")).is_some());
     }
 
     #[test]
-    fn keys_keep_the_order_of_an_objects_patches() {
-        let pod = ObjectKey { plural: "pods".into(), namespace: Some("shop".into()), name: "web-0".into() };
+    fn keys_are_read_as_they_are_written() {
         let node = ObjectKey { plural: "nodes".into(), namespace: None, name: "edge".into() };
-        assert!(key(&pod, 1) < key(&pod, 256));
-        assert_eq!(ObjectKey::parse(&key(&pod, 7)), Some((pod.clone(), 7)));
-        assert_eq!(ObjectKey::parse(&key(&node, u64::MAX)), Some((node.clone(), u64::MAX)));
+        for object in [key("web-0"), node.clone()] {
+            assert_eq!(ObjectKey::parse(&object.key()), Some(object));
+        }
         assert_eq!(ObjectKey::parse(b"short"), None);
-        assert_eq!(pod.status_path(), "/api/v1/namespaces/shop/pods/web-0/status");
+        assert_eq!(key("web-0").status_path(), "/api/v1/namespaces/shop/pods/web-0/status");
         assert_eq!(node.status_path(), "/api/v1/nodes/edge/status");
     }
 }

@@ -88,7 +88,7 @@ impl Offline {
         Some(Observer { offline: self.clone(), tokens: tokens.clone(), what })
     }
 
-    /// Opens the views of the components whose tokens are known, after a restart of the hub.
+    /// Has the views of the identities whose tokens are known followed, after a restart of the hub.
     pub(crate) fn prewarm(&self) {
         match self.replies.tokens() {
             Ok(tokens) => {
@@ -96,7 +96,9 @@ impl Offline {
                     self.warm(&request, token);
                 }
             }
-            Err(error) => tracing::warn!(%error, "stored tokens cannot be read; nothing is prewarmed"),
+            Err(error) => {
+                tracing::warn!(%error, "stored tokens cannot be read; nothing is followed with them")
+            }
         }
     }
 
@@ -109,13 +111,10 @@ impl Offline {
     }
 
     fn warm(&self, request: &token_request::Request, token: BearerToken) {
-        let specs = prewarm::specs(request, &self.node_name, &self.kubelet_version);
-        if specs.is_empty() {
-            return;
-        }
         let identity = Identity::new(&request.user());
         let permit = authorise(Caller { identity, credential: Credential::Bearer(token) });
-        for spec in specs {
+        self.views.lend(&permit);
+        for spec in prewarm::specs(request, &self.node_name, &self.kubelet_version) {
             self.views.warm(&permit, &spec);
         }
     }
@@ -128,6 +127,9 @@ impl Subject {
 
     /// Views that are not followed learn that there is something newer.
     async fn heard(&self, views: &Views, answer: &Answer) {
+        if !views.stands_still(&self.permit, &self.resource) {
+            return;
+        }
         let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
         if let Some(version) = version {
             views.heard(&self.permit, &self.resource, version).await;
@@ -165,11 +167,18 @@ impl Observer {
             && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
     }
 
-    /// Forgets the earlier answer.
-    pub(crate) async fn forget(self) {
-        if let What::Answer(key, ..) = &self.what
-            && let Err(error) = self.offline.answers.forget(key).await
-        {
+    /// Forgets the earlier answer, that was refuted with `code`. Who is refused one object of a resource may have lost the
+    /// right to all of them: what is remembered of them goes, and comes back with the next GET. Not for kubelet, which is
+    /// refused what no pod of its node refers to any more.
+    pub(crate) async fn forget(self, code: StatusCode) {
+        let What::Answer(key, _, subject) = &self.what else { return };
+        let answers = &self.offline.answers;
+        let forgotten = if code == StatusCode::FORBIDDEN && !subject.permit.is_node() {
+            answers.forget_subject(key).await
+        } else {
+            answers.forget(key).await
+        };
+        if let Err(error) = forgotten {
             tracing::warn!(%error, "an answer that no longer holds could not be forgotten");
         }
     }
@@ -179,6 +188,10 @@ impl Observer {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {
             What::Answer(key, keep, subject) => {
+                // Whoever has a pod on the node will ask again when it starts.
+                if let Some(accounts) = self.offline.views.accounts() {
+                    self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
+                }
                 subject.heard(&self.offline.views, &answer).await;
                 self.offline.answers.remember(&key, &answer, keep);
                 Ok(())

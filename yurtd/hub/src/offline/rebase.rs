@@ -1,5 +1,6 @@
-//! After the link is back: the status patches that were answered without it go upstream, and the local versions of
-//! their objects are dropped, so that kubelet sees the API server's and puts right what is still different.
+//! After the link is back: what has changed without it goes upstream, one patch an object, the difference between what
+//! the API server has by then and what it is here; and the local versions are dropped, so that kubelet sees the API
+//! server's and puts right what is still different.
 //!
 //! Objects do not wait for each other. One whose patches fail comes again after a pause of its own, and after some
 //! tries it is given up: kubelet compares and patches again. One that a newer patch is being sent for is left alone: if
@@ -9,16 +10,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Offline;
-use super::journal::{ObjectKey, Replay};
+use super::change::Change;
+use super::journal::ObjectKey;
+use super::patch::PatchType;
+use super::{Offline, strategic};
 use crate::caller::Permit;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
+use crate::replica::Present;
 use crate::store::StoreError;
-use crate::wire::Resource;
 use yurt_node::link::LinkState;
 
 /// Pause after the first failure of an object, doubled each time.
@@ -29,6 +34,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_TRIES: u32 = 8;
 /// An object that somebody else is busy with is looked at again after this.
 const BUSY_AGAIN: Duration = Duration::from_millis(500);
+/// For the objects' views to catch up, before the API server is asked for them, in one round; and for a view to hear of
+/// a patch.
+const VIEW_WITHIN: Duration = Duration::from_secs(3);
+/// For an end that is to be taken back while somebody works on its pod.
+const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 enum RebaseError {
@@ -69,11 +79,13 @@ pub(crate) async fn run(
     node: Permit,
     stop: CancellationToken,
 ) {
+    offline.take_back_ends(&node, true).await;
     let mut state = link.subscribe();
     let mut pending = offline.journal().subscribe();
-    let mut rebase = Rebase { offline, client, link, node, troubles: HashMap::new() };
+    let views_until = Instant::now();
+    let mut rebase = Rebase { offline, client, link, node, troubles: HashMap::new(), views_until };
     loop {
-        let due = *state.borrow_and_update() == LinkState::Online && *pending.borrow_and_update() > 0;
+        let due = *state.borrow_and_update() == LinkState::Online && pending.borrow_and_update().objects > 0;
         let mut again_at = None;
         if due {
             again_at = tokio::select! {
@@ -102,12 +114,15 @@ struct Rebase {
     link: Link,
     node: Permit,
     troubles: HashMap<ObjectKey, Trouble>,
+    /// No longer than this are views waited for in this round.
+    views_until: Instant,
 }
 
 impl Rebase {
     /// Every object that is due, once. Returns when the next one is.
     async fn round(&mut self) -> Option<Instant> {
         let objects = self.offline.journal().objects();
+        self.views_until = Instant::now() + VIEW_WITHIN;
         self.troubles.retain(|object, _| objects.binary_search(object).is_ok());
         let mut next: Option<Instant> = None;
         let mut done = 0;
@@ -150,12 +165,12 @@ impl Rebase {
         }
         match after_failure(trouble, Instant::now()) {
             Next::Again(trouble) => {
-                tracing::warn!(path, %error, "a status patch could not be replayed; trying again");
+                tracing::warn!(path, %error, "a changed status could not be replayed; trying again");
                 self.troubles.insert(object.clone(), trouble);
                 Some(trouble.again_at)
             }
             Next::GiveUp => {
-                tracing::warn!(path, %error, "a status patch cannot be replayed; kubelet will patch anew");
+                tracing::warn!(path, %error, "a changed status cannot be replayed; kubelet will patch anew");
                 self.troubles.remove(object);
                 match self.offline.settle(&self.node, object).await {
                     Ok(()) => None,
@@ -169,46 +184,102 @@ impl Rebase {
     }
 
     async fn replay(&self, object: &ObjectKey) -> Result<(), RebaseError> {
-        let replay = self.offline.journal().replay(object)?;
-        self::replay(&self.client, object, &replay).await?;
+        if let Some(change) = self.offline.journal().change(object)? {
+            match self.send(object, &change).await {
+                Ok(()) => {}
+                // Deleted, made anew, or changed so that this no longer fits: the API server's version counts.
+                Err(error) if is_final(&error) => {
+                    let path = object.status_path();
+                    tracing::info!(path, %error, "a change from the time without a link is no longer wanted");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         self.offline.settle(&self.node, object).await?;
         Ok(())
     }
+
+    /// Sends the difference, if there is one, and waits for its view to hear of it: kubelet and the EndpointSlices would
+    /// else be shown once more what was before.
+    async fn send(&self, object: &ObjectKey, change: &Change) -> Result<(), CallError> {
+        let Some(present) = self.present(object, change).await? else { return Ok(()) };
+        let schema = if object.plural == "nodes" { &strategic::NODE } else { &strategic::POD };
+        let Some(patch) = change.patch(&present, schema) else { return Ok(()) };
+        let content_type = PatchType::StrategicMerge.content_type();
+        let patched =
+            self.client.patch(&object.status_path(), content_type, patch.to_string().into()).await?;
+        let version =
+            patched["metadata"]["resourceVersion"].as_str().and_then(|version| version.parse().ok());
+        if let Some(version) = version {
+            let deadline = Instant::now() + VIEW_WITHIN;
+            self.offline.views().reaches(&self.node, &object.resource(), version, deadline).await;
+        }
+        Ok(())
+    }
+
+    /// The object as the API server has it: out of a view that follows, or asked for. `None` if it is gone.
+    async fn present(&self, object: &ObjectKey, change: &Change) -> Result<Option<Value>, CallError> {
+        let views = self.offline.views();
+        let namespace = object.namespace.as_deref();
+        let present =
+            views.present(&self.node, &object.resource(), namespace, &object.name, self.views_until).await;
+        match present {
+            Present::Has(body) => {
+                if let Ok(present) = serde_json::from_slice(&body) {
+                    return Ok(Some(present));
+                }
+            }
+            Present::Lacks => return Ok(None),
+            Present::Unknown => {}
+        }
+        let gone = views.live_pods().is_some_and(|pods| !pods.uids.contains(change.uid()));
+        if object.plural == "pods" && gone {
+            return Ok(None);
+        }
+        self.client.get(&object.path()).await.map(Some)
+    }
+}
+
+/// Whether asking again would change nothing. 401 and 403 say nothing about the object: an API server that has just
+/// started does not know the node's rights yet.
+fn is_final(error: &CallError) -> bool {
+    let rights =
+        matches!(error, CallError::Refused { code: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. });
+    !rights && !error.is_transient()
 }
 
 impl Offline {
-    /// Drops an object's local version and its patches. The caller has claimed the object: nothing comes in between.
+    /// Drops an object's local version and its change. The caller has claimed the object: nothing comes in between.
     pub(super) async fn settle(&self, node: &Permit, object: &ObjectKey) -> Result<(), StoreError> {
-        let replay = self.journal().replay_keys(object);
-        let resource = Resource::new("", "v1", &object.plural);
-        self.views().drop_local(node, &resource, object.namespace.as_deref(), &object.name).await?;
-        self.journal().forget(object, &replay).await
+        let namespace = object.namespace.as_deref();
+        self.views().drop_local(node, &object.resource(), namespace, &object.name).await?;
+        self.journal().forget(object).await
     }
 
     /// A newer patch of a claimed object has succeeded upstream: the older ones are no longer wanted.
     pub(crate) async fn superseded(&self, node: &Permit, object: &ObjectKey) {
         if let Err(error) = self.settle(node, object).await {
-            tracing::warn!(%error, path = object.status_path(), "older status patches could not be dropped");
+            tracing::warn!(%error, path = object.status_path(), "an older change could not be dropped");
         }
     }
-}
 
-/// Each patch once, in order. kubelet puts the UID of a pod into its patches, so a pod that was made anew meanwhile
-/// is not touched: the API server answers 409.
-async fn replay(client: &NodeClient, object: &ObjectKey, replay: &Replay) -> Result<(), CallError> {
-    let path = object.status_path();
-    for entry in &replay.entries {
-        match client.patch(&path, &entry.content_type, entry.body.clone().into()).await {
-            Ok(_) => {}
-            Err(error) if error.is_transient() => return Err(error),
-            Err(error) => {
-                // Deleted, made anew, or changed so that the patch no longer fits: the API server's version counts.
-                tracing::info!(path, %error, "a status patch from the time without a link is no longer wanted");
-                return Ok(());
+    /// Pods that kubelet has brought to an end without a link, although they are always to be started again, are again
+    /// what the API server has of them: nobody else could bring them back. For when the kubelet that did is no more.
+    pub(crate) async fn take_back_ends(&self, node: &Permit, of_an_earlier_boot: bool) {
+        for object in self.journal().ended(of_an_earlier_boot) {
+            let path = object.path();
+            let claim = tokio::time::timeout(CLAIM_WITHIN, self.journal().claim(&object)).await;
+            // Whoever had it may have replayed it.
+            if claim.is_err() || !self.journal().ended(of_an_earlier_boot).contains(&object) {
+                tracing::warn!(path, "a pod's end from the time without a link is not taken back");
+                continue;
+            }
+            match self.settle(node, &object).await {
+                Ok(()) => tracing::info!(path, "a pod that ended without a link is started again"),
+                Err(error) => tracing::warn!(%error, path, "a pod's end cannot be taken back"),
             }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -222,7 +293,7 @@ mod tests {
     use crate::store::Store;
     use crate::upstream::{Upstream, UpstreamConfig};
     use crate::view::ViewSpec;
-    use crate::wire::Encoding;
+    use crate::wire::{Encoding, Resource};
     use yurt_fakes::api_server::FakeApi;
     use yurt_node::supervise::Tasks;
 
@@ -238,6 +309,56 @@ mod tests {
         assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
     }
 
+    /// kubelet's word on the pod, without a link.
+    async fn patch(offline: &Offline, node: &Permit, phase: &str) {
+        let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
+            .header("content-type", "application/merge-patch+json")
+            .body(());
+        let parts = request.unwrap().into_parts().0;
+        let body = Bytes::from(format!("{{\"status\":{{\"phase\":{phase:?}}}}}"));
+        let info = RequestInfo::of(&parts);
+        offline.answer(node, &info, Row::PatchStatus, &parts, Some(&body)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_from_an_earlier_boot_is_taken_back_before_anybody_hears_of_it() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let pod = "/api/v1/namespaces/n/pods/p";
+        api.put(
+            pod,
+            serde_json::json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"},
+                "spec": {"containers": [], "restartPolicy": "Always"}, "status": {"phase": "Running"}}),
+        );
+        let stop = CancellationToken::new();
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
+        let view = views.open(&node, &pods).await.unwrap();
+        let boot = async |boot| Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", boot).await;
+        let shows = |phase: &str| {
+            let body = view.list().unwrap().body;
+            String::from_utf8_lossy(&body).contains(phase)
+        };
+        patch(&boot("b-1").await, &node, "Failed").await;
+        // The hub alone has started again: kubelet goes on, and what it says is final.
+        let same = boot("b-1").await;
+        same.take_back_ends(&node, true).await;
+        assert!(same.journal().objects().len() == 1 && shows("Failed"));
+        // The node has. There is a link, and nothing is left to be told.
+        let offline = Arc::new(boot("b-2").await);
+        let replay = run(offline.clone(), NodeClient::new(upstream), link, node, stop.clone());
+        let replay = tokio::spawn(replay);
+        let mut pending = offline.journal().subscribe();
+        let settled = pending.wait_for(|pending| pending.objects == 0);
+        tokio::time::timeout(Duration::from_secs(5), settled).await.expect("in time").unwrap();
+        assert!(shows("Running") && !shows("Failed"));
+        stop.cancel();
+        replay.await.unwrap();
+        assert_eq!(api.writes(), 0);
+    }
+
     #[tokio::test]
     async fn an_offline_patch_and_the_replay_never_meet() {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
@@ -249,31 +370,24 @@ mod tests {
         let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
         views.open(&node, &pods).await.unwrap();
-        let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3").await);
+        let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3", "b-1").await);
         let object = ObjectKey { plural: "pods".into(), namespace: Some("n".into()), name: "p".into() };
 
         let claim = offline.journal().claim(&object).await;
         let patching = tokio::spawn({
             let (offline, node) = (offline.clone(), node.clone());
-            async move {
-                let request = http::Request::patch("/api/v1/namespaces/n/pods/p/status")
-                    .header("content-type", "application/merge-patch+json")
-                    .body(());
-                let parts = request.unwrap().into_parts().0;
-                let body = Bytes::from_static(b"{\"status\":{\"phase\":\"Running\"}}");
-                let info = RequestInfo::of(&parts);
-                offline.answer(&node, &info, Row::PatchStatus, &parts, Some(&body)).await.map(drop)
-            }
+            async move { patch(&offline, &node, "Running").await }
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!patching.is_finished() && !offline.journal().has(&object), "not while it is replayed");
         drop(claim);
-        patching.await.unwrap().unwrap();
+        patching.await.unwrap();
         assert!(offline.journal().has(&object));
 
         // And not the other way round: journal and local version belong together.
         let client = NodeClient::new(upstream);
-        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles: HashMap::new() };
+        let (troubles, views_until) = (HashMap::new(), Instant::now());
+        let mut rebase = Rebase { offline: offline.clone(), client, link, node, troubles, views_until };
         let claim = offline.journal().claim(&object).await;
         assert!(rebase.object(&object, None).await.is_some(), "it comes again");
         assert!(offline.journal().has(&object) && rebase.troubles.is_empty());

@@ -1,17 +1,19 @@
 //! Answers of the API server kept for the time without a link: GETs of single objects and lists that no view
 //! covers, and discovery.
 //!
-//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), path, canonical
-//! query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is kubelet's alone,
-//! and nobody else has more than a quarter: a client that asks for ten thousand different things forgets its own answers
-//! and nobody else's. When an answer was seen last is known in memory alone; after a restart all are equally old.
+//! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
+//! canonical query, `Accept`. The memory is bounded; the answers that were seen longest ago go first. A quarter is
+//! kubelet's alone, and nobody else has more than a quarter: a client that asks for ten thousand different things forgets
+//! its own answers and nobody else's. Answers of those who have a pod on the node go after all others: it asks again when it starts.
+//! When an answer was seen last is known in memory alone; after a restart all are equally old.
 //!
 //! # Writing
 //!
 //! An answer that has not changed is not written again, and one that has is not written at once: a standby of a leader
 //! election reads its Lease every two seconds, and finds it changed. It stays in memory, and what has waited for a
 //! minute is written together with all that waits ([`Remembered::write_back`]); so is everything when the link is lost,
-//! and when the hub stops. A process that is killed in between has the answers of a minute ago. What waits is bounded as
+//! and when the hub stops. The first answer to a question of somebody who has a pod on the node is written at once: the
+//! link and the power may go together. A process that is killed in between has the answers of a minute ago. What waits is bounded as
 //! well ([`UNWRITTEN`]): behind a disk that hangs the oldest answers are dropped, which costs nothing but them. What is
 //! worth nothing after a restart ([`Keep::InMemory`]) is never written.
 
@@ -48,7 +50,7 @@ pub(crate) struct Remembered {
     bucket: Bucket,
     bounds: Bounds,
     index: Mutex<Index>,
-    /// There is more to be written than should wait.
+    /// There is what should not wait to be written.
     full: Notify,
 }
 
@@ -72,6 +74,8 @@ struct Index {
     removed: HashSet<Vec<u8>>,
     /// Since when something waits to be written.
     waiting: Option<Instant>,
+    /// What the keys of those begin with who have a pod on the node.
+    stay: HashSet<[u8; OWNER]>,
 }
 
 struct Entry {
@@ -103,12 +107,30 @@ impl<'i> Owner<'i> {
         let identity = permit.identity().as_str();
         if permit.is_node() { Self::Node(identity) } else { Self::Other(identity) }
     }
+
+    fn parts(self) -> (u8, &'i str) {
+        match self {
+            Self::Node(identity) => (0, identity),
+            Self::Other(identity) => (OTHER, identity),
+            Self::Everybody => (2, ""),
+        }
+    }
+
+    /// What its keys begin with.
+    fn prefix(self) -> [u8; OWNER] {
+        let (kind, identity) = self.parts();
+        let mut prefix = [kind; OWNER];
+        prefix[1..].copy_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        prefix
+    }
 }
 
 /// What keys begin with: a byte for the kind of owner, and for [`Owner::Other`] a digest of its name.
 const OWNER: usize = 9;
-/// The whole key: the owner, a digest of everything.
-const KEY: usize = OWNER + 32;
+/// The owner, and a digest of what the answer is about.
+const SUBJECT: usize = OWNER + 8;
+/// The whole key: these, a digest of everything.
+const KEY: usize = SUBJECT + 32;
 const OTHER: u8 = 1;
 
 /// Under which key an answer is kept.
@@ -116,17 +138,18 @@ const OTHER: u8 = 1;
 pub(crate) struct Key(Vec<u8>);
 
 impl Key {
-    /// The answer's key.
-    pub(crate) fn new(owner: Owner<'_>, path: &str, canonical_query: &str, accept: &str) -> Self {
-        let (kind, identity) = match owner {
-            Owner::Node(identity) => (0, identity),
-            Owner::Other(identity) => (OTHER, identity),
-            Owner::Everybody => (2, ""),
-        };
-        let text = [identity, path, canonical_query, accept].join("\0");
+    /// The answer's key. `subject`: the resource, `group/plural`.
+    pub(crate) fn new(
+        owner: Owner<'_>,
+        subject: &str,
+        path: &str,
+        canonical_query: &str,
+        accept: &str,
+    ) -> Self {
+        let text = [owner.parts().1, path, canonical_query, accept].join("\0");
         // LMDB keys are short; digests keep them so, and distinct.
-        let mut key = vec![kind];
-        key.extend_from_slice(&Sha256::digest(identity.as_bytes())[..OWNER - 1]);
+        let mut key = owner.prefix().to_vec();
+        key.extend_from_slice(&Sha256::digest(subject.as_bytes())[..SUBJECT - OWNER]);
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
     }
@@ -140,8 +163,10 @@ impl Remembered {
             tracing::error!(%error, ?bucket, "remembered answers cannot be read");
             Vec::new()
         });
-        // Keys of another length are an older release's, and nobody will ask for them.
-        for (key, size) in found.into_iter().filter(|(key, _)| key.len() == KEY) {
+        // Keys of another length are an older release's, and nobody will ask for them: they go with the next writing.
+        let (found, old): (Vec<_>, Vec<_>) = found.into_iter().partition(|(key, _)| key.len() == KEY);
+        index.removed.extend(old.into_iter().map(|(key, _)| key));
+        for (key, size) in found {
             index.clock += 1;
             index.total += size;
             let (seen, keep) = (index.clock, Keep::Stored);
@@ -159,6 +184,12 @@ impl Remembered {
     /// Whether an answer of that size would be kept.
     pub(crate) fn limit(&self) -> usize {
         self.bounds.answer
+    }
+
+    /// Who has a pod on the node from now on.
+    pub(crate) fn stay<'i>(&self, owners: impl Iterator<Item = Owner<'i>>) {
+        let stay = owners.map(Owner::prefix).collect();
+        self.lock().stay = stay;
     }
 
     /// Keeps an answer, in memory at first.
@@ -179,9 +210,10 @@ impl Remembered {
         if index.is_known(&key.0, &digest) {
             return index.see(&key.0);
         }
+        let first = !index.entries.contains_key(&key.0) && keep == Keep::Stored && index.stays(&key.0);
         index.insert(key.0.clone(), value, digest, keep);
         index.evict(&self.bounds);
-        if index.unwritten > UNWRITTEN / 2 {
+        if first || index.unwritten > UNWRITTEN / 2 {
             self.full.notify_one();
         }
         index.drop_unwritten(UNWRITTEN);
@@ -203,6 +235,30 @@ impl Remembered {
         }
         self.store.delete(self.bucket, std::slice::from_ref(&key.0)).await?;
         self.lock().removed.remove(&key.0);
+        Ok(())
+    }
+
+    /// Forgets every answer of the owner about the same subject.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; they are then removed with the next writing, and told to nobody before.
+    pub(crate) async fn forget_subject(&self, key: &Key) -> Result<(), StoreError> {
+        let stored: Vec<Vec<u8>> = {
+            let mut index = self.lock();
+            let subject = &key.0[..SUBJECT];
+            let keys: Vec<_> = index.entries.keys().filter(|key| key.starts_with(subject)).cloned().collect();
+            keys.iter().for_each(|key| index.remove(key));
+            keys.into_iter().filter(|key| index.removed.contains(key)).collect()
+        };
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.store.delete(self.bucket, &stored).await?;
+        let mut index = self.lock();
+        for key in &stored {
+            index.removed.remove(key);
+        }
         Ok(())
     }
 
@@ -302,6 +358,11 @@ impl Remembered {
 }
 
 impl Index {
+    /// Whether the owner of a key has a pod on the node.
+    fn stays(&self, key: &[u8]) -> bool {
+        self.stay.contains(&key[..OWNER])
+    }
+
     /// Whether the same value is there already.
     fn is_known(&self, key: &[u8], digest: &[u8; 32]) -> bool {
         self.entries.get(key).is_some_and(|entry| entry.digest.as_ref() == Some(digest))
@@ -405,7 +466,7 @@ impl Index {
         self.entries
             .iter()
             .filter(|(key, _)| *key != newest && may_go(key))
-            .min_by_key(|(_, entry)| entry.seen)
+            .min_by_key(|(key, entry)| (self.stays(key), entry.seen))
             .map(|(key, _)| key.clone())
     }
 }
@@ -438,7 +499,7 @@ mod tests {
     use super::*;
 
     fn key(owner: Owner<'_>, path: &str) -> Vec<u8> {
-        Key::new(owner, path, "", "").0
+        Key::new(owner, "", path, "", "").0
     }
 
     impl Index {
@@ -496,6 +557,46 @@ mod tests {
         assert!(index_of_others(&index) <= others);
     }
 
+    #[test]
+    fn answers_of_those_who_have_a_pod_on_the_node_go_last() {
+        let bounds = Bounds { answer: 10, total: 10_000, count: 8 };
+        let (agent, passer_by) = (Owner::Other("agent"), Owner::Other("passer-by"));
+        let mut index = Index { stay: [agent.prefix()].into(), ..Index::default() };
+        index.keep(key(agent, "own pod"), b"x");
+        for number in 0..20 {
+            for other in [passer_by, Owner::Other("second"), Owner::Other("third")] {
+                index.keep(key(other, &number.to_string()), b"x");
+                index.evict(&bounds);
+            }
+        }
+        assert!(index.entries.contains_key(&key(agent, "own pod")));
+        assert!(index.entries.len() <= 8);
+        // Its own newer ones drive it out all the same: a share is a share.
+        for number in 0..3 {
+            index.keep(key(agent, &number.to_string()), b"x");
+            index.evict(&bounds);
+        }
+        assert!(!index.entries.contains_key(&key(agent, "own pod")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_answer_to_a_pod_of_the_node_is_written_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, memory) = memory(dir.path(), Bounds { answer: 100, total: 1000, count: 10 });
+        let (agent, other) = (Owner::Other("agent"), Owner::Other("other"));
+        memory.stay([agent].into_iter());
+        let keep = |owner: Owner<'_>, text: &str| {
+            memory.remember(&Key::new(owner, "/pods", "/own/pod", "", ""), &json(text), Keep::Stored);
+        };
+        keep(other, "1");
+        assert!(memory.due().now_or_never().is_none());
+        keep(agent, "1");
+        assert!(memory.due().now_or_never().is_some());
+        memory.write_back().await.unwrap();
+        keep(agent, "2");
+        assert!(memory.due().now_or_never().is_none(), "a change waits for company");
+    }
+
     fn index_of_others(index: &Index) -> usize {
         index.entries.keys().filter(|key| key[0] == OTHER).count()
     }
@@ -505,7 +606,7 @@ mod tests {
     }
 
     fn of_node(path: &str) -> Key {
-        Key::new(Owner::Node("system:node:edge"), path, "", "")
+        Key::new(Owner::Node("system:node:edge"), "", path, "", "")
     }
 
     fn memory(dir: &std::path::Path, bounds: Bounds) -> (Store, Remembered) {
@@ -625,11 +726,35 @@ mod tests {
         assert_eq!(memory.recall(&of_node("/small")).unwrap(), Some(json("2")));
     }
 
+    #[tokio::test]
+    async fn answers_about_one_resource_are_forgotten_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let bounds = Bounds { answer: 100, total: 1000, count: 40 };
+        let key = |owner: &'static str, subject: &str, path: &str| {
+            Key::new(Owner::Other(owner), subject, path, "", "")
+        };
+        let answer = Answer::new(http::StatusCode::OK, "application/json", bytes::Bytes::from_static(b"{}"));
+        let (one, two) = (key("a", "/secrets", "/1"), key("a", "/secrets", "/2"));
+        let others = [key("a", "/configmaps", "/3"), key("b", "/secrets", "/1")];
+        let memory = Remembered::open(store.clone(), Bucket::Answers, bounds);
+        memory.remember(&one, &answer, Keep::Stored);
+        memory.write_back().await.unwrap();
+        memory.remember(&two, &answer, Keep::Stored);
+        others.iter().for_each(|key| memory.remember(key, &answer, Keep::Stored));
+        memory.forget_subject(&key("a", "/secrets", "/never asked for")).await.unwrap();
+        memory.write_back().await.unwrap();
+        for memory in [memory, Remembered::open(store, Bucket::Answers, bounds)] {
+            assert_eq!([&one, &two].map(|key| memory.recall(key).unwrap()), [None, None]);
+            assert!(others.iter().all(|key| memory.recall(key).unwrap().is_some()));
+        }
+    }
+
     #[test]
     fn keys_of_two_identities_never_meet() {
         let (node, other) = (Owner::Node("a"), Owner::Other("a"));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(Owner::Everybody, "a/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "", ""), Key::new(other, "/b", "", ""));
-        assert_ne!(Key::new(node, "/b", "x=1", "j"), Key::new(node, "/b", "x=1", "p"));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(Owner::Everybody, "", "a/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "", ""), Key::new(other, "", "/b", "", ""));
+        assert_ne!(Key::new(node, "", "/b", "x=1", "j"), Key::new(node, "", "/b", "x=1", "p"));
     }
 }

@@ -80,6 +80,14 @@ pub(crate) static NODE: Schema =
     Schema { fields: &[("metadata", Rule::Map(&METADATA)), ("status", Rule::Map(&NODE_STATUS))] };
 
 impl Schema {
+    /// Whether a list in the status is merged item by item, not replaced as a whole.
+    pub(crate) fn merges_in_status(&self, field: &str) -> bool {
+        match self.rule("status") {
+            Some(Rule::Map(status)) => matches!(status.rule(field), Some(Rule::Keyed(_) | Rule::Set)),
+            _ => false,
+        }
+    }
+
     fn rule(&self, field: &str) -> Option<&'static Rule> {
         self.fields.iter().find(|(name, _)| *name == field).map(|(_, rule)| rule)
     }

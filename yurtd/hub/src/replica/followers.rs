@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::reflector::{Reflector, Refusals};
-use crate::caller::{Credential, Identity, Permit};
+use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::limits::LARGE_PAGES;
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
 use crate::view::{Transition, View, Why};
 
@@ -40,11 +41,18 @@ impl Credentials {
         });
         sender.subscribe()
     }
+
+    /// The freshest one of an identity.
+    fn of(&self, identity: &Identity) -> Option<Credential> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(identity).map(|sender| sender.borrow().clone())
+    }
 }
 
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
     store: Store,
+    overlay: Overlay,
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
@@ -58,6 +66,7 @@ pub(super) struct Followers {
 impl Followers {
     pub(super) fn new(
         store: Store,
+        overlay: Overlay,
         upstream: &Upstream,
         link: &Link,
         stop: CancellationToken,
@@ -65,6 +74,7 @@ impl Followers {
     ) -> Self {
         Self {
             store,
+            overlay,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
@@ -79,16 +89,18 @@ impl Followers {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run.
+    /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run. Never that of a
+    /// view that has [ended](Self::end) for good: it would write a record that is nobody's.
     pub(super) fn start(&self, permit: &Permit, view: &Arc<View>, start: Start) {
         let credential = self.credentials.show(permit);
         let mut tasks = self.lock();
-        if tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
+        if view.is_gone() || tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
             return;
         }
         let reflector = Reflector {
             view: Arc::clone(view),
             store: self.store.clone(),
+            overlay: self.overlay.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,
@@ -108,14 +120,30 @@ impl Followers {
         tasks.insert(view.id, task);
     }
 
+    /// Hands the credential to the reflectors of the identity, those that will start too.
+    pub(super) fn show(&self, permit: &Permit) {
+        drop(self.credentials.show(permit));
+    }
+
+    /// An identity with the freshest credential that it has shown.
+    pub(super) fn permit_of(&self, identity: &Identity) -> Option<Permit> {
+        let credential = self.credentials.of(identity)?;
+        Some(authorise(Caller { identity: identity.clone(), credential }))
+    }
+
     /// Whether the view's reflector runs.
     pub(super) fn is_running(&self, view: ViewId) -> bool {
         self.lock().get(&view).is_some_and(|task| !task.is_finished())
     }
 
-    /// Ends the view's reflector: whatever it was about to write comes before what follows.
+    /// Ends the reflector of a view that is in the catalogue no more: whatever it was about to write comes before what
+    /// follows.
     pub(super) async fn end(&self, view: &View) {
-        let task = self.lock().remove(&view.id);
+        let task = {
+            let mut tasks = self.lock();
+            view.set_gone();
+            tasks.remove(&view.id)
+        };
         if let Some(task) = task {
             task.abort();
             let _ = task.await;

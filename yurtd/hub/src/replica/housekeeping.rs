@@ -136,7 +136,7 @@ impl Views {
 
     /// Removes views that nobody has used for `seconds`.
     pub(super) async fn forget(&self, seconds: u64) -> Result<(), StoreError> {
-        self.forget_at(seconds, clock::now()).await
+        self.forget_at(seconds, clock::steady()).await
     }
 
     pub(super) async fn forget_at(&self, seconds: u64, now: u64) -> Result<(), StoreError> {
@@ -144,6 +144,10 @@ impl Views {
         let followers = &self.inner.followers;
         followers.prune();
         let unused = self.inner.catalogue.take_unused(seconds, now, |view| followers.is_running(view.id));
+        // Somebody may have found one before it was taken out, and start it now.
+        for view in &unused {
+            followers.end(view).await;
+        }
         if !unused.is_empty() {
             tracing::info!(views = unused.len(), "views that nobody uses any more are removed");
         }

@@ -59,7 +59,7 @@ fn is_own_pods(spec: &ViewSpec, node_name: &str) -> bool {
 }
 
 impl Views {
-    /// Decides which views kubelet needs, and follows those that nobody follows.
+    /// Decides which views kubelet and the node's pods need, and follows those that nobody follows.
     pub(super) fn follow_needed(&self) {
         let node = self.inner.node.clone();
         let Some(node_name) = self.node_name() else { return };
@@ -71,6 +71,9 @@ impl Views {
                 self.inner.followers.start(&node, &view, Start::Resume);
             }
         }
+        if let Some(pods) = pods {
+            self.follow_accounts(&pods);
+        }
     }
 
     /// The node's pods as they are now; nothing while that cannot be known.
@@ -79,7 +82,7 @@ impl Views {
     }
 
     /// The node's pods as last known; nothing while no complete view has them.
-    fn node_pods(&self) -> Option<Arc<NodePods>> {
+    pub(super) fn node_pods(&self) -> Option<Arc<NodePods>> {
         self.pods_view().and_then(|view| self.pods_of(&view))
     }
 

@@ -1,15 +1,85 @@
 //! Changes that are made here because the API server cannot be asked: local versions of objects, over upstream's.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch::Receiver;
+use tokio::time::{Instant, timeout_at};
+
 use crate::caller::Permit;
 use crate::store::{Durability, StoreError};
-use crate::view::Question;
 use crate::view::table::ViewTable;
+use crate::view::{Progress, Question, View};
 use crate::wire::object::object_key;
 use crate::wire::{Encoding, Resource};
 
 use super::Views;
 
+/// What upstream has of an object, as far as views that follow it know.
+#[derive(Debug)]
+pub(crate) enum Present {
+    /// As a GET would answer it, in JSON.
+    Has(Bytes),
+    /// It was there, and is gone.
+    Lacks,
+    /// No view of the object has caught up.
+    Unknown,
+}
+
 impl Views {
+    /// Upstream's own version of an object, whatever lies over it here, out of a view that has it and follows upstream
+    /// by the deadline.
+    pub(crate) async fn present(
+        &self,
+        permit: &Permit,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+        deadline: Instant,
+    ) -> Present {
+        for view in self.in_json(permit, resource) {
+            if !matches!(view.upstreams(namespace, name), Ok(Some(_))) {
+                continue;
+            }
+            let mut sync = view.sync.subscribe();
+            let followed = sync.wait_for(|sync| sync.state.is_following());
+            if matches!(timeout_at(deadline, followed).await, Ok(Ok(_))) {
+                return match view.upstreams(namespace, name) {
+                    Ok(Some(body)) => Present::Has(body),
+                    Ok(None) => Present::Lacks,
+                    Err(_) => Present::Unknown,
+                };
+            }
+        }
+        Present::Unknown
+    }
+
+    /// Waits until the views of the resource that follow upstream have reached a version, at most until the deadline.
+    pub(crate) async fn reaches(
+        &self,
+        permit: &Permit,
+        resource: &Resource,
+        version: u64,
+        deadline: Instant,
+    ) {
+        for view in self.in_json(permit, resource) {
+            if view.state().is_following() {
+                view.wait_for(version, deadline).await;
+            }
+        }
+    }
+
+    /// How far the views come that local versions are put into.
+    pub(crate) fn progress(&self, permit: &Permit, resource: &Resource) -> Vec<Receiver<Progress>> {
+        self.in_json(permit, resource).iter().map(|view| view.progress.subscribe()).collect()
+    }
+
+    fn in_json(&self, permit: &Permit, resource: &Resource) -> Vec<Arc<View>> {
+        let mut views = self.inner.catalogue.showing(permit, resource);
+        views.retain(|view| view.may_answer(Question::Any) && view.spec.encoding() == Encoding::Json);
+        views
+    }
+
     /// Replaces an object in every JSON view of the identity that has it: stored, sent to watchers at once, the
     /// resourceVersion unchanged. The local version lives until upstream's own version changes, or
     /// [`Self::drop_local`]. Returns in how many views it was found.
@@ -58,8 +128,7 @@ impl Views {
         resource: &Resource,
         change: impl Fn(&mut ViewTable<'_, '_>) -> Result<bool, StoreError> + Send + 'static,
     ) -> Result<usize, StoreError> {
-        let mut views = self.inner.catalogue.showing(permit, resource);
-        views.retain(|view| view.may_answer(Question::Any) && view.spec.encoding() == Encoding::Json);
+        let views = self.in_json(permit, resource);
         let ids: Vec<_> = views.iter().map(|view| view.id).collect();
         // Durable: a status that kubelet was told is stored has to survive a power cut.
         let records = self

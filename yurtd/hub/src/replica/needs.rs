@@ -29,6 +29,8 @@ pub(crate) struct Need {
 pub(crate) struct NodePods {
     pub(crate) uids: HashSet<String>,
     pub(crate) needs: HashSet<Need>,
+    /// The users that the pods are to the API server.
+    pub(crate) accounts: HashSet<String>,
 }
 
 impl NodePods {
@@ -36,6 +38,10 @@ impl NodePods {
     pub(crate) fn add(&mut self, pod: &[u8]) -> Result<(), serde_json::Error> {
         let pod: Pod = serde_json::from_slice(pod)?;
         let namespace = pod.metadata.namespace;
+        if !pod.spec.service_account_name.is_empty() {
+            let account = format!("system:serviceaccount:{namespace}:{}", pod.spec.service_account_name);
+            self.accounts.insert(account);
+        }
         let need = |(kind, name)| Need { kind, namespace: namespace.clone(), name };
         self.needs.extend(pod.spec.names().into_iter().map(need));
         self.uids.insert(pod.metadata.uid);
@@ -67,6 +73,7 @@ struct Spec {
     init_containers: List<Container>,
     ephemeral_containers: List<Container>,
     image_pull_secrets: List<Name>,
+    service_account_name: String,
     volumes: List<Volume>,
 }
 
@@ -236,6 +243,16 @@ mod tests {
         for (spec, expected) in table {
             assert_eq!(needs(&spec), expected, "{spec}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_its_service_account_to_the_api_server() {
+        let mut pods = NodePods::default();
+        for spec in [json!({"serviceAccountName": "flannel"}), json!({})] {
+            let pod = json!({"metadata": {"namespace": "kube-flannel"}, "spec": spec});
+            pods.add(pod.to_string().as_bytes()).unwrap();
+        }
+        assert_eq!(pods.accounts, ["system:serviceaccount:kube-flannel:flannel".to_owned()].into());
     }
 
     #[test]

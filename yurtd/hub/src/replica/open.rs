@@ -56,6 +56,9 @@ impl Views {
             });
         }
         self.inner.followers.start(permit, &view, start);
+        if view.is_gone() {
+            return Err(ViewError::NotAView);
+        }
         if !before.state.is_following() {
             // It may be in a pause after an error.
             view.poke.notify_one();
@@ -67,7 +70,7 @@ impl Views {
             if now.state.is_following() {
                 return Ok(view);
             }
-            let told = now.state.may_answer(Question::Any, 0);
+            let told = view.may_answer(Question::AsLastKnown);
             if let Some(failed) = now.failure {
                 match verdict(failed, wants, told) {
                     Some(ViewError::NotAView) => return Err(ViewError::NotAView),

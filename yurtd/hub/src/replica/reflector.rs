@@ -17,6 +17,7 @@ use crate::caller::Credential;
 use crate::clock;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, jitter};
+use crate::view::overlay::Overlay;
 use crate::view::record::ViewRecord;
 use crate::view::{Failed, Request, Transition, View, ViewError, Why};
 
@@ -44,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Reflector {
     pub(super) view: Arc<View>,
     pub(super) store: Store,
+    /// What EndpointSlices show of the node's own pods.
+    pub(super) overlay: Overlay,
     pub(super) upstream: Upstream,
     pub(super) link: channel::Receiver<LinkState>,
     pub(super) credential: channel::Receiver<Credential>,

@@ -14,6 +14,7 @@ use crate::link::Link;
 use crate::store::{Store, StoreError, StoreStats};
 use crate::upstream::Upstream;
 use crate::view::catalogue::Catalogue;
+use crate::view::overlay::Overlay;
 use crate::view::{Lookup, Question, Request, State, StateCounts, Transition, View, ViewError, ViewSpec};
 use crate::wire::{Encoding, Resource};
 
@@ -38,6 +39,8 @@ pub(super) struct Inner {
     pub(super) catalogue: Catalogue,
     pub(super) followers: Followers,
     pub(super) store: Store,
+    /// What EndpointSlices show of the node's own pods.
+    pub(super) overlay: Overlay,
     pub(super) link: Link,
     /// The hub's own work for its node.
     pub(super) node: Permit,
@@ -73,10 +76,12 @@ impl Views {
     ) -> Result<Self, StoreError> {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
+        let overlay = Overlay::default();
         let inner = Inner {
             catalogue,
-            followers: Followers::new(store.clone(), upstream, link, stop.clone(), silence),
+            followers: Followers::new(store.clone(), overlay.clone(), upstream, link, stop.clone(), silence),
             store: store.clone(),
+            overlay,
             link: link.clone(),
             node: node.clone(),
             pods: Mutex::default(),
@@ -203,6 +208,12 @@ impl Views {
         if let Err(error) = self.keep_states(&views).await {
             tracing::warn!(%error, "what a view is worth could not be stored");
         }
+    }
+
+    /// Whether [`Self::heard`] has anything to do for this resource.
+    pub(crate) fn stands_still(&self, permit: &Permit, resource: &Resource) -> bool {
+        let views = self.inner.catalogue.showing(permit, resource);
+        views.iter().any(|view| matches!(view.state(), State::Behind { .. }))
     }
 
     /// Whether a view of the identity that is followed has this object, or would have it: then nothing else has to

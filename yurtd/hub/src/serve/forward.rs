@@ -12,17 +12,18 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 
 use super::respond::Failure;
 use super::{Body, BoxError, Hub};
 use crate::caller::Permit;
-use crate::filter::FilterError;
+use crate::filter::{Filter, FilterError};
 use crate::limits::Collected;
 use crate::offline::observe::Observer;
 use crate::upstream::{self, RequestBody, UpstreamError};
+use crate::wire::{Encoding, FrameDecoder};
 use yurt_node::link::LinkState;
 
 /// Bound of an answer that the hub changes. A list of ten thousand Services in JSON is half of it.
@@ -63,7 +64,7 @@ pub(crate) fn relay(
     let headers = end_to_end(&parts.headers);
     let body = match observer {
         Some(observer) if observer.refutes(parts.status) => {
-            hub.tasks.passing(observer.forget());
+            hub.tasks.passing(observer.forget(parts.status));
             Body::new(body.map_err(Into::into))
         }
         Some(observer) if observer.wants(parts.status) => {
@@ -124,6 +125,58 @@ fn unpack(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, Strin
         Ok(length) if length > limit => Err(format!("the answer has more than {limit} bytes")),
         Ok(_) => Ok(plain.into()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The same for a watch, event by event.
+pub(crate) fn relay_filtered_watch(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+    filter: Filter,
+) -> Response<Body> {
+    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(JSON));
+    let plain = response.headers().get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+    if response.status() != StatusCode::OK || !json || !plain {
+        return relay(hub, response, None);
+    }
+    let (parts, body) = response.into_parts();
+    let watch = FilteredWatch { body, frames: FrameDecoder::new(Encoding::Json), filter };
+    let events = futures::stream::unfold(Some(watch), |watch| async {
+        let mut watch = watch?;
+        let event = watch.next().await?;
+        let next = if event.is_ok() { Some(watch) } else { None };
+        Some((event.map(Frame::data), next))
+    });
+    let mut relayed = Response::new(Body::new(StreamBody::new(events)));
+    *relayed.headers_mut() = end_to_end(&parts.headers);
+    relayed.headers_mut().remove(CONTENT_LENGTH);
+    relayed
+}
+
+struct FilteredWatch {
+    body: upstream::ResponseBody,
+    frames: FrameDecoder,
+    filter: Filter,
+}
+
+impl FilteredWatch {
+    /// The next event, as a line.
+    async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
+        loop {
+            match self.frames.next_frame() {
+                Ok(Some(event)) => {
+                    return Some(self.filter.event(event).map_err(Into::into).map(|event| {
+                        if event.ends_with(b"\n") { event } else { [&event[..], b"\n"].concat().into() }
+                    }));
+                }
+                Ok(None) => {}
+                Err(error) => return Some(Err(error.into())),
+            }
+            match self.body.frame().await? {
+                Ok(frame) => self.frames.push(&frame.into_data().unwrap_or_default()),
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
     }
 }
 

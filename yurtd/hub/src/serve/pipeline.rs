@@ -121,6 +121,9 @@ async fn answer(
                 hub.offline.observer(tokens, permit, &info, row, &parts, body.bytes())
             };
             match filter {
+                Some(filter) if info.resource().is_some_and(|target| target.verb == Verb::Watch) => {
+                    Ok(upstream(forward::relay_filtered_watch(hub, response, filter)))
+                }
                 Some(filter) => {
                     let filter =
                         |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
@@ -182,11 +185,11 @@ async fn offline(
     Ok(respond::answer(filtered(hub, permit, info, row, answer)?))
 }
 
-/// The filter for a GET or list of kubelet's that the API server answers; nothing when kubelet would not take JSON.
+/// The filter for a GET, list or watch of kubelet's that the API server answers; nothing when kubelet would not take JSON.
 fn filter_of_forwarded(hub: &Hub, permit: &Permit, info: &RequestInfo, method: &Method) -> Option<Filter> {
     let target = info.resource()?;
     let read = *method == Method::GET
-        && matches!(target.verb, Verb::Get | Verb::List)
+        && matches!(target.verb, Verb::Get | Verb::List | Verb::Watch)
         && target.subresource.is_none();
     let filterable = permit.is_node()
         && read

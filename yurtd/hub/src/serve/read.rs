@@ -12,7 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -48,12 +48,20 @@ pub(crate) async fn collection(
     if collection.label_selector.len() + collection.field_selector.len() > limits::SELECTOR {
         return Ok(None);
     }
+    let specs = specs(permit, collection);
+    if permit.is_node() && begins_anew(&collection.read) {
+        for spec in &specs {
+            hub.offline.kubelet_begins(permit, spec).await;
+        }
+    }
     // Without a link a list is what is known of it last, in whichever place: `last_known`.
-    let elsewhere = matches!(&collection.read, Read::List(freshness) if *freshness == Freshness::Consistent || !hub.link.is_online());
+    let elsewhere = match &collection.read {
+        Read::List(freshness) => *freshness == Freshness::Consistent || !hub.link.is_online(),
+        Read::Watch(_) => false,
+    };
     if elsewhere {
         return Ok(None);
     }
-    let specs = specs(permit, collection);
     let mut opened = Err(ViewError::NotAView);
     for spec in &specs {
         opened = open(hub, permit, collection, spec).await;
@@ -84,6 +92,14 @@ pub(crate) async fn collection(
             Ok(None)
         }
         read => read.map(Some),
+    }
+}
+
+/// Whether the client asks for the state and not for what follows something that it knows.
+fn begins_anew(read: &Read) -> bool {
+    match read {
+        Read::List(_) => true,
+        Read::Watch(watch) => watch.send_initial_events.unwrap_or(watch.since.is_none()),
     }
 }
 
@@ -266,8 +282,10 @@ async fn watch(
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
+    let frames = view.watch(options)?;
     let frames = Frames {
-        frames: view.watch(options)?,
+        went_back: frames.went_back(),
+        frames,
         filter: FilterFor::of(hub, permit, view),
         stop: Box::pin(hub.stop.clone().cancelled_owned()),
         failed: false,
@@ -343,6 +361,8 @@ impl FilterFor {
 /// The frames of one watch, filtered, until the hub stops.
 struct Frames<S> {
     frames: S,
+    /// Told when the filter has made events of its own, which have resourceVersions from long ago.
+    went_back: Arc<Notify>,
     filter: Option<FilterFor>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     failed: bool,
@@ -353,19 +373,26 @@ impl<S: Stream<Item = Bytes> + Unpin> Frames<S> {
         let Some(filter) = &mut self.filter else {
             return self.frames.poll_next_unpin(context).map(|frame| frame.map(Ok));
         };
-        if let Err(error) = filter.poll_transition(context) {
-            return Poll::Ready(Some(Err(error)));
-        }
         if let Some(event) = filter.events.pop_front() {
             return Poll::Ready(Some(Ok(event)));
         }
-        let Some(frame) = std::task::ready!(self.frames.poll_next_unpin(context)) else {
-            return Poll::Ready(None);
-        };
-        Poll::Ready(Some(match filter.now() {
-            Some(filter) => filter.event(frame).map_err(Into::into),
-            None => Ok(frame),
-        }))
+        match self.frames.poll_next_unpin(context) {
+            Poll::Ready(Some(frame)) => {
+                return Poll::Ready(Some(match filter.now() {
+                    Some(filter) => filter.event(frame).map_err(Into::into),
+                    None => Ok(frame),
+                }));
+            }
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        // The filter's own events show the newest state: whatever the view had for this watcher comes before them.
+        if let Err(error) = filter.poll_transition(context) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let Some(event) = filter.events.pop_front() else { return Poll::Pending };
+        self.went_back.notify_one();
+        Poll::Ready(Some(Ok(event)))
     }
 }
 

@@ -261,6 +261,9 @@ mod tests {
         let (response, status) = refused(AuthError::Nobody.into(), Encoding::Json).await;
         assert_eq!((status.code, &*status.reason), (401, "Unauthorized"));
         assert!(response.headers().contains_key(WWW_AUTHENTICATE));
+        let (_, status) = refused(ViewError::Late.into(), Encoding::Json).await;
+        assert_eq!((status.code, &*status.reason), (504, "Timeout"));
+        assert!(!status.message.contains("offline"), "the link is there: {}", status.message);
         let (_, status) = refused(WatchError::Expired.into(), Encoding::Json).await;
         assert_eq!((status.code, &*status.reason), (410, "Expired"));
     }

@@ -183,7 +183,7 @@ impl Catalogue {
         }
         let mut displaced = None;
         if let Some(crowd) = Crowd::of(&views, permit, &self.node) {
-            let Some(victim) = crowd.oldest(&views, clock::now()) else {
+            let Some(victim) = crowd.oldest(&views, clock::steady()) else {
                 tracing::warn!(views = views.len(), identity = %key.0, "too many views; requests are forwarded instead");
                 return None;
             };

@@ -68,6 +68,8 @@ pub(crate) struct Batch {
     pub(crate) frames: Vec<Bytes>,
     /// Nothing is left to read for now.
     pub(crate) drained: bool,
+    /// One of the frames is the hub's own doing: it has a resourceVersion from long ago.
+    pub(crate) local: bool,
     /// Deletions may have been missed: the watch must end with 410.
     pub(crate) expired: bool,
     /// The collection's resourceVersion behind the frames, if drained.
@@ -193,12 +195,14 @@ impl Position {
             }
             looked_at += 1;
             let sequence = key.last_chunk().map_or(began, |bytes| u64::from_be_bytes(*bytes));
-            if let Some(frame) = self.frame(view, began, sequence, key, LogEntry::decode(value)?)? {
+            let entry = LogEntry::decode(value)?;
+            if let Some(frame) = self.frame(view, began, sequence, key, entry)? {
                 if batch.is_too_much(&frame) {
                     more = true;
                     return Ok(false);
                 }
                 batch.push(frame);
+                batch.local |= matches!(entry, LogEntry::Live { local: true, .. });
             }
             self.sequence = sequence;
             Ok(true)

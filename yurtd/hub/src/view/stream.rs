@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::{self, BoxStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::feed::{self, Position};
@@ -26,6 +26,15 @@ const BEFORE_END: Duration = Duration::from_secs(2);
 /// Frames of one watch. Ends at the deadline, or after an ERROR frame.
 pub(crate) struct WatchStream {
     inner: BoxStream<'static, Bytes>,
+    went_back: Arc<Notify>,
+}
+
+impl WatchStream {
+    /// For those who put events with old resourceVersions among the frames: a bookmark comes behind them, if the client
+    /// wants bookmarks.
+    pub(crate) fn went_back(&self) -> Arc<Notify> {
+        Arc::clone(&self.went_back)
+    }
 }
 
 impl std::fmt::Debug for WatchStream {
@@ -54,6 +63,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         Since::Exactly(_) | Since::Any => Position::from_state(&record, known, options.send_initial_events),
     };
     let last_bookmark = options.ends_at.checked_sub(BEFORE_END).unwrap_or(options.ends_at);
+    let went_back = Arc::new(Notify::new());
     let watcher = Watcher {
         client: Client::new(view),
         progress,
@@ -61,6 +71,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         position,
         queue: VecDeque::new(),
         drained: false,
+        went_back: Arc::clone(&went_back),
         ended: false,
         version: 0,
         bookmark_at: options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark)),
@@ -71,7 +82,7 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         let frame = watcher.next().await?;
         Some((frame, watcher))
     });
-    Ok(WatchStream { inner: Box::pin(frames) })
+    Ok(WatchStream { inner: Box::pin(frames), went_back })
 }
 
 struct Watcher {
@@ -81,6 +92,9 @@ struct Watcher {
     position: Position,
     queue: VecDeque<Bytes>,
     drained: bool,
+    /// An event had a resourceVersion from long ago. client-go takes that of the last one for the collection's, and would
+    /// come back with it: too old, perhaps. A bookmark says how it is.
+    went_back: Arc<Notify>,
     ended: bool,
     /// The collection's resourceVersion up to which everything was sent.
     version: u64,
@@ -114,6 +128,7 @@ impl Watcher {
                     Ok(()) => self.drained = false,
                     Err(_) => self.ended = true,
                 },
+                () = self.went_back.notified(), if self.bookmark_at.is_some() => self.bookmark(),
                 () = sleep_until(bookmark_at), if self.bookmark_at.is_some() => self.bookmark(),
             }
         }
@@ -127,6 +142,9 @@ impl Watcher {
             Ok(batch) if !batch.expired => {
                 self.queue.extend(batch.frames);
                 self.drained = batch.drained;
+                if batch.local {
+                    self.went_back.notify_one();
+                }
                 if batch.drained {
                     self.version = batch.version;
                 }

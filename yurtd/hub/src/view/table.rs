@@ -3,12 +3,15 @@
 //! Pure over a [`Tx`]: what is written follows from what is stored and what came.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::State;
+use super::overlay::Book;
 use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
 use crate::store::{StoreError, Table, Tx};
+use crate::wire::endpoint_slice::is_slice;
 use crate::wire::{self, EventType, Item, ListPage, ObjectMeta};
 
 /// Tombstones a view keeps for watchers that come back.
@@ -43,6 +46,8 @@ pub(crate) struct ViewTable<'t, 'e> {
     pub(crate) record: ViewRecord,
     /// The view's sequence when the transaction began: no watcher has read what is behind it.
     began: u64,
+    /// What EndpointSlices show of the node's own pods.
+    book: Arc<Book>,
 }
 
 impl<'t, 'e> ViewTable<'t, 'e> {
@@ -51,7 +56,13 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let record = tx.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
         let record = record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))?;
         let began = record.sequence;
-        Ok(Self { tx, id, record, began })
+        Ok(Self { tx, id, record, began, book: Arc::default() })
+    }
+
+    /// The same, with what EndpointSlices show of the node's own pods.
+    pub(crate) fn showing(mut self, book: Arc<Book>) -> Self {
+        self.book = book;
+        self
     }
 
     /// Writes the record back.
@@ -247,23 +258,56 @@ impl<'t, 'e> ViewTable<'t, 'e> {
 
     /// Puts a local version over an object; `false` if the view does not have it.
     pub(crate) fn apply_local(&mut self, key: &str, stored: &[u8]) -> Result<bool, StoreError> {
-        let full = self.id.object(key);
-        if !self.touch(key)? {
-            return Ok(false);
+        let there = self.touch(key)?;
+        if there {
+            self.put_local(key, stored)?;
         }
+        Ok(there)
+    }
+
+    fn put_local(&mut self, key: &str, stored: &[u8]) -> Result<(), StoreError> {
+        let full = self.id.object(key);
         if self.tx.get(Table::Locals, &full)?.is_none() {
             self.record.locals += 1;
         }
         let (sealed, body) = self.seal(&full, stored)?;
         let mut value = vec![u8::from(sealed)];
         value.extend_from_slice(&body);
-        self.tx.put(Table::Locals, &full, &value)?;
-        Ok(true)
+        self.tx.put(Table::Locals, &full, &value)
     }
 
     /// Takes the local version off again; `false` if there is none.
     pub(crate) fn drop_local(&mut self, key: &str) -> Result<bool, StoreError> {
         Ok(self.forget_local(key)? && self.touch(key)?)
+    }
+
+    /// Makes every EndpointSlice what the book says, where it is something else; returns whether there was one.
+    pub(crate) fn overlay(&mut self) -> Result<bool, StoreError> {
+        if !self.shows_pods() || (self.book.is_empty() && self.record.locals == 0) {
+            return Ok(false);
+        }
+        let encoding = self.record.spec.encoding();
+        let mut changes = Vec::new();
+        self.tx.scan(Table::Objects, &self.id.prefix(), None, |full, value| {
+            let body = ObjectRecord::decode(value)?.open(self.tx.sealer(), full)?;
+            let wanted = self.book.edited(encoding, &body);
+            let shown = self.tx.get(Table::Locals, full)?.map(|local| local.get(1..).unwrap_or_default());
+            if wanted.as_deref() != shown {
+                changes.push((String::from_utf8_lossy(&full[4..]).into_owned(), wanted));
+            }
+            Ok(true)
+        })?;
+        for (key, wanted) in &changes {
+            match wanted {
+                Some(body) => self.apply_local(key, body)?,
+                None => self.drop_local(key)?,
+            };
+        }
+        Ok(!changes.is_empty())
+    }
+
+    fn shows_pods(&self) -> bool {
+        is_slice(self.record.spec.resource())
     }
 
     /// Removes everything of the view, its record too.
@@ -306,7 +350,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     }
 
     /// Stores a new version. One that is there already, or older, changes nothing: a resumed watch repeats events.
-    fn upsert(&mut self, meta: &ObjectMeta, body: &[u8]) -> Result<(), StoreError> {
+    fn upsert(&mut self, meta: &ObjectMeta, plain: &[u8]) -> Result<(), StoreError> {
         let (key, version) = (meta.key(), meta.resource_version);
         let full = self.id.object(&key);
         let mut replaced = 0;
@@ -333,7 +377,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let sequence = self.record.next_sequence();
         let (entered_sequence, entered_version) =
             known.map_or((sequence, version), |(_, sequence, version)| (sequence, version));
-        let (sealed, body) = self.seal(&full, body)?;
+        let (sealed, body) = self.seal(&full, plain)?;
         let record = ObjectRecord {
             sequence,
             entered_sequence,
@@ -346,7 +390,13 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let record = record.encode();
         self.record.bytes = self.record.bytes.saturating_sub(replaced) + record.len() as u64;
         self.tx.put(Table::Objects, &full, &record)?;
-        let entry = LogEntry::Live { version, local: false, key: &key };
+        // In the same transaction: nobody sees an address in between that leads nowhere.
+        let shown =
+            if self.shows_pods() { self.book.edited(self.record.spec.encoding(), plain) } else { None };
+        if let Some(shown) = &shown {
+            self.put_local(&key, shown)?;
+        }
+        let entry = LogEntry::Live { version, local: shown.is_some(), key: &key };
         self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())
     }
 

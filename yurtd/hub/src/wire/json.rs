@@ -33,6 +33,24 @@ struct Metadata<'a> {
     resource_version: Cow<'a, str>,
 }
 
+impl Metadata<'_> {
+    fn checked(self) -> Result<ObjectMeta, WireError> {
+        let resource_version = match &*self.resource_version {
+            "" => 0,
+            version => parse_resource_version(version)?,
+        };
+        if self.name.is_empty() {
+            return Err(WireError::malformed("object", "it has no name"));
+        }
+        Ok(ObjectMeta {
+            namespace: self.namespace.into_owned(),
+            name: self.name.into_owned(),
+            uid: self.uid.into_owned(),
+            resource_version,
+        })
+    }
+}
+
 fn parse(text: &str) -> Result<Object<'_>, WireError> {
     serde_json::from_str(text).map_err(|error| WireError::malformed("object", error))
 }
@@ -44,22 +62,21 @@ fn parse(text: &str) -> Result<Object<'_>, WireError> {
 /// [`WireError`] when it is no object with a name.
 pub(crate) fn decode_item(encoding: Encoding, text: &str) -> Result<(TypeMeta, Item), WireError> {
     let object = parse(text)?;
-    let resource_version = match &*object.metadata.resource_version {
-        "" => 0,
-        version => parse_resource_version(version)?,
-    };
-    let meta = ObjectMeta {
-        namespace: object.metadata.namespace.into_owned(),
-        name: object.metadata.name.into_owned(),
-        uid: object.metadata.uid.into_owned(),
-        resource_version,
-    };
-    if meta.name.is_empty() {
-        return Err(WireError::malformed("object", "it has no name"));
-    }
     let kind = TypeMeta::new(&object.api_version, &object.kind);
+    let meta = object.metadata.checked()?;
     let body = stored(encoding, text, !(kind.kind.is_empty() && kind.api_version.is_empty()))?;
     Ok((kind, Item { meta, body }))
+}
+
+/// What is read of a stored object.
+///
+/// # Errors
+///
+/// [`WireError`] when it is no object with a name.
+pub(crate) fn object_meta(stored: &[u8]) -> Result<ObjectMeta, WireError> {
+    let object: Object<'_> =
+        serde_json::from_slice(stored).map_err(|error| WireError::malformed("object", error))?;
+    object.metadata.checked()
 }
 
 /// Takes the body of a GET apart.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Encoding, Item, TypeMeta, WireError, json, proto};
+use super::{Encoding, Item, ObjectMeta, TypeMeta, WireError, json, proto};
 
 /// Key of an object in a view: `namespace/name`, or `name`.
 pub(crate) fn object_key(namespace: Option<&str>, name: &str) -> String {
@@ -30,6 +30,15 @@ pub(crate) fn decode_object(encoding: Encoding, body: &Bytes) -> Result<(TypeMet
     } else {
         json::decode_object(encoding, body)
     }
+}
+
+/// What is read of a stored object.
+///
+/// # Errors
+///
+/// [`WireError`] when it is no object with a name.
+pub(crate) fn meta(encoding: Encoding, stored: &[u8]) -> Result<ObjectMeta, WireError> {
+    if encoding.is_protobuf() { proto::object_meta(stored) } else { json::object_meta(stored) }
 }
 
 /// The same object with another resourceVersion, for a deletion that the hub learnt from a list.

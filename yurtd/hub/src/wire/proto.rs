@@ -96,6 +96,23 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
+/// A field as it lies there, its number, its value.
+pub(crate) type Part<'a> = (&'a [u8], u32, Value<'a>);
+
+/// Reads the fields of a message with the bytes that each one takes, so that it can be written again without some.
+pub(crate) fn parts<'a>(
+    what: &'static str,
+    raw: &'a [u8],
+) -> impl Iterator<Item = Result<Part<'a>, WireError>> {
+    let mut all = fields(what, raw);
+    std::iter::from_fn(move || {
+        let before = all.rest();
+        let field = all.next()?;
+        let whole = &before[..before.len() - all.rest().len()];
+        Some(field.map(|(number, value)| (whole, number, value)))
+    })
+}
+
 /// A string field.
 ///
 /// # Errors

@@ -146,3 +146,23 @@ async fn forwarding_is_faithful() {
     assert!((1..5).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kubelet_watches_without_a_view_leads_to_the_hub_too() {
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    // A parameter that no view knows; a view that the store has no room for is forwarded the same way.
+    let accept =
+        [("accept", "application/vnd.kubernetes.protobuf,application/json"), ("accept-encoding", "gzip")];
+    let path = "/api/v1/services?watch=1&resourceVersion=0&pretty=false";
+    let mut watch = client::Watch::of(kubelet.open(Method::GET, path, &accept, Bytes::new()).await);
+    let (event, service) = watch.change().await;
+    assert_eq!((event.as_str(), &service["spec"]["clusterIP"]), ("ADDED", &json!("169.254.2.1")));
+    let other = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "other"},
+        "spec": {"clusterIP": "10.96.0.2"}});
+    cluster.api.put("/api/v1/namespaces/shop/services", other);
+    let (event, service) = watch.change().await;
+    assert_eq!((event.as_str(), &service["spec"]["clusterIP"]), ("ADDED", &json!("10.96.0.2")));
+    hub.stop().await;
+}

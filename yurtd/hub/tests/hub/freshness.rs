@@ -205,3 +205,31 @@ async fn what_is_known_of_another_cluster_is_told_to_nobody() {
         hub.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_lost_a_right_is_not_told_what_he_once_read() {
+    const SECRETS: &str = "/api/v1/namespaces/shop/secrets";
+    let (cluster, pod) = with_pod().await;
+    for name in ["one", "two"] {
+        cluster.api.put(SECRETS, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": name}}));
+    }
+    cluster.api.put(MAPS, map("other", "1"));
+    let hub = cluster.boot().await;
+    let client = cluster.client(&hub, &pod).await;
+    let paths = [format!("{SECRETS}/one"), format!("{SECRETS}/two"), format!("{MAPS}/other")];
+    for path in &paths {
+        client.get(path).await.expect(200);
+    }
+    cluster.cut(&hub).await;
+    for path in &paths {
+        until("it is remembered", async || (client.get(path).await.status == 200).then_some(())).await;
+    }
+    cluster.restore(&hub).await;
+    cluster.api.forbid("system:serviceaccount:shop:web", "get", "secrets");
+    client.get(&paths[0]).await.expect(403);
+    cluster.cut(&hub).await;
+    until("it is forgotten", async || (client.get(&paths[0]).await.status == 503).then_some(())).await;
+    client.get(&paths[1]).await.expect(503);
+    client.get(&paths[2]).await.expect(200);
+    hub.stop().await;
+}

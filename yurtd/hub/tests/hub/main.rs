@@ -7,6 +7,7 @@ mod forwarding;
 mod freshness;
 mod identity;
 mod offline;
+mod overlay;
 mod trust;
 mod watches;
 

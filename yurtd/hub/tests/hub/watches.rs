@@ -118,6 +118,67 @@ async fn a_thousand_watches_on_one_connection_see_the_same_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_watcher_sees_no_pod_go_back_when_the_link_goes() {
+    const PODS_OF_NODE: usize = 120;
+    let cluster = Cluster::new().await;
+    let put = |number: usize, round: usize| {
+        cluster.api.put(PODS, json!({"kind": "Pod", "apiVersion": "v1",
+            "metadata": {"name": format!("big-{number}"), "annotations": {"a": "x".repeat(30_000), "round": round.to_string()}},
+            "spec": {"nodeName": "edge", "containers": [{"name": "c", "image": "i:latest", "imagePullPolicy": "Always"}]}}));
+    };
+    (0..PODS_OF_NODE).for_each(|number| put(number, 1));
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list = async || {
+        let other = cluster.client(&hub, &cluster.kubelet()).await;
+        other.get(&format!("{NODE_PODS}&resourceVersion=0")).await.expect(200).json()
+    };
+    list().await;
+    // It takes what fits into its window and reads no more, while everything changes and the link goes.
+    let mut watch =
+        kubelet.watch(&format!("{NODE_PODS}&watch=1&resourceVersion=0&allowWatchBookmarks=true")).await;
+    let mut seen = std::collections::HashMap::new();
+    let first = watch.next().await.unwrap();
+    (0..PODS_OF_NODE).for_each(|number| put(number, 2));
+    until("the second round", async || {
+        let list = list().await;
+        let is_second = |pod: &Value| pod["metadata"]["annotations"]["round"] != "1";
+        list["items"].as_array().unwrap().iter().all(is_second).then_some(())
+    })
+    .await;
+    cluster.cut(&hub).await;
+    let mut next = Some(first);
+    let mut without_pulling = 0;
+    while without_pulling < PODS_OF_NODE {
+        let event = match next.take() {
+            Some(event) => event,
+            None => watch.next().await.expect("the watch ended"),
+        };
+        if event["type"] == "BOOKMARK" {
+            continue;
+        }
+        let (name, version) =
+            (&event["object"]["metadata"]["name"], &event["object"]["metadata"]["resourceVersion"]);
+        let version: u64 = version.as_str().unwrap().parse().unwrap();
+        let before = seen.insert(name.to_string(), version);
+        assert_eq!(event["type"] == "ADDED", before.is_none(), "{name}: {} {before:?}", event["type"]);
+        assert!(before.is_none_or(|before| before <= version), "{name}: {version} after {before:?}");
+        let big = name.as_str().unwrap().starts_with("big-");
+        let shown = &event["object"]["spec"]["containers"][0]["imagePullPolicy"];
+        without_pulling += usize::from(big && event["type"] == "MODIFIED" && shown == "IfNotPresent");
+    }
+    // Where the collection stands is said behind events that were made here.
+    let newest = list().await["metadata"]["resourceVersion"].clone();
+    until("a bookmark", async || {
+        let event = watch.next().await.unwrap();
+        (event["type"] == "BOOKMARK" && event["object"]["metadata"]["resourceVersion"] == newest)
+            .then_some(())
+    })
+    .await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_that_is_watched_is_not_older_than_what_the_client_has_seen() {
     let cluster = Cluster::new().await;
     let hub = cluster.boot().await;

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 use yurt_node::api_client::{ApiClient, ApiError, DEADLINE};
 
+use super::super::agents::Agent;
 use super::super::containers::Running;
 use super::super::{kubeconfig, look};
+use super::agents::AgentPod;
 use super::objects::{ConfigMap, Lease, Node, Pod};
 use super::{Access, Cluster, ClusterError, OwnNode, Route, health};
 
@@ -89,12 +92,17 @@ impl ApiCluster {
         format!("/api/v1/nodes/{}", self.node)
     }
 
-    async fn pods(&mut self, route: Route) -> Result<Running, ClusterError> {
+    /// The node's own pods, each of which `take` gets as what it wants to know of it.
+    async fn pods<P: DeserializeOwned, T: Default>(
+        &mut self,
+        route: Route,
+        take: impl Fn(&mut T, P),
+    ) -> Result<T, ClusterError> {
         let own = format!("spec.nodeName={}", self.node);
         self.ask(route, async |client| {
-            let mut running = Running::new();
-            client.list("/api/v1/pods", &own, |pod: Pod| pod.add_to(&mut running)).await?;
-            Ok(running)
+            let mut all = T::default();
+            client.list("/api/v1/pods", &own, |pod: P| take(&mut all, pod)).await?;
+            Ok(all)
         })
         .await
     }
@@ -160,7 +168,11 @@ impl Cluster for ApiCluster {
     }
 
     async fn containers(&mut self) -> Result<Running, ClusterError> {
-        self.pods(Route::Direct).await
+        self.pods(Route::Direct, |running, pod: Pod| pod.add_to(running)).await
+    }
+
+    async fn agents(&mut self, route: Route) -> Result<Vec<Agent>, ClusterError> {
+        self.pods(route, |agents: &mut Vec<Agent>, pod: AgentPod| agents.extend(pod.agent())).await
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
@@ -199,7 +211,7 @@ impl Cluster for ApiCluster {
     async fn hub_serves(&mut self) -> Result<(), ClusterError> {
         let any = format!("{}?resourceVersion=0", self.own_path());
         self.ask(Route::Hub, async |client| client.get::<Node>(&any).await).await?;
-        self.pods(Route::Hub).await?;
+        self.pods(Route::Hub, |running: &mut Running, pod: Pod| pod.add_to(running)).await?;
         Ok(())
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct OwnNode {
     pub edge: bool,
     /// [`names::ANNOTATION_TARGET`]
     pub target: Option<String>,
+    /// [`names::ANNOTATION_AGENTS`] asks to leave them as they are.
+    pub keep_agents: bool,
     /// [`names::ANNOTATION_CONVERSION`]
     pub conversion: Option<String>,
 }
@@ -68,6 +70,9 @@ impl From<Node> for OwnNode {
                 .or_else(|| labels.get(names::LABEL_EDGE_WORKER_LEGACY))
                 .is_some_and(|value| value == "true"),
             target: annotations.remove(names::ANNOTATION_TARGET),
+            keep_agents: annotations
+                .get(names::ANNOTATION_AGENTS)
+                .is_some_and(|value| value == names::AGENTS_KEEP),
             conversion: annotations.remove(names::ANNOTATION_CONVERSION),
         }
     }

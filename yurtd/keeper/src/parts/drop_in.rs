@@ -1,7 +1,7 @@
 //! kubelet's drop-in: it works through the hub, and believes it, or works without it again.
 
-use jiff::Timestamp;
 use yurt_api::names;
+use yurt_api::status::Agents;
 
 use super::fingerprint;
 use crate::arguments::{self, Arguments};
@@ -29,10 +29,17 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let mut restarted = false;
         if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
             tracing::info!("restarting kubelet, which then works through the hub");
+            let now = self.moment();
             if let Some(before) = &mut journal.before
                 && before.restarted.is_none()
             {
-                before.restarted = Some(Timestamp::now().as_second());
+                before.restarted = Some(now.second);
+                journal.save(&self.host)?;
+            }
+            if !uses_hub(arguments.as_ref()) {
+                journal.came = Some(now);
+                journal.agents_due = true;
+                journal.agents = Agents::default();
                 journal.save(&self.host)?;
             }
             self.systemd.restart(units::KUBELET).await?;
@@ -75,7 +82,13 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         self.remove_folder_of_ours(journal, drop_in_dir())?;
         // Always: a keeper may have been killed between the removal and the reload.
         self.systemd.reload().await?;
-        if uses_hub(arguments.as_ref()) || arguments.is_none() {
+        let leaves = uses_hub(arguments.as_ref()) || arguments.is_none();
+        let came = journal.came.is_some() || journal.applied_kubelet.is_some();
+        if came && (leaves || journal.left.is_none()) {
+            journal.left = Some(self.moment());
+            journal.save(&self.host)?;
+        }
+        if leaves {
             tracing::info!("restarting kubelet, which then works without the hub");
             self.systemd.restart(units::KUBELET).await?;
         }

@@ -21,7 +21,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let running = self.ask(deadline, async |cluster| cluster.containers().await).await?;
         journal.before = Some(Before {
             boot_id: self.boot_id(),
-            ids: containers::settled(&running, Timestamp::now()),
+            ids: containers::settled(&running, (self.settings.now)()),
             restarted: None,
         });
         journal.save(&self.host)?;
@@ -29,7 +29,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     }
 
     /// Changes with every boot of the node.
-    fn boot_id(&self) -> Option<String> {
+    pub(super) fn boot_id(&self) -> Option<String> {
         let text = self.host.read_text("/proc/sys/kernel/random/boot_id").ok().flatten();
         text.map(|text| text.trim().to_owned())
     }

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use yurt_api::status::ConversionStatus;
 
 use super::{Shared, World};
-use crate::cluster::{Access, Cluster, ClusterError, OwnNode};
+use crate::agents::Agent;
+use crate::cluster::{Access, Cluster, ClusterError, OwnNode, Route};
 use crate::containers::Running;
 use crate::units;
 
@@ -50,6 +51,7 @@ impl Cluster for FakeCluster {
             kubelet_version: world.kubelet_version.clone(),
             edge: true,
             target: None,
+            keep_agents: world.keep_agents,
             conversion: None,
         })
     }
@@ -68,6 +70,14 @@ impl Cluster for FakeCluster {
 
     async fn containers(&mut self) -> Result<Running, ClusterError> {
         Ok(self.question()?.containers.clone())
+    }
+
+    async fn agents(&mut self, route: Route) -> Result<Vec<Agent>, ClusterError> {
+        if route == Route::Direct {
+            return Ok(self.question()?.agents.clone());
+        }
+        self.hub_ready().await?;
+        Ok(self.world.borrow().agents.clone())
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {

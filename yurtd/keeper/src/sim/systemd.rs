@@ -96,6 +96,20 @@ impl Systemd for FakeSystemd {
         Ok(())
     }
 
+    async fn run(&mut self, _unit: &str, command: &[String]) -> Result<(), SystemdError> {
+        let mut world = self.act()?;
+        let [program, verb, id, flag, _] = command else { panic!("{command:?}") };
+        assert_eq!((program.as_str(), verb.as_str()), ("/opt/yurt/current/yurtd", "end-container"));
+        assert_eq!(flag, "--grace-seconds");
+        world.ended.push(id.clone());
+        world.link_down |= std::mem::take(&mut world.cut_at_first_agent);
+        if world.delete_ended_agents {
+            world.agents.clear();
+        }
+        world.start_anew(id);
+        Ok(())
+    }
+
     async fn reset_failed(&mut self, _unit: &str) -> Result<(), SystemdError> {
         Ok(())
     }

@@ -4,9 +4,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, OwnedObjectPath};
+use zbus::{Connection, OwnedObjectPath, Variant};
 
 use super::{JOB_LIMIT, Service, Systemd, SystemdError, Unit};
+
+/// What a program that is run once may do (`capabilities(7)`): signal everybody's processes (CAP_KILL), and see them
+/// where `/proc` hides them (CAP_SYS_PTRACE).
+const CAPABILITIES: u64 = 1 << 5 | 1 << 19;
+/// After how long it is ended; shorter than [`JOB_LIMIT`].
+const RUN_LIMIT: Duration = Duration::from_secs(90);
 
 /// Between two looks at a unit that is being cleaned; systemd sends no job for it.
 const POLL: Duration = Duration::from_millis(50);
@@ -23,6 +29,13 @@ trait Manager {
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_transient_unit(
+        &self,
+        name: &str,
+        mode: &str,
+        properties: &[(&str, Variant<'_>)],
+        auxiliary: &[(&str, Vec<(&str, Variant<'_>)>)],
+    ) -> zbus::Result<OwnedObjectPath>;
     fn clean_unit(&self, name: &str, mask: &[&str]) -> zbus::Result<()>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
 
@@ -137,6 +150,16 @@ impl Bus {
 
     /// Queues a job and waits for its end.
     async fn job(&mut self, action: &'static str, unit: &str) -> Result<(), SystemdError> {
+        self.job_of(action, unit, &[]).await
+    }
+
+    /// The same for a unit that is made with these properties.
+    async fn job_of(
+        &mut self,
+        action: &'static str,
+        unit: &str,
+        properties: &[(&str, Variant<'_>)],
+    ) -> Result<(), SystemdError> {
         let failed = || call(format!("{action} {unit}"));
         let manager = self.manager().await?;
         // Listen first: the job may be over before its path has come back.
@@ -144,6 +167,7 @@ impl Bus {
         let job = match action {
             "start" => manager.start_unit(unit, "replace").await,
             "stop" => manager.stop_unit(unit, "replace").await,
+            "run" => manager.start_transient_unit(unit, "fail", properties, &[]).await,
             _ => manager.restart_unit(unit, "replace").await,
         }
         .map_err(failed())?;
@@ -267,6 +291,30 @@ impl Systemd for Bus {
         Err(SystemdError::Job { unit: unit.into(), action: "clean", result, detail: String::new() })
     }
 
+    async fn run(&mut self, unit: &str, command: &[String]) -> Result<(), SystemdError> {
+        let Some(program) = command.first() else { return Ok(()) };
+        // path, arguments, whether its failure is ignored
+        let start = vec![(program.clone(), command.to_vec(), false)];
+        let properties = [
+            ("Description", Variant::from("Run once by yurtd-keeper")),
+            ("Type", Variant::from("oneshot")),
+            ("ExecStart", Variant::from(start)),
+            ("TimeoutStartUSec", Variant::from(micros(RUN_LIMIT))),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+            ("CapabilityBoundingSet", Variant::from(CAPABILITIES)),
+            ("NoNewPrivileges", Variant::from(true)),
+            ("ProtectSystem", Variant::from("strict")),
+        ];
+        match self.job_of("run", unit, &properties).await {
+            Err(SystemdError::Call { source: zbus::Error::MethodError(name, ..), .. })
+                if name.as_str() == "org.freedesktop.systemd1.UnitExists" =>
+            {
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
     async fn reset_failed(&mut self, unit: &str) -> Result<(), SystemdError> {
         match self.manager().await?.reset_failed_unit(unit).await {
             // A unit that is not loaded has not failed.
@@ -278,6 +326,10 @@ impl Systemd for Bus {
             outcome => outcome.map_err(call(format!("forget the failure of {unit}"))),
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn call(action: impl Into<String>) -> impl FnOnce(zbus::Error) -> SystemdError {
@@ -331,6 +383,14 @@ mod tests {
         assert_eq!(bus.unit("yurt-test.service").await.unwrap().active_state, "inactive");
         bus.clean_state("yurt-test.service").await.unwrap();
         bus.clean_state("yurt-test.service").await.unwrap();
+
+        let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let begun = std::time::Instant::now();
+        bus.run("yurt-test-run.service", &command(&["/bin/sleep", "0.5"])).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(500), "it has ended when this returns");
+        let refused = bus.run("yurt-test-run.service", &command(&["/bin/false"])).await.unwrap_err();
+        assert!(matches!(&refused, SystemdError::Job { result, .. } if result == "failed"), "{refused}");
+        assert!(!bus.unit("yurt-test-run.service").await.unwrap().is_loaded(), "it leaves nothing");
 
         std::fs::write(&file, text.replace("/bin/sleep", "/does/not/exist")).unwrap();
         bus.reload().await.unwrap();

@@ -152,7 +152,7 @@ impl Reflector {
         rebuild: bool,
         mut take: impl FnMut(&mut ViewTable<'_, '_>) -> Result<Taken, StoreError> + Send + 'static,
     ) -> Result<Page, StoreError> {
-        let (id, new) = (self.view.id, self.new_record());
+        let (id, new, overlay) = (self.view.id, self.new_record(), self.overlay.clone());
         self.store
             .write(Durability::Soon, move |tx| {
                 if rebuild {
@@ -160,7 +160,7 @@ impl Reflector {
                 } else if tx.get(Table::Views, &id.prefix())?.is_none() {
                     tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
                 }
-                let mut table = ViewTable::load(tx, id)?;
+                let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
                 let page = take(&mut table)?;
                 Ok(Page { page, record: table.save()? })
             })

@@ -179,14 +179,14 @@ impl Reflector {
         }
         taken.more = changes.len() >= GROUP;
         if !changes.is_empty() {
-            let id = self.view.id;
+            let (id, overlay) = (self.view.id, self.overlay.clone());
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
             let node = matches!(*self.credential.borrow(), Credential::Node);
             let durability = if node { Durability::Soon } else { Durability::Relaxed };
             let record = self
                 .store
                 .write(durability, move |tx| {
-                    let mut table = ViewTable::load(tx, id)?;
+                    let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
                     table.apply_events(&changes, version)?;
                     table.save()
                 })

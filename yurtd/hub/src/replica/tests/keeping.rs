@@ -43,6 +43,54 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
 }
 
 #[tokio::test]
+async fn what_an_identity_used_is_followed_after_a_restart_while_its_pod_is_on_the_node() {
+    const MONTH: u64 = 30 * 24 * 3600;
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let of = |account: &str| json!({"spec": {"nodeName": "edge-1", "serviceAccountName": account}});
+    api.put("/api/v1/namespaces/kube-system/pods/dns", of("dns"));
+    api.put_data("configmaps", "n", "one", "x", "1");
+    let stranger = || {
+        let identity = Identity::new("system:serviceaccount:kube-system:stranger");
+        Permit::for_test(Caller { identity, credential: Credential::Bearer(BearerToken::new("s")) })
+    };
+    let maps = spec("configmaps", "", "", Encoding::Protobuf);
+    let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
+    let hub = Hub::start(&api, dir.path()).await;
+    hub.views.open(&node(), &own_pods).await.unwrap();
+    for permit in [service_account("old"), stranger()] {
+        hub.views.open(&permit, &maps).await.unwrap();
+    }
+    let remains = hub.remains(dir.path());
+    drop(hub);
+
+    let hub = Hub::start(&api, remains.path()).await;
+    hub.views.open(&node(), &own_pods).await.unwrap();
+    let view = |permit: &Permit| hub.views.find(permit, &maps, Question::Any).unwrap();
+    let later = now() + MONTH;
+    hub.views.follow_needed();
+    assert_eq!(
+        view(&service_account("")).idle_at(later),
+        0,
+        "kept, also before anything can be asked for it"
+    );
+    assert!(view(&stranger()).idle_at(later) >= MONTH, "no pod of it is here");
+    // Nobody has come; the token is that of a stored reply to a TokenRequest.
+    let asked = api.requests().len();
+    hub.views.lend(&service_account("stored"));
+    hub.views.lend(&stranger());
+    let newer = api.put_data("configmaps", "n", "two", "x", "1");
+    caught_up(&view(&service_account("")), newer.version).await;
+    assert!(!view(&stranger()).is_followed());
+    let tokens: Vec<_> = api.requests()[asked..].iter().filter_map(|seen| seen.token.clone()).collect();
+    assert!(!tokens.is_empty() && tokens.iter().all(|token| token == "stored"), "{tokens:?}");
+
+    api.delete("/api/v1/namespaces/kube-system/pods/dns");
+    caught_up(&hub.views.find(&node(), &own_pods, Question::Any).unwrap(), api.version()).await;
+    hub.views.follow_needed();
+    assert!(view(&service_account("")).idle_at(later) >= MONTH, "its pod has gone");
+}
+
+#[tokio::test]
 async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;
@@ -95,4 +143,66 @@ async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
         open(&node(), number).await.unwrap();
     }
     assert_eq!(count(&node()), 5);
+}
+
+#[tokio::test]
+async fn a_view_that_was_removed_is_not_started_by_who_still_has_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let selected = spec("pods", "app=x", "", Encoding::Json);
+    // It stands still, as after a restart.
+    hub.views.open(&service_account("t"), &selected).await.unwrap();
+    let remains = hub.remains(dir.path());
+    drop(hub);
+    let hub = Hub::start(&api, remains.path()).await;
+    let view = hub.views.find(&service_account("t"), &selected, Question::Any).unwrap();
+    hub.views.forget_at(60, now() + 3600).await.unwrap();
+    hub.views.resume(&service_account("t"), &view);
+    assert!(!hub.views.inner.followers.is_running(view.id));
+    // Another one is made for who asks.
+    let other = hub.views.open(&service_account("t"), &selected).await.unwrap();
+    assert_ne!(other.id, view.id);
+    let mut stored = Vec::new();
+    hub.store
+        .read(|reader| {
+            reader.scan(Table::Views, &[], None, |key, _| {
+                stored.push(key.to_vec());
+                Ok(true)
+            })
+        })
+        .unwrap();
+    assert_eq!(stored, [other.id.prefix()]);
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_makes_no_view_unused() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let hub = Hub::start(&api, dir.path()).await;
+    let pods = spec("pods", "", "", Encoding::Json);
+    let view = hub.views.open(&service_account("t"), &pods).await.unwrap();
+    view.used_at(crate::clock::steady() - 100);
+    hub.views.save().await.unwrap();
+    let record = hub
+        .store
+        .read(|reader| {
+            crate::view::record::ViewRecord::decode(reader.get(Table::Views, &view.id.prefix())?.unwrap())
+        })
+        .unwrap();
+    // A process that finds it while the clock is years behind takes it for used just now.
+    let found = |used: u64| {
+        let record = crate::view::record::ViewRecord { used, ..record.clone() };
+        View::new(
+            view.id,
+            view.identity.clone(),
+            pods.clone(),
+            hub.store.read_only(),
+            crate::view::Stored::default(),
+            Some(&record),
+        )
+        .idle()
+    };
+    assert_eq!(found(now() + 50 * 365 * 24 * 3600), 0);
+    assert!((99..=102).contains(&found(now() - 100)), "{}", found(now() - 100));
+    assert!((99..=102).contains(&view.idle()));
+    assert!(now() - view.used() >= 99);
 }

@@ -1,0 +1,83 @@
+//! Which pods are infrastructure agents: those that the keeper restarts once when its node changes the way to the API
+//! server, and that the plugin names beforehand. One rule for both. Pure.
+//!
+//! An agent is what a DaemonSet puts on every node to make it work (kube-proxy, the CNI's agent, a CSI node plugin), and
+//! that talks to the API server. Everything else on a node is somebody's business and is never touched.
+
+use crate::names;
+
+/// The namespace of the cluster's own components.
+const CLUSTER_NAMESPACE: &str = "kube-system";
+/// Priority classes that every cluster has, for what it cannot do without.
+const CRITICAL: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+
+/// What of a pod makes it an agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traits<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Kind of the owner that controls it.
+    pub controller: Option<&'a str>,
+    /// Its `spec.priorityClassName`.
+    pub priority_class: Option<&'a str>,
+    /// The value of its label [`names::LABEL_PART_OF`].
+    pub part_of: Option<&'a str>,
+    /// It has a ServiceAccount's token for the API server, or a kubeconfig ([`is_kubeconfig`]).
+    pub uses_api: bool,
+}
+
+impl Traits<'_> {
+    /// Whether the pod is an infrastructure agent. A static pod is controlled by its Node, so it is none.
+    pub fn is_agent(&self) -> bool {
+        let infrastructure = self.namespace == CLUSTER_NAMESPACE
+            || self.priority_class.is_some_and(|class| CRITICAL.contains(&class));
+        self.controller == Some("DaemonSet")
+            && infrastructure
+            && self.uses_api
+            && self.part_of != Some(names::PART_OF)
+    }
+}
+
+/// Whether a volume, a ConfigMap, a Secret or a key of one is a kubeconfig by its name.
+pub fn is_kubeconfig(name: &str) -> bool {
+    name.to_ascii_lowercase().contains("kubeconfig")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_a_daemon_sets_pod_of_the_cluster_itself_that_uses_the_api() {
+        let proxy = Traits {
+            namespace: "kube-system",
+            controller: Some("DaemonSet"),
+            priority_class: Some("system-node-critical"),
+            part_of: None,
+            uses_api: true,
+        };
+        let flannel = Traits { namespace: "kube-flannel", ..proxy };
+        let plain = Traits { priority_class: None, ..proxy };
+        for agent in [proxy, flannel, plain] {
+            assert!(agent.is_agent(), "{agent:?}");
+        }
+        let others = [
+            ("somebody's DaemonSet", Traits { namespace: "shop", priority_class: None, ..proxy }),
+            ("its class is somebody's own", Traits { priority_class: Some("gold"), ..flannel }),
+            ("CoreDNS", Traits { controller: Some("ReplicaSet"), ..proxy }),
+            ("a static pod", Traits { controller: Some("Node"), ..proxy }),
+            ("a pod that nobody makes again", Traits { controller: None, ..proxy }),
+            ("ours", Traits { part_of: Some(names::PART_OF), ..proxy }),
+            ("it asks the API server for nothing", Traits { uses_api: false, ..proxy }),
+        ];
+        for (what, pod) in others {
+            assert!(!pod.is_agent(), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_kubeconfig_shows_in_a_name() {
+        assert!(is_kubeconfig("kubeconfig.conf") && is_kubeconfig("agent-Kubeconfig"));
+        assert!(!is_kubeconfig("config.conf"));
+    }
+}

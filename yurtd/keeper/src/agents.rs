@@ -1,0 +1,103 @@
+//! The node's infrastructure agents, and which of them still talk to the API server by the old way. Pure.
+//!
+//! What a container is told about the API server (its environment, for kube-proxy its kubeconfig) is written when kubelet
+//! starts it, and never again. So it follows from when it started, by the node's clock, whether it goes through the hub.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A pod that is an agent ([`yurt_api::agent`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Agent {
+    /// `namespace/name`
+    pub name: String,
+    pub uid: String,
+    pub ready: bool,
+    /// Seconds that its containers have to end.
+    pub grace: u32,
+    /// Those that run.
+    pub containers: Vec<Started>,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Started {
+    /// As the runtime knows it, without `containerd://`.
+    pub id: String,
+    /// Whole seconds.
+    pub at: Timestamp,
+}
+
+impl Agent {
+    /// Ids of its containers that `is_stale` says began with the old way.
+    pub(crate) fn stale(&self, is_stale: impl Fn(Timestamp) -> bool) -> Vec<String> {
+        let containers = self.containers.iter().filter(|container| is_stale(container.at));
+        containers.map(|container| container.id.clone()).collect()
+    }
+
+    /// Whether one of these runs.
+    pub(crate) fn has_any(&self, ids: &[String]) -> bool {
+        self.containers.iter().any(|container| ids.contains(&container.id))
+    }
+}
+
+/// A moment of the node: its clock may say another time after a reboot, and nothing that ran before runs after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Moment {
+    /// The kernel's boot id.
+    pub boot_id: Option<String>,
+    /// Seconds since 1970.
+    pub second: i64,
+}
+
+impl Moment {
+    /// Whether a container that runs in this boot began before the moment. In its second counts: kubelet takes longer
+    /// than that to be back and start one.
+    pub(crate) fn is_after(&self, started: Timestamp, boot_id: Option<&str>) -> bool {
+        self.boot_id.as_deref() == boot_id && started.as_second() <= self.second
+    }
+}
+
+/// Whether a container began while kubelet worked through the hub: before it `left`, and not before it came.
+pub(crate) fn began_through_hub(
+    started: Timestamp,
+    came: Option<&Moment>,
+    left: &Moment,
+    boot_id: Option<&str>,
+) -> bool {
+    left.is_after(started, boot_id) && !came.is_some_and(|came| came.is_after(started, boot_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(boot: &str, second: i64) -> Moment {
+        Moment { boot_id: Some(boot.into()), second }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_container_that_began_before_kubelet_came_to_the_hub_talks_past_it() {
+        let came = moment("one", 100);
+        assert!(came.is_after(at(99), Some("one")) && came.is_after(at(100), Some("one")));
+        assert!(!came.is_after(at(101), Some("one")));
+        assert!(!came.is_after(at(99), Some("two")), "the node was booted since");
+    }
+
+    #[test]
+    fn a_container_that_began_between_coming_and_leaving_talks_to_the_hub() {
+        let (came, left) = (moment("one", 100), moment("one", 200));
+        let began = |second| began_through_hub(at(second), Some(&came), &left, Some("one"));
+        assert!(!began(50) && began(150) && !began(250));
+        let unknown = |second| began_through_hub(at(second), None, &left, Some("one"));
+        assert!(unknown(50) && !unknown(250));
+        let left = moment("two", 200);
+        let rebooted = |second| began_through_hub(at(second), Some(&came), &left, Some("two"));
+        assert!(rebooted(50) && rebooted(150) && !rebooted(250), "every container began in this boot");
+    }
+}

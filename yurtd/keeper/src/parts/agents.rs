@@ -1,0 +1,162 @@
+//! The node's infrastructure agents change to kubelet's new way to the API server, one at a time: their containers are
+//! ended, and kubelet starts them again in the same pods.
+//!
+//! In place, and not by deleting the pods: whatever happens to the link meanwhile, kubelet starts the container again; a
+//! DaemonSet that is updated `OnDelete` is not updated by us; and what an agent does once when its pod goes (a CNI's
+//! uninstallation) is not done.
+//!
+//! Which ones are left follows from when their containers began, so a keeper that is killed goes on with the rest. That
+//! one does not come back is reported and undoes nothing.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use yurt_api::names;
+use yurt_api::status::{AgentFailure, ConversionState};
+
+use crate::agents::{Agent, Moment, began_through_hub};
+use crate::cluster::{Cluster, Route};
+use crate::engine::{Engine, KeeperError};
+use crate::journal::{Journal, Step};
+use crate::systemd::Systemd;
+
+/// Where a turn of agents is shown, and by which way they are looked at.
+struct Turn {
+    route: Route,
+    state: ConversionState,
+    step: Step,
+}
+
+impl<S: Systemd, C: Cluster> Engine<S, C> {
+    /// This moment, by the node's clock.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { boot_id: self.boot_id(), second: (self.settings.now)().as_second() }
+    }
+
+    /// Restarts those that began before kubelet worked through the hub.
+    pub(crate) async fn agents_to_hub(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+        // Whether kubelet left its containers alone has been seen; from here on some are replaced on purpose.
+        if journal.before.take().is_some() {
+            journal.save(&self.host)?;
+        }
+        let Some(came) = journal.came.clone().filter(|_| journal.agents_due) else { return Ok(()) };
+        let boot_id = self.boot_id();
+        // Seen through the hub they cost no uplink, and a cut link is no obstacle.
+        let turn = Turn { route: Route::Hub, state: ConversionState::Converting, step: Step::Agents };
+        self.turn(journal, turn, |started| came.is_after(started, boot_id.as_deref())).await?;
+        journal.agents_due = false;
+        journal.save(&self.host)?;
+        Ok(())
+    }
+
+    /// What cannot be done with the agents is reported and undoes nothing: the node works without.
+    pub(crate) fn report_agents(
+        &self,
+        journal: &mut Journal,
+        error: &KeeperError,
+    ) -> Result<(), KeeperError> {
+        tracing::warn!(%error, "the node's agents were not restarted");
+        journal.agents.failed.push(AgentFailure { pod: String::new(), message: error.to_string() });
+        journal.agents_due = false;
+        journal.save(&self.host)?;
+        Ok(())
+    }
+
+    /// Restarts those that began while kubelet worked through the hub, which is about to go.
+    pub(crate) async fn agents_to_api_server(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
+        let Some(left) = journal.left.clone() else { return Ok(()) };
+        let (came, boot_id) = (journal.came.clone(), self.boot_id());
+        let turn = Turn { route: Route::Direct, state: ConversionState::Reverting, step: Step::Kubelet };
+        self.turn(journal, turn, |started| {
+            began_through_hub(started, came.as_ref(), &left, boot_id.as_deref())
+        })
+        .await
+    }
+
+    async fn turn(
+        &mut self,
+        journal: &mut Journal,
+        turn: Turn,
+        is_stale: impl Fn(Timestamp) -> bool,
+    ) -> Result<(), KeeperError> {
+        let deadline = Instant::now() + self.settings.agent_limit;
+        let end = Instant::now() + self.settings.agents_limit;
+        let found = self.ask(deadline, async |cluster| cluster.agents(turn.route).await).await?;
+        for agent in found {
+            let stale = agent.stale(&is_stale);
+            let begun = journal.agents.restarted.contains(&agent.name);
+            let failed = journal.agents.failed.iter().any(|failure| failure.pod == agent.name);
+            if failed || (stale.is_empty() && (!begun || agent.ready)) {
+                continue;
+            }
+            if journal.keep_agents {
+                if !journal.agents.kept.contains(&agent.name) {
+                    journal.agents.kept.push(agent.name);
+                    journal.save(&self.host)?;
+                }
+                continue;
+            }
+            if !begun {
+                journal.agents.restarted.push(agent.name.clone());
+                journal.save(&self.host)?;
+            }
+            self.say(turn.state, Some(turn.step), &format!("restarting {}", agent.name)).await;
+            tracing::info!(agent = %agent.name, containers = stale.len(), "restarting an agent");
+            match self.restart_agent(&agent, &stale, turn.route, end).await {
+                Ok(()) => {}
+                // The link was lost: the rest when it is back.
+                Err(KeeperError::Cluster(error)) if error.is_unreachable() => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(agent = %agent.name, %error, "an agent was not restarted");
+                    journal.agents.restarted.retain(|name| *name != agent.name);
+                    journal.agents.failed.push(AgentFailure { pod: agent.name, message: error.to_string() });
+                    journal.save(&self.host)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends these containers of an agent and waits until others run in their place.
+    async fn restart_agent(
+        &mut self,
+        agent: &Agent,
+        stale: &[String],
+        route: Route,
+        end: Instant,
+    ) -> Result<(), KeeperError> {
+        let deadline = end.min(Instant::now() + self.settings.agent_limit);
+        for id in stale {
+            if Instant::now() >= deadline {
+                break;
+            }
+            let program = format!("{}/yurtd", names::CURRENT_LINK);
+            let short = id.get(..12).unwrap_or(id);
+            let grace = agent.grace.to_string();
+            let command = [&program, "end-container", id, "--grace-seconds", &grace].map(str::to_owned);
+            self.systemd.run(&format!("yurt-end-container-{short}.service"), &command).await?;
+        }
+        loop {
+            let last = match self.cluster.agents(route).await {
+                Ok(agents) => match agents.iter().find(|now| now.uid == agent.uid) {
+                    // Somebody deleted the pod; the next one begins with the new way.
+                    None => return Ok(()),
+                    Some(now) if now.has_any(stale) => "its container still runs".to_owned(),
+                    Some(now) if now.containers.len() < agent.containers.len().max(1) => {
+                        "its container does not run".to_owned()
+                    }
+                    // One that was not ready before may have its own reasons.
+                    Some(now) if now.ready || !agent.ready && !stale.is_empty() => return Ok(()),
+                    Some(_) => "it is not Ready".to_owned(),
+                },
+                Err(error) if error.is_unreachable() && route == Route::Direct => return Err(error.into()),
+                Err(error) if error.is_transient() => error.to_string(),
+                Err(error) => return Err(error.into()),
+            };
+            if Instant::now() >= deadline {
+                let limit = self.settings.agent_limit;
+                return Err(KeeperError::AgentNotBack { limit, last });
+            }
+            tokio::time::sleep(self.settings.poll).await;
+        }
+    }
+}

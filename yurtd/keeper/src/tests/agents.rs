@@ -1,0 +1,107 @@
+//! The node's infrastructure agents go kubelet's way.
+
+use yurt_api::status::ConversionState;
+
+use super::super::engine::{KeeperError, Target};
+use super::super::sim::agent;
+use super::{Node, pass};
+
+const NAMES: [&str; 2] = ["kube-system/kube-proxy-x", "kube-flannel/kube-flannel-y"];
+
+#[tokio::test]
+async fn agents_are_restarted_once_by_a_conversion_and_once_by_a_revert() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0")));
+    assert_eq!(node.last_report().agents.restarted, NAMES);
+    node.world.borrow_mut().ended.clear();
+    // Passes that only look keep the report, and restart nothing.
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(node.last_report().agents.restarted, NAMES);
+    assert!(node.world.borrow().ended.is_empty());
+
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0+")));
+    assert_eq!(node.last_report().state, ConversionState::Reverted);
+    assert_eq!(node.last_report().agents.restarted, NAMES);
+}
+
+#[tokio::test]
+async fn only_what_began_before_kubelet_changed_its_way_is_restarted() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    node.world.borrow_mut().ended.clear();
+    // Every container begins anew with the hub; then the node is reverted in that boot.
+    node.world.borrow_mut().power_cut();
+    node.reach(Target::Edge).await.unwrap();
+    assert!(node.world.borrow().ended.is_empty());
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0++")));
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_come_back_is_reported_and_undoes_nothing() {
+    let node = Node::new();
+    node.world.borrow_mut().agents_broken = true;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    let agents = node.last_report().agents;
+    assert!(agents.restarted.is_empty(), "{agents:?}");
+    let failed: Vec<&str> = agents.failed.iter().map(|failure| failure.pod.as_str()).collect();
+    assert_eq!(failed, NAMES);
+    assert!(agents.failed[0].message.contains("it is not Ready"), "{agents:?}");
+    assert_eq!(node.world.borrow().kubelet_restarts, 1);
+
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+}
+
+#[tokio::test]
+async fn agents_that_are_to_be_kept_are_named_and_left() {
+    let node = Node::new();
+    node.world.borrow_mut().keep_agents = true;
+    let mut keeper = node.keeper();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert!(node.world.borrow().ended.is_empty());
+    assert_eq!(node.last_report().state, ConversionState::Converted);
+    assert_eq!(node.last_report().agents.kept, NAMES);
+    // They have never known the hub, so leaving it is nothing to them.
+    pass(&mut node.keeper(), Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert!(node.world.borrow().ended.is_empty());
+    assert!(node.last_report().agents.is_empty());
+}
+
+#[tokio::test]
+async fn a_link_that_is_lost_while_agents_are_restarted_does_not_stop_a_conversion_and_stops_a_revert() {
+    let node = Node::new();
+    node.world.borrow_mut().cut_at_first_agent = true;
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(node.world.borrow().ended.len(), 2, "through the hub they are seen all the same");
+    node.world.borrow_mut().link_down = false;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+
+    node.world.borrow_mut().ended.clear();
+    node.world.borrow_mut().cut_at_first_agent = true;
+    let outcome = pass(&mut node.keeper(), Target::Vanilla).await;
+    assert!(matches!(outcome, Err(KeeperError::Offline(_))), "{outcome:?}");
+    node.world.borrow_mut().link_down = false;
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert_eq!(node.world.borrow().ended.len(), 2);
+    assert_eq!(node.last_report().agents.restarted, NAMES);
+}
+
+#[tokio::test]
+async fn an_agent_whose_pod_was_deleted_meanwhile_is_not_waited_for() {
+    let node = Node::new();
+    node.world.borrow_mut().agents = vec![agent("kube-system/goes")];
+    node.world.borrow_mut().delete_ended_agents = true;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert!(node.last_report().agents.failed.is_empty());
+}
