@@ -83,13 +83,20 @@ mod tests {
             (tokens(json!({"serviceAccountToken": {"path": "token"}})), true),
             (tokens(json!({"serviceAccountToken": {"path": "token", "audience": "vault"}})), false),
             (tokens(json!({"configMap": {"name": "kube-root-ca.crt"}})), false),
-            (json!({"name": "v", "configMap": {"name": "proxy", "items": [{"key": "kubeconfig.conf"}]}}), true),
+            (
+                json!({"name": "v", "configMap": {"name": "proxy", "items": [{"key": "kubeconfig.conf"}]}}),
+                true,
+            ),
             (json!({"name": "v", "secret": {"secretName": "agent-kubeconfig"}}), true),
             (json!({"name": "kubeconfig", "emptyDir": {}}), false),
             (json!({"name": "v", "hostPath": {"path": "/"}}), false),
         ];
         for (volume, uses) in table {
-            assert_eq!(serde_json::from_value::<Volume>(volume.clone()).unwrap().uses_api(), uses, "{volume}");
+            assert_eq!(
+                serde_json::from_value::<Volume>(volume.clone()).unwrap().uses_api(),
+                uses,
+                "{volume}"
+            );
         }
     }
 }

@@ -37,7 +37,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("journal.json");
         assert_eq!(read(&file).unwrap(), None);
-        std::fs::write(&file, json!({"format": 2, "came": {"bootId": "one", "second": 100}}).to_string()).unwrap();
+        std::fs::write(&file, json!({"format": 2, "came": {"bootId": "one", "second": 100}}).to_string())
+            .unwrap();
         assert_eq!(read(&file).unwrap(), Some(Moment { boot_id: Some("one".into()), second: 100 }));
         std::fs::write(&file, "{").unwrap();
         assert!(read(&file).is_err());
