@@ -50,6 +50,7 @@ pub(crate) use token_request::Request as TokenRequest;
 
 use crate::caller::{Permit, rights_last};
 use crate::clock;
+use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -62,11 +63,9 @@ use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
-use remember::{Bounds, Key, Owner, Remembered};
+use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
-const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
-const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
 /// Between attempts to write.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
