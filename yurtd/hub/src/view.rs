@@ -459,6 +459,11 @@ impl View {
         self.kept.store(kept, Ordering::Relaxed);
     }
 
+    /// Whether the node needs it, used or not.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
     /// It is in the catalogue no more.
     pub(crate) fn set_gone(&self) {
         self.gone.store(true, Ordering::Relaxed);
