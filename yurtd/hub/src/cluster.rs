@@ -173,9 +173,9 @@ impl Guard {
         }
         if now.namespace.is_none() {
             now.service = self.uid("/api/v1/namespaces/default/services/kubernetes").await?;
-            if known.service != now.service || known.ca != now.ca || known.node.is_none() {
-                now.node = self.uid(&format!("/api/v1/nodes/{}", self.node_name)).await?;
-            }
+            // Both, so that what is known of them is from the same time: of signs that have changed one after the other,
+            // in months, none would be missing.
+            now.node = self.uid(&format!("/api/v1/nodes/{}", self.node_name)).await?;
         }
         Ok(now)
     }
@@ -316,5 +316,20 @@ mod tests {
             checked.clone().settled(limit).await;
             assert_eq!(begin.elapsed().as_secs(), 2);
         }
+    }
+
+    #[tokio::test]
+    async fn signs_that_changed_one_after_the_other_are_not_another_cluster() {
+        let cluster = Cluster::start().await;
+        cluster.guard.check().await.unwrap();
+        for (path, kind) in [(NODE, "Node"), (SERVICE, "Service")] {
+            cluster.make(path, kind);
+            cluster.guard.check().await.unwrap();
+            assert!(!cluster.store.broken().is_cancelled(), "{kind}");
+        }
+        cluster.make(NODE, "Node");
+        cluster.make(SERVICE, "Service");
+        cluster.guard.check().await.unwrap();
+        assert!(cluster.store.broken().is_cancelled(), "both at a time");
     }
 }
