@@ -258,6 +258,7 @@ impl Offline {
                 Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
+                    .filter(|answer| !answer.is_page())
                     .map(|answer| self.remembered(target, answer))
                     .ok_or_else(|| never_cached(&describe(target))),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
