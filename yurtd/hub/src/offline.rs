@@ -160,7 +160,7 @@ impl Offline {
             kubelet_version: kubelet_version.to_owned(),
             views,
             journal: Journal::open(store.clone(), boot).await,
-            events: EventQueue::open(store.clone()),
+            events: EventQueue::open(store.clone()).await,
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
