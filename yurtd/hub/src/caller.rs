@@ -82,6 +82,6 @@ mod tests {
             assert_eq!(rights_last(20_000, 20_000 + days, is_secret), last, "{days} {is_secret}");
         }
         assert!(rights_last(20_000, 0, true), "a board without a clock");
-        assert!(!rights_last(0, 20_000, true), "of an older release");
+        assert!(!rights_last(0, 20_000, true), "nobody has ever confirmed it");
     }
 }

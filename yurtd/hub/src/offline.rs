@@ -160,11 +160,13 @@ impl Offline {
         kubelet_version: &str,
         boot: &str,
     ) -> Self {
+        let journal = Journal::open(store.clone(), boot).await;
+        forget_locals(&views, &journal.objects()).await;
         Self {
             node_name: node_name.to_owned(),
             kubelet_version: kubelet_version.to_owned(),
             views,
-            journal: Journal::open(store.clone(), boot).await,
+            journal,
             events: EventQueue::open(store.clone()).await,
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
@@ -524,6 +526,20 @@ impl Offline {
                 answer.filter(|answer| rights_last(answer.confirmed.unwrap_or_default(), today, is_secret));
         }
         Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
+    }
+}
+
+/// Forgets local versions of objects that the journal does not have, because it could not be read or an older release
+/// wrote it: nothing would ever take them off again, and kubelet would never see what it has to put right.
+async fn forget_locals(views: &Views, journal: &[ObjectKey]) {
+    for plural in ["pods", "nodes"] {
+        let changed = journal.iter().filter(|object| object.plural == plural);
+        let keep = changed.map(|object| (object.namespace.as_deref(), &*object.name));
+        match views.drop_locals_but(&Resource::new("", "v1", plural), keep).await {
+            Ok(0) => {}
+            Ok(_) => tracing::warn!(plural, "local versions that the journal does not know of are forgotten"),
+            Err(error) => tracing::warn!(%error, plural, "local versions cannot be looked through"),
+        }
     }
 }
 

@@ -360,6 +360,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_journal_has_lost_is_not_shown_for_ever() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        for name in ["p", "q"] {
+            api.put(
+                &format!("/api/v1/namespaces/n/pods/{name}"),
+                serde_json::json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name},
+                    "spec": {"containers": []}, "status": {"phase": "Pending"}}),
+            );
+        }
+        let stop = CancellationToken::new();
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
+        let view = views.open(&node, &pods).await.unwrap();
+        let boot = async || Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", "b-1").await;
+        let shows = |phase: &str| String::from_utf8_lossy(&view.list().unwrap().body).matches(phase).count();
+        patch(&boot().await, &node, "Running").await;
+        let mut other = serde_json::json!({"metadata": {"name": "q", "namespace": "n"}});
+        other["status"] = serde_json::json!({"phase": "Running"});
+        views.apply_local(&node, pods.resource(), Some("n"), "q", &other).await.unwrap();
+        assert_eq!(shows("Running"), 2);
+        // Nothing is known of the change of one of them.
+        let offline = boot().await;
+        assert_eq!((shows("Running"), shows("Pending")), (1, 1));
+        assert_eq!(offline.journal().objects().len(), 1);
+        stop.cancel();
+    }
+
+    #[tokio::test]
     async fn an_offline_patch_and_the_replay_never_meet() {
         let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
         api.put_data("pods", "n", "p", "x", "1");

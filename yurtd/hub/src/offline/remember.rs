@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 use crate::caller::Permit;
+use crate::clock::today;
 use crate::limits::UNWRITTEN;
 use crate::store::{Bucket, Durability, Store, StoreError, Table, bucket_key};
 
@@ -76,6 +77,17 @@ struct Index {
     waiting: Option<Instant>,
     /// What the keys of those begin with who have a pod on the node.
     stay: HashSet<[u8; OWNER]>,
+    /// What an older release has left.
+    older: Older,
+}
+
+/// Answers with the keys of an older release. They are told until the API server has given another one. That release
+/// did not write down when it was given them: they count as confirmed on the day on which they were found first.
+#[derive(Debug, Clone, Copy, Default)]
+struct Older {
+    day: u64,
+    /// The day is still to be written.
+    is_new: bool,
 }
 
 struct Entry {
@@ -131,7 +143,11 @@ const OWNER: usize = 9;
 const SUBJECT: usize = OWNER + 8;
 /// The whole key: these, a digest of everything.
 const KEY: usize = SUBJECT + 32;
+/// A key of the releases that had no subject in it: the owner, and the digest of everything.
+const OLDER_KEY: usize = OWNER + 32;
 const OTHER: u8 = 1;
+/// In the bucket `Misc`, before the name of the memory: the day on which answers with older keys were found first.
+const OLDER_SINCE: &str = "remembered of an older release/";
 
 /// Under which key an answer is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +169,15 @@ impl Key {
         key.extend_from_slice(&Sha256::digest(text.as_bytes()));
         Self(key)
     }
+
+    /// The key that an older release kept the answer under.
+    fn older(&self) -> Vec<u8> {
+        [&self.0[..OWNER], &self.0[SUBJECT..]].concat()
+    }
+}
+
+fn older_since(bucket: Bucket) -> Vec<u8> {
+    format!("{OLDER_SINCE}{bucket:?}").into_bytes()
 }
 
 impl Remembered {
@@ -163,9 +188,18 @@ impl Remembered {
             tracing::error!(%error, ?bucket, "remembered answers cannot be read");
             Vec::new()
         });
-        // Keys of another length are an older release's, and nobody will ask for them: they go with the next writing.
-        let (found, old): (Vec<_>, Vec<_>) = found.into_iter().partition(|(key, _)| key.len() == KEY);
-        index.removed.extend(old.into_iter().map(|(key, _)| key));
+        // Nobody will ask for keys of another length: they go with the next writing.
+        let is_key = |key: &[u8]| matches!(key.len(), KEY | OLDER_KEY);
+        let (found, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|(key, _)| is_key(key));
+        index.removed.extend(other.into_iter().map(|(key, _)| key));
+        if found.iter().any(|(key, _)| key.len() == OLDER_KEY) {
+            let since = store.get(Bucket::Misc, &older_since(bucket)).unwrap_or_default();
+            let day = since.and_then(|day| <[u8; 8]>::try_from(day).ok()).map(u64::from_be_bytes);
+            index.older = Older { day: day.unwrap_or_else(today), is_new: day.is_none() };
+            if day.is_none() {
+                index.waiting = Some(Instant::now());
+            }
+        }
         for (key, size) in found {
             index.clock += 1;
             index.total += size;
@@ -212,6 +246,7 @@ impl Remembered {
         }
         let first = !index.entries.contains_key(&key.0) && keep == Keep::Stored && index.stays(&key.0);
         index.insert(key.0.clone(), value, digest, keep);
+        index.remove(&key.older());
         index.evict(&self.bounds);
         if first || index.unwritten > UNWRITTEN / 2 {
             self.full.notify_one();
@@ -225,17 +260,7 @@ impl Remembered {
     ///
     /// When the store fails; the answer is then still there, and removed with the next writing.
     pub(crate) async fn forget(&self, key: &Key) -> Result<(), StoreError> {
-        let stored = {
-            let mut index = self.lock();
-            index.remove(&key.0);
-            index.removed.contains(&key.0)
-        };
-        if !stored {
-            return Ok(());
-        }
-        self.store.delete(self.bucket, std::slice::from_ref(&key.0)).await?;
-        self.lock().removed.remove(&key.0);
-        Ok(())
+        self.forget_all(|known| *known == key.0 || *known == key.older()).await
     }
 
     /// Forgets every answer of the owner about the same subject.
@@ -244,12 +269,20 @@ impl Remembered {
     ///
     /// When the store fails; they are then removed with the next writing, and told to nobody before.
     pub(crate) async fn forget_subject(&self, key: &Key) -> Result<(), StoreError> {
+        let (subject, owner) = (&key.0[..SUBJECT], &key.0[..OWNER]);
+        // An older key does not say what it is about.
+        self.forget_all(|known| {
+            known.starts_with(subject) || (known.len() == OLDER_KEY && known.starts_with(owner))
+        })
+        .await
+    }
+
+    async fn forget_all(&self, which: impl Fn(&Vec<u8>) -> bool) -> Result<(), StoreError> {
         let stored: Vec<Vec<u8>> = {
             let mut index = self.lock();
-            let subject = &key.0[..SUBJECT];
-            let keys: Vec<_> = index.entries.keys().filter(|key| key.starts_with(subject)).cloned().collect();
+            let keys: Vec<_> = index.entries.keys().filter(|known| which(known)).cloned().collect();
             keys.iter().for_each(|key| index.remove(key));
-            keys.into_iter().filter(|key| index.removed.contains(key)).collect()
+            index.removed.iter().filter(|known| which(known)).cloned().collect()
         };
         if stored.is_empty() {
             return Ok(());
@@ -268,16 +301,23 @@ impl Remembered {
     ///
     /// When the store cannot be read.
     pub(crate) fn recall(&self, key: &Key) -> Result<Option<Answer>, StoreError> {
-        {
+        let older = key.older();
+        let (key, day) = {
             let mut index = self.lock();
-            index.see(&key.0);
-            match index.entries.get(&key.0) {
+            let (key, day) = if index.entries.contains_key(&key.0) {
+                (&key.0, None)
+            } else {
+                (&older, Some(index.older.day))
+            };
+            index.see(key);
+            match index.entries.get(key) {
                 None => return Ok(None),
                 Some(Entry { unwritten: Some(value), .. }) => return Ok(Answer::from_bytes(value)),
-                Some(_) => {}
+                Some(_) => (key, day),
             }
-        }
-        Ok(self.store.get(self.bucket, &key.0)?.and_then(|value| Answer::from_bytes(&value)))
+        };
+        let answer = self.store.get(self.bucket, key)?.and_then(|value| Answer::from_bytes(&value));
+        Ok(answer.map(|answer| Answer { confirmed: answer.confirmed.or(day), ..answer }))
     }
 
     /// Returns when something should be written.
@@ -304,7 +344,7 @@ impl Remembered {
     ///
     /// [`StoreError`]: then it goes on waiting.
     pub(crate) async fn write_back(&self) -> Result<(), StoreError> {
-        let (removed, written) = {
+        let (removed, written, older) = {
             let mut index = self.lock();
             index.waiting = None;
             let removed: Vec<Vec<u8>> = index.removed.iter().cloned().collect();
@@ -314,15 +354,16 @@ impl Remembered {
                 .filter(|(_, entry)| entry.keep == Keep::Stored)
                 .filter_map(|(key, entry)| Some((key.clone(), entry.unwritten.clone()?)))
                 .collect();
-            (removed, written)
+            (removed, written, Some(index.older).filter(|older| older.is_new))
         };
-        if removed.is_empty() && written.is_empty() {
+        if removed.is_empty() && written.is_empty() && older.is_none() {
             return Ok(());
         }
-        let outcome = self.write(&removed, &written).await;
+        let outcome = self.write(&removed, &written, older).await;
         let mut index = self.lock();
         match outcome {
             Ok(()) => {
+                index.older.is_new = false;
                 for key in &removed {
                     index.removed.remove(key);
                 }
@@ -338,12 +379,22 @@ impl Remembered {
         }
     }
 
-    async fn write(&self, removed: &[Vec<u8>], written: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+    async fn write(
+        &self,
+        removed: &[Vec<u8>],
+        written: &[(Vec<u8>, Vec<u8>)],
+        older: Option<Older>,
+    ) -> Result<(), StoreError> {
         let removed: Vec<_> = removed.iter().map(|key| bucket_key(self.bucket, key)).collect();
         let mut sealed = Vec::with_capacity(written.len());
         for (key, value) in written {
             let key = bucket_key(self.bucket, key);
             let value = self.store.sealer().seal(&key, value)?;
+            sealed.push((key, value));
+        }
+        if let Some(Older { day, .. }) = older {
+            let key = bucket_key(Bucket::Misc, &older_since(self.bucket));
+            let value = self.store.sealer().seal(&key, &day.to_be_bytes())?;
             sealed.push((key, value));
         }
         self.store
@@ -748,6 +799,44 @@ mod tests {
             assert_eq!([&one, &two].map(|key| memory.recall(key).unwrap()), [None, None]);
             assert!(others.iter().all(|key| memory.recall(key).unwrap().is_some()));
         }
+    }
+
+    #[tokio::test]
+    async fn what_an_older_release_has_remembered_is_told_until_there_is_something_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let bounds = Bounds { answer: 100, total: 1000, count: 40 };
+        let of = |owner: &'static str, path: &str| Key::new(Owner::Other(owner), "/secrets", path, "", "");
+        let keys = [of("a", "/1"), of("a", "/2"), of("b", "/3"), of("b", "/4")];
+        for key in &keys {
+            store.put_durable(Bucket::Answers, &key.older(), &json("old").to_bytes()).await.unwrap();
+        }
+        let open = || Remembered::open(store.clone(), Bucket::Answers, bounds);
+        let recalled = |memory: &Remembered| {
+            keys.each_ref().map(|key| {
+                let answer = memory.recall(key).unwrap();
+                answer.map(|answer| (String::from_utf8(answer.body.to_vec()).unwrap(), answer.confirmed))
+            })
+        };
+        let old = Some(("old".to_owned(), Some(today())));
+        let memory = open();
+        assert_eq!(recalled(&memory), [(); 4].map(|()| old.clone()));
+        memory.write_back().await.unwrap();
+        // It was found first on that day, and not with every start.
+        let day = store.get(Bucket::Misc, &older_since(Bucket::Answers)).unwrap().unwrap();
+        assert_eq!(day, today().to_be_bytes());
+        store.put_durable(Bucket::Misc, &older_since(Bucket::Answers), &7_u64.to_be_bytes()).await.unwrap();
+        assert_eq!(recalled(&open())[0], Some(("old".to_owned(), Some(7))));
+
+        memory.remember(&keys[0], &json("new"), Keep::Stored);
+        memory.forget(&keys[1]).await.unwrap();
+        // A right that was lost, to whatever that is about.
+        memory.forget_subject(&of("b", "/5")).await.unwrap();
+        memory.write_back().await.unwrap();
+        for memory in [memory, open()] {
+            assert_eq!(recalled(&memory), [Some(("new".to_owned(), None)), None, None, None]);
+        }
+        assert_eq!(store.sizes(Bucket::Answers).unwrap().len(), 1);
     }
 
     #[test]

@@ -3,12 +3,18 @@
 //!
 //! - what kubelet lists for itself: the node's own pods and Node, Services, RuntimeClasses, CSIDrivers and so on;
 //! - the ConfigMaps and Secrets that a pod of the node refers to (see [`needs`](super::needs)). kubelet's own
-//!   watch of such an object may have ended long ago. While the node's pods are not known, all of them.
+//!   watch of such an object may have ended long ago, or never have begun: what has no view is given one. While the
+//!   node's pods are not known, all of them.
+//!
+//! What an older release has kept in an encoding that kubelet is not answered from any more is kept until the view in
+//! its place is followed.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use super::needs::{Need, NeedKind, NodePods};
 use super::{Start, Views};
+use crate::caller::Permit;
 use crate::filter::json_for_kubelet;
 use crate::store::StoreError;
 use crate::view::record::ViewId;
@@ -27,6 +33,9 @@ const COLLECTIONS: [(&str, &str); 8] = [
     ("resource.k8s.io", "resourceslices"),
 ];
 
+/// Views that are started at one look; the others come with the next.
+const OPENED_AT_A_TIME: usize = 64;
+
 /// The pods as they were at this change of this view.
 pub(super) type PodsAt = (ViewId, u64, Arc<NodePods>);
 
@@ -36,22 +45,45 @@ fn is_needed(spec: &ViewSpec, node_name: &str, pods: Option<&NodePods>) -> bool 
     if !spec.label_selector().is_empty() {
         return false;
     }
-    // What a release before kept in an encoding that kubelet is not answered from any more would be fetched twice.
-    if spec.encoding() != Encoding::Json && json_for_kubelet(resource, spec.namespace(), fields) {
-        return false;
+    match (&*resource.group, &*resource.plural) {
+        ("", "pods") => is_own_pods(spec, node_name),
+        ("", "nodes") => fields.strip_prefix("metadata.name=") == Some(node_name),
+        ("", "configmaps" | "secrets") => {
+            need_of(spec).is_some_and(|need| pods.is_none_or(|pods| pods.needs.contains(&need)))
+        }
+        other => spec.namespace().is_none() && COLLECTIONS.contains(&other),
     }
-    let kind = match (&*resource.group, &*resource.plural) {
-        ("", "pods") => return is_own_pods(spec, node_name),
-        ("", "nodes") => return fields.strip_prefix("metadata.name=") == Some(node_name),
+}
+
+/// What a pod would refer to that this is the view of.
+fn need_of(spec: &ViewSpec) -> Option<Need> {
+    let kind = match (&*spec.resource().group, &*spec.resource().plural) {
         ("", "configmaps") => NeedKind::ConfigMap,
         ("", "secrets") => NeedKind::Secret,
-        other => return spec.namespace().is_none() && COLLECTIONS.contains(&other),
+        _ => return None,
     };
-    let (Some(namespace), Some(name)) = (spec.namespace(), fields.strip_prefix("metadata.name=")) else {
-        return false;
+    let name = spec.field_selector().strip_prefix("metadata.name=")?;
+    Some(Need { kind, namespace: spec.namespace()?.to_owned(), name: name.to_owned() })
+}
+
+/// The view that kubelet watches such an object in.
+fn spec_of(need: &Need) -> ViewSpec {
+    let plural = match need.kind {
+        NeedKind::ConfigMap => "configmaps",
+        NeedKind::Secret => "secrets",
     };
-    let need = Need { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-    pods.is_none_or(|pods| pods.needs.contains(&need))
+    let (resource, fields) = (Resource::new("", "v1", plural), format!("metadata.name={}", need.name));
+    let json = json_for_kubelet(&resource, Some(&need.namespace), &fields);
+    let encoding = if json { Encoding::Json } else { Encoding::Protobuf };
+    ViewSpec::new(resource, Some(&need.namespace), "", &fields, encoding)
+}
+
+/// The view that kubelet is answered from instead of this one, which a release before has left in another encoding.
+fn successor(spec: &ViewSpec) -> Option<ViewSpec> {
+    let (resource, namespace, fields) = (spec.resource(), spec.namespace(), spec.field_selector());
+    let replaced = spec.encoding() != Encoding::Json && json_for_kubelet(resource, namespace, fields);
+    replaced
+        .then(|| ViewSpec::new(resource.clone(), namespace, spec.label_selector(), fields, Encoding::Json))
 }
 
 fn is_own_pods(spec: &ViewSpec, node_name: &str) -> bool {
@@ -65,14 +97,41 @@ impl Views {
         let Some(node_name) = self.node_name() else { return };
         let pods = self.node_pods();
         for view in self.inner.catalogue.of(node.identity()) {
-            let kept = is_needed(&view.spec, node_name, pods.as_deref());
-            view.set_kept(kept);
-            if kept && view.is_stored() {
+            let needed = is_needed(&view.spec, node_name, pods.as_deref());
+            if let Some(successor) = successor(&view.spec) {
+                // It is not fetched twice, and not given away before there is something better.
+                let replaced =
+                    self.find(&node, &successor, Question::Any).is_some_and(|view| view.is_followed());
+                view.set_kept(needed && !replaced);
+                continue;
+            }
+            view.set_kept(needed);
+            if needed && view.is_stored() {
                 self.inner.followers.start(&node, &view, Start::Resume);
             }
         }
         if let Some(pods) = pods {
+            self.open_needed(&node, &pods);
             self.follow_accounts(&pods);
+        }
+    }
+
+    /// Starts views of what pods refer to and nobody has asked for: kubelet has read it from somewhere else, or with a
+    /// hub that kept it otherwise.
+    fn open_needed(&self, node: &Permit, pods: &NodePods) {
+        if !self.inner.link.is_online() {
+            return;
+        }
+        let views = self.inner.catalogue.of(node.identity());
+        let known: HashSet<Need> = views
+            .iter()
+            .filter(|view| view.spec.label_selector().is_empty() && successor(&view.spec).is_none())
+            .filter_map(|view| need_of(&view.spec))
+            .collect();
+        for need in pods.needs.difference(&known).take(OPENED_AT_A_TIME) {
+            let Some(view) = self.enter(node, &spec_of(need)) else { return };
+            view.set_kept(true);
+            self.inner.followers.start(node, &view, Start::Resume);
         }
     }
 
@@ -161,12 +220,15 @@ mod tests {
         ];
         for ((group, plural, namespace, fields), expected) in table {
             let resource = Resource::new(group, "v1", plural);
-            let json = json_for_kubelet(&resource, namespace, fields);
             let spec =
                 |labels, encoding| ViewSpec::new(resource.clone(), namespace, labels, fields, encoding);
             let needed = |spec: &ViewSpec| is_needed(spec, "edge", Some(&pods));
             assert_eq!(needed(&spec("", Encoding::Json)), expected, "{plural} {fields}");
-            assert_eq!(needed(&spec("", Encoding::Protobuf)), expected && !json, "{plural} {fields}");
+            assert_eq!(needed(&spec("", Encoding::Protobuf)), expected, "{plural} {fields}");
+            let json = json_for_kubelet(&resource, namespace, fields);
+            let next = json.then(|| spec("", Encoding::Json));
+            assert_eq!(successor(&spec("", Encoding::Protobuf)), next, "{plural} {fields}");
+            assert_eq!(successor(&spec("", Encoding::Json)), None, "{plural} {fields}");
             assert!(!needed(&spec("a=b", Encoding::Json)), "{plural} {fields}");
         }
         let other = ViewSpec::new(
@@ -177,5 +239,9 @@ mod tests {
             Encoding::Json,
         );
         assert!(is_needed(&other, "edge", None), "while the pods are not known");
+        for need in &pods.needs {
+            assert_eq!(need_of(&spec_of(need)).as_ref(), Some(need));
+            assert_eq!(successor(&spec_of(need)), None);
+        }
     }
 }

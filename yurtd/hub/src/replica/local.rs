@@ -1,5 +1,6 @@
 //! Changes that are made here because the API server cannot be asked: local versions of objects, over upstream's.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 
 use crate::caller::Permit;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, Table};
 use crate::view::table::ViewTable;
 use crate::view::{Progress, Question, View};
 use crate::wire::object::object_key;
@@ -120,6 +121,35 @@ impl Views {
     ) -> Result<usize, StoreError> {
         let key = object_key(namespace, name);
         self.change_locally(permit, resource, move |table| table.drop_local(&key)).await
+    }
+
+    /// Forgets the local versions of all of the node's objects of a resource but these, by namespace and name. Returns in
+    /// how many views there were others.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub(crate) async fn drop_locals_but<'o>(
+        &self,
+        resource: &Resource,
+        keep: impl Iterator<Item = (Option<&'o str>, &'o str)>,
+    ) -> Result<usize, StoreError> {
+        let keep: HashSet<String> = keep.map(|(namespace, name)| object_key(namespace, name)).collect();
+        let node = self.inner.node.clone();
+        let views = self.in_json(&node, resource);
+        let mut any = false;
+        self.inner.store.read(|reader| {
+            views.iter().try_for_each(|view| {
+                reader.scan(Table::Locals, &view.id.prefix(), None, |_, _| {
+                    any = true;
+                    Ok(false)
+                })
+            })
+        })?;
+        if !any {
+            return Ok(0);
+        }
+        self.change_locally(&node, resource, move |table| table.drop_locals_but(&keep)).await
     }
 
     async fn change_locally(

@@ -85,6 +85,7 @@ async fn answer(
         return Ok((Source::View, response));
     }
 
+    let takes = info.accept.view_encodings();
     let filter = filter_of_forwarded(hub, permit, &info, &parts.method);
     if filter.is_some() {
         // What the hub is to change it has to read. It crosses the uplink compressed all the same.
@@ -95,7 +96,7 @@ async fn answer(
     let row = hub.offline.row(&info, &parts, permit);
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
     if !hub.link.is_online() {
-        return offline(hub, permit, &info, row, &parts, &body).await.map(without_link);
+        return offline(hub, permit, &info, row, &parts, &body, &takes).await.map(without_link);
     }
     // One of the replay at the same time could overtake it.
     let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
@@ -133,7 +134,7 @@ async fn answer(
             }
         }
         Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
-            match offline(hub, permit, &info, row, &parts, &body).await {
+            match offline(hub, permit, &info, row, &parts, &body, &takes).await {
                 // The link may be up again already: then the reason says more.
                 Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
                     Err(error.into())
@@ -162,6 +163,7 @@ async fn exchange(
     }
 }
 
+/// `takes`: the encodings that the client takes, whatever the API server would be asked for.
 async fn offline(
     hub: &Hub,
     permit: &Permit,
@@ -169,11 +171,12 @@ async fn offline(
     row: Row,
     parts: &Parts,
     body: &Sent,
+    takes: &[Encoding],
 ) -> Result<Response<Body>, Failure> {
     let info = &info.without_api_server(parts);
     if let Some(collection) = &info.collection {
         let passed_by = |version| hub.offline.newer_list(permit, info, parts, version);
-        match read::last_known(hub, permit, collection, passed_by).await? {
+        match read::last_known(hub, permit, collection, takes, passed_by).await? {
             Some(LastKnown::Response(response)) => return Ok(response),
             Some(LastKnown::Answer(answer)) => {
                 return Ok(respond::answer(filtered(hub, permit, info, Row::List, answer)?));

@@ -79,7 +79,9 @@ pub(crate) async fn collection(
             return Ok(None);
         }
         // Another encoding of the same collection may be there.
-        Err(ViewError::NeverCached) => newest(hub, permit, &specs).ok_or(ViewError::NeverCached)?,
+        Err(ViewError::NeverCached) => {
+            best(hub, permit, collection, &specs, &collection.encodings).ok_or(ViewError::NeverCached)?
+        }
         Err(error) => return Err(error.into()),
     };
     let read = match &collection.read {
@@ -126,6 +128,7 @@ pub(crate) async fn last_known(
     hub: &Hub,
     permit: &Permit,
     collection: &Collection,
+    takes: &[Encoding],
     passed_by: impl Fn(u64) -> Result<Option<Answer>, OfflineError>,
 ) -> Result<Option<LastKnown>, Failure> {
     let Read::List(freshness) = collection.read else { return Ok(None) };
@@ -134,9 +137,12 @@ pub(crate) async fn last_known(
         Freshness::NotOlderThan(wanted) => wanted,
         Freshness::Consistent | Freshness::Any => 0,
     };
-    match newest(hub, permit, &specs) {
+    match best(hub, permit, collection, &specs, takes) {
         Some(view) => {
-            hub.views.resume(permit, &view);
+            // One that an older release has left is not fetched again.
+            if specs.contains(view.spec()) {
+                hub.views.resume(permit, &view);
+            }
             let version = view.resource_version().max(wanted.saturating_sub(1));
             if !view.state().was_followed()
                 && let Some(newer) = passed_by(version)?
@@ -170,25 +176,41 @@ pub(crate) fn is_followed(hub: &Hub, permit: &Permit, collection: &Collection) -
 /// The views that would do, best first. What the hub changes for kubelet it keeps in JSON.
 fn specs(permit: &Permit, collection: &Collection) -> Vec<ViewSpec> {
     let namespace = collection.namespace.as_deref();
-    let mut encodings = collection.encodings.clone();
     if permit.is_node()
-        && encodings.contains(&Encoding::Json)
+        && collection.encodings.contains(&Encoding::Json)
         && json_for_kubelet(&collection.resource, namespace, &collection.field_selector)
     {
-        encodings = vec![Encoding::Json];
+        return specs_in(collection, &[Encoding::Json]);
     }
-    encodings
-        .into_iter()
-        .map(|encoding| {
-            ViewSpec::new(
-                collection.resource.clone(),
-                namespace,
-                &collection.label_selector,
-                &collection.field_selector,
-                encoding,
-            )
-        })
-        .collect()
+    specs_in(collection, &collection.encodings)
+}
+
+fn specs_in(collection: &Collection, encodings: &[Encoding]) -> Vec<ViewSpec> {
+    let of = |encoding: &Encoding| {
+        ViewSpec::new(
+            collection.resource.clone(),
+            collection.namespace.as_deref(),
+            &collection.label_selector,
+            &collection.field_selector,
+            *encoding,
+        )
+    };
+    encodings.iter().map(of).collect()
+}
+
+/// The newest of these views. Without a link, when there is none, what an older release has left in an encoding that
+/// kubelet takes as well: as the API server has it is better than nothing.
+fn best(
+    hub: &Hub,
+    permit: &Permit,
+    collection: &Collection,
+    specs: &[ViewSpec],
+    takes: &[Encoding],
+) -> Option<Arc<View>> {
+    newest(hub, permit, specs).or_else(|| {
+        let older = !hub.link.is_online() && !specs.iter().any(|spec| hub.views.is_refused(permit, spec));
+        older.then(|| newest(hub, permit, &specs_in(collection, takes))).flatten()
+    })
 }
 
 /// Of these views that which knows most; of equal ones the first.

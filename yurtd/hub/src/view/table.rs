@@ -281,6 +281,22 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         Ok(self.forget_local(key)? && self.touch(key)?)
     }
 
+    /// Takes all local versions off but these; returns whether there was another.
+    pub(crate) fn drop_locals_but(&mut self, keep: &HashSet<String>) -> Result<bool, StoreError> {
+        let mut gone = Vec::new();
+        self.tx.scan(Table::Locals, &self.id.prefix(), None, |full, _| {
+            let key = String::from_utf8_lossy(&full[4..]).into_owned();
+            if !keep.contains(&key) {
+                gone.push(key);
+            }
+            Ok(true)
+        })?;
+        for key in &gone {
+            self.drop_local(key)?;
+        }
+        Ok(!gone.is_empty())
+    }
+
     /// Makes every EndpointSlice what the book says, where it is something else; returns whether there was one.
     pub(crate) fn overlay(&mut self) -> Result<bool, StoreError> {
         if !self.shows_pods() || (self.book.is_empty() && self.record.locals == 0) {

@@ -384,3 +384,24 @@ async fn an_agent_finds_after_an_offline_reboot_what_it_asks_for_at_its_start_an
     agent.get(&format!("{PODS}/web-0")).await.expect(503);
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_older_release_kept_in_protobuf_is_told_when_nothing_better_is_there() {
+    const SECRETS: &str = "/api/v1/namespaces/shop/secrets";
+    const LIST: &str = "/api/v1/namespaces/shop/secrets?fieldSelector=metadata.name%3Dpull&resourceVersion=0";
+    let cluster = Cluster::new().await;
+    cluster.api.put(SECRETS, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "pull"}}));
+    let hub = cluster.boot().await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let list =
+        async |accept: &str| kubelet.send(Method::GET, LIST, &[("accept", accept)], Bytes::new()).await;
+    // That release kept it so whatever else kubelet takes.
+    list("application/vnd.kubernetes.protobuf").await.expect(200);
+    cluster.link.set(Mode::Cut);
+    until("offline", async || (hub.server.readiness().link == "offline").then_some(())).await;
+    let told = list("application/vnd.kubernetes.protobuf,application/json").await.expect(200);
+    assert_eq!(told.headers["content-type"], "application/vnd.kubernetes.protobuf");
+    assert!(told.body.windows(4).any(|window| window == b"pull"));
+    list("application/json").await.expect(503);
+    hub.stop().await;
+}

@@ -1,5 +1,7 @@
 //! Which views are kept, and whose make room.
 
+use yurt_fakes::until;
+
 use super::*;
 
 fn one(plural: &str, name: &str) -> ViewSpec {
@@ -40,6 +42,40 @@ async fn what_the_nodes_pods_refer_to_is_followed_and_kept_however_long_nobody_a
     hub.views.follow_needed();
     assert_eq!(pods.idle_at(later), 0);
     assert!(named.idle_at(later) >= MONTH, "no pod refers to it any more");
+}
+
+#[tokio::test]
+async fn what_the_nodes_pods_refer_to_is_followed_although_nobody_has_asked_for_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("configmaps", "n", "named", "x", "1");
+    let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "named"}});
+    api.put("/api/v1/namespaces/n/secrets", secret);
+    let sources = json!([{"configMapRef": {"name": "named"}}, {"secretRef": {"name": "named"}}]);
+    let pod = json!({"spec": {"nodeName": "edge-1", "containers": [{"envFrom": sources}]}});
+    api.put("/api/v1/namespaces/n/pods/p", pod);
+    let hub = Hub::start(&api, dir.path()).await;
+    let secrets = |encoding| {
+        ViewSpec::new(Resource::new("", "v1", "secrets"), Some("n"), "", "metadata.name=named", encoding)
+    };
+    // As an older release has left it.
+    let older = hub.views.open(&node(), &secrets(Encoding::Protobuf)).await.unwrap();
+    let own_pods = spec("pods", "", "spec.nodeName=edge-1", Encoding::Json);
+    hub.views.open(&node(), &own_pods).await.unwrap();
+    let later = now() + 30 * 24 * 3600;
+    hub.views.follow_needed();
+    assert_eq!(older.idle_at(later), 0, "until there is something better");
+    let found = |spec: &ViewSpec| {
+        let view = hub.views.find(&node(), spec, Question::Any);
+        view.filter(|view| view.is_followed() && view.idle_at(later) == 0)
+    };
+    let (map, secret) = (one("configmaps", "named"), secrets(Encoding::Json));
+    until("both are followed", async || (found(&map).is_some() && found(&secret).is_some()).then_some(()))
+        .await;
+    hub.views.follow_needed();
+    assert!(older.idle_at(later) > 0);
+    let lists = api.lists();
+    hub.views.follow_needed();
+    assert_eq!((api.lists(), hub.views.count().0), (lists, 4));
 }
 
 #[tokio::test]
