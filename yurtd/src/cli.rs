@@ -20,9 +20,24 @@ pub(crate) enum Role {
     /// Hub and tunnel agent on an edge node (started by systemd)
     Edge(EdgeArgs),
     /// Hold the hub's pod address on the loopback interface (started by systemd)
-    Address,
+    Address {
+        /// What to do with the address
+        #[arg(value_enum)]
+        action: AddressAction,
+    },
     /// End the processes of a container, which kubelet then starts again (started by the keeper)
     EndContainer(EndContainerArgs),
+}
+
+/// What to do with the hub's pod address. A release of before knows the first two.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum AddressAction {
+    /// Put it on `lo`; nothing to do if it is there
+    Add,
+    /// Take it off `lo`; nothing to do if it is not there
+    Remove,
+    /// Put it back whenever somebody takes it off `lo`, until stopped
+    Hold,
 }
 
 /// Arguments of `yurtd edge`.
