@@ -24,9 +24,24 @@ pub(crate) enum Role {
     /// Exit code: 0 if all is well, 1 if something needs attention, 2 if the hub cannot be asked.
     Doctor(DoctorArgs),
     /// Hold the hub's pod address on the loopback interface (started by systemd)
-    Address,
+    Address {
+        /// What to do with the address
+        #[arg(value_enum)]
+        action: AddressAction,
+    },
     /// End the processes of a container, which kubelet then starts again (started by the keeper)
     EndContainer(EndContainerArgs),
+}
+
+/// What to do with the hub's pod address. A release of before knows the first two.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum AddressAction {
+    /// Put it on `lo`; nothing to do if it is there
+    Add,
+    /// Take it off `lo`; nothing to do if it is not there
+    Remove,
+    /// Put it back whenever somebody takes it off `lo`, until stopped
+    Hold,
 }
 
 /// Arguments of `yurtd edge`.

@@ -62,7 +62,7 @@ async fn watchdog(stop: CancellationToken) {
 }
 
 /// Tells systemd, which may not be there.
-pub(crate) fn notify(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd cannot be told");
     }

@@ -8,10 +8,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use sd_notify::NotifyState;
 use tokio::runtime::Builder;
 
-use self::cli::{Cli, Role};
+use self::cli::{AddressAction, Cli, Role};
 
 fn main() -> ExitCode {
     match Cli::parse().role {
@@ -22,8 +21,12 @@ fn main() -> ExitCode {
             yurtd::run(runtime, |stop| async move { edge::run(&args, stop).await })
         }
         Role::Doctor(args) => doctor::run(&args),
-        Role::Address => yurtd::run(Builder::new_current_thread(), |stop| {
-            yurt_hub::address::hold(stop, || edge::notify(&[NotifyState::Ready]))
+        Role::Address { action } => yurtd::run(Builder::new_current_thread(), |stop| async move {
+            match action {
+                AddressAction::Add => yurt_hub::address::add().await,
+                AddressAction::Remove => yurt_hub::address::remove().await,
+                AddressAction::Hold => yurt_hub::address::hold(stop).await,
+            }
         }),
         Role::EndContainer(args) => {
             let grace = Duration::from_secs(args.grace_seconds.into());

@@ -1,10 +1,10 @@
-//! `yurtd address`: the hub's pod address on `lo`, for as long as the process runs.
+//! `yurtd address`: the hub's pod address on `lo`, for as long as its unit runs.
 //!
 //! Pods find the hub at 169.254.2.1, an address that exists on every edge node and on no network. A process of its own
 //! holds it, so that it is there before the hub's socket and stays while the hub restarts, and so that the hub, which
 //! strangers talk to, needs no right to change the node's network. Whoever takes the address away (a network manager that
-//! sets `lo` up anew, a person), the kernel tells of it, and it is put back at once. It goes with a polite stop alone: a
-//! crash leaves it where it is.
+//! sets `lo` up anew, a person), the kernel tells of it, and it is put back at once. The unit puts it there before the
+//! process starts and takes it away after it has ended, by calls of their own: a release of before knows nothing else.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -26,38 +26,69 @@ const TOGETHER: Duration = Duration::from_millis(200);
 /// A change of which the kernel's message was lost (its queue was full) is found by looking.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Holds the address until `stop`, then takes it away. `ready` is called once it is there.
+/// Puts the address on `lo`.
 ///
 /// # Errors
 ///
-/// When it cannot be put on `lo` or taken away.
-pub async fn hold(stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let address: Ipv4Addr = names::HUB_POD_ADDRESS.parse().context("the hub's pod address is not one")?;
+/// When the kernel refuses it.
+pub async fn add() -> anyhow::Result<()> {
+    let address = address()?;
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let index = index_of(&handle, "lo").await.context("there is no link lo")?;
+    put(&handle, index, "lo", address).await.map(drop)
+}
+
+/// Takes the address off `lo`.
+///
+/// # Errors
+///
+/// When the kernel refuses it.
+pub async fn remove() -> anyhow::Result<()> {
+    let address = address()?;
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let index = index_of(&handle, "lo").await.context("there is no link lo")?;
+    take(&handle, index, "lo", address).await
+}
+
+/// Puts the address back whenever it is gone, until `stop`, which leaves it there.
+///
+/// # Errors
+///
+/// When it cannot be put on `lo`, or the kernel cannot be listened to.
+pub async fn hold(stop: CancellationToken) -> anyhow::Result<()> {
+    let address = address()?;
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Link];
     let (connection, handle, mut changes) =
         rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket")?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let index = index_of(&handle, "lo").await.context("there is no link lo")?;
-    add(&handle, index, "lo", address).await?;
+    put(&handle, index, "lo", address).await?;
     tracing::info!(%address, "held on lo");
-    ready();
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return Ok(()),
             change = changes.next() => anyhow::ensure!(change.is_some(), "the netlink socket was closed"),
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        tokio::time::sleep(TOGETHER).await;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(TOGETHER) => {}
+        }
         while changes.try_recv().is_ok() {}
-        if add(&handle, index, "lo", address).await? {
+        if put(&handle, index, "lo", address).await? {
             tracing::warn!(%address, "was taken off lo, put back");
         }
     }
-    remove(&handle, index, "lo", address).await
+}
+
+fn address() -> anyhow::Result<Ipv4Addr> {
+    names::HUB_POD_ADDRESS.parse().context("the hub's pod address is not one")
 }
 
 /// Whether it had to be put there.
-async fn add(handle: &Handle, index: u32, link: &str, address: Ipv4Addr) -> anyhow::Result<bool> {
+async fn put(handle: &Handle, index: u32, link: &str, address: Ipv4Addr) -> anyhow::Result<bool> {
     // In a fresh network namespace `lo` is down, and an address on it leads nowhere.
     handle
         .link()
@@ -72,7 +103,7 @@ async fn add(handle: &Handle, index: u32, link: &str, address: Ipv4Addr) -> anyh
     }
 }
 
-async fn remove(handle: &Handle, index: u32, link: &str, address: Ipv4Addr) -> anyhow::Result<()> {
+async fn take(handle: &Handle, index: u32, link: &str, address: Ipv4Addr) -> anyhow::Result<()> {
     let held = handle.address().get().set_link_index_filter(index).execute();
     let held: Vec<AddressMessage> =
         held.try_collect().await.with_context(|| format!("cannot list the addresses of {link}"))?;
@@ -108,9 +139,6 @@ fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::sync::Arc;
-
-    use tokio::sync::Notify;
 
     use super::*;
 
@@ -135,27 +163,30 @@ mod tests {
 
     #[tokio::test]
     #[ignore = "needs a network namespace of its own, root and ip"]
-    async fn kernel_the_address_is_put_back_whoever_takes_it_away_and_goes_with_a_polite_stop_alone() {
-        let (stop, ready) = (CancellationToken::new(), Arc::new(Notify::new()));
-        let started = Arc::clone(&ready);
-        let holder = tokio::spawn(hold(stop.clone(), move || started.notify_one()));
-        ready.notified().await;
-        until_held().await;
+    async fn kernel_the_address_is_put_back_whoever_takes_it_away_and_goes_when_it_is_removed() {
+        add().await.unwrap();
+        assert_eq!(held(), 1);
+        let stop = CancellationToken::new();
+        let holder = tokio::spawn(hold(stop.clone()));
+        // Whether it listens already or not.
         ip(&["address", "del", "169.254.2.1/32", "dev", "lo"]);
         until_held().await;
         ip(&["address", "flush", "dev", "lo", "scope", "global"]);
         until_held().await;
-        // Killed: the address stays, and the next one finds it.
+        // Killed or stopped, the address stays, and the next one finds it.
         holder.abort();
         assert!(holder.await.unwrap_err().is_cancelled());
         assert_eq!(held(), 1);
-        let started = Arc::clone(&ready);
-        let holder = tokio::spawn(hold(stop.clone(), move || started.notify_one()));
-        ready.notified().await;
-        assert_eq!(held(), 1);
+        let holder = tokio::spawn(hold(stop.clone()));
+        ip(&["address", "del", "169.254.2.1/32", "dev", "lo"]);
+        until_held().await;
         stop.cancel();
         holder.await.unwrap().unwrap();
-        assert_eq!(held(), 0);
+        assert_eq!(held(), 1);
+        for _ in 0..2 {
+            remove().await.unwrap();
+            assert_eq!(held(), 0);
+        }
         assert!(ip(&["-4", "address", "show", "lo"]).contains("127.0.0.1/8"));
     }
 }

@@ -100,7 +100,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 tracing::error!(%error, release = %new.folder(), "the release does not work, putting the old one back");
                 self.verified = None;
                 journal.release = old.clone();
-                journal.rejected = Some(new.clone());
+                // A keeper that was killed while it put the old one back comes here with the old one alone.
+                if new != old {
+                    journal.rejected = Some(new.clone());
+                }
+                journal.save(&self.host)?;
                 journal.save(&self.host)?;
                 self.host.link(names::CURRENT_LINK, old.folder().as_ref())?;
                 // The old one may not read all that the new one does.
@@ -110,6 +114,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 self.ensure_service(journal, true).await?;
                 journal.previous = None;
                 journal.save(&self.host)?;
+                let new = journal.rejected.as_ref().unwrap_or(&new);
                 Ok(format!("version {} did not work and was swapped back: {error}", new.version))
             }
         }

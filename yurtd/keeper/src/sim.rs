@@ -51,6 +51,7 @@ pub(crate) struct World {
     pub foreign_arguments: Option<String>,
     pub kubelet_restarts: u32,
     pub hub_restarts: u32,
+    pub address_restarts: u32,
     /// Content of the program that the service runs. One that begins with `old` is a release whose hub has a
     /// certificate of the cluster's CA.
     hub_program: Option<Vec<u8>>,
@@ -173,6 +174,7 @@ impl World {
             foreign_arguments: None,
             kubelet_restarts: 0,
             hub_restarts: 0,
+            address_restarts: 0,
             hub_program: None,
             cas_made: 0,
             kubelet_believes: String::new(),
@@ -347,6 +349,17 @@ impl World {
             && self.hub_program != self.broken_program
     }
 
+    /// What is in a program's file on the node.
+    fn program(&self, path: &str) -> Option<Vec<u8>> {
+        let path = path.strip_prefix("/opt/yurt/")?;
+        let folder = self.root.join("opt/yurt");
+        let path = match path.strip_prefix("current/") {
+            Some(rest) => folder.join(std::fs::read_link(folder.join("current")).ok()?).join(rest),
+            None => folder.join(path),
+        };
+        std::fs::read(path).ok()
+    }
+
     fn reload(&mut self) {
         self.loaded.clear();
         for unit in units::ALL {
@@ -365,11 +378,20 @@ impl World {
         if !self.loaded.contains_key(unit) {
             return Err(SystemdError::Simulated(format!("unit {unit} not found")));
         }
+        if unit == units::ADDRESS.name {
+            self.address_restarts += 1;
+            // It knows `address add` and `address remove`; anything else is a usage error.
+            let old =
+                self.program("/opt/yurt/current/yurtd").is_none_or(|program| program.starts_with(b"old"));
+            let text = self.loaded.get(unit).map(String::as_str).unwrap_or_default();
+            let adds = text.contains("ExecStartPre=/opt/yurt/current/yurtd address add\n");
+            if old && !(adds && text.contains("\nSuccessExitStatus=2\n")) {
+                self.active.remove(unit);
+                return Err(SystemdError::Simulated(format!("{unit} failed to start: exit status 2")));
+            }
+        }
         if unit == units::SERVICE.name {
-            let program = std::fs::canonicalize(self.root.join("opt/yurt")).ok().and_then(|folder| {
-                let release = std::fs::read_link(folder.join("current")).ok()?;
-                std::fs::read(folder.join(release).join("yurtd")).ok()
-            });
+            let program = self.program("/opt/yurt/current/yurtd");
             let config = yurt_node::config::EdgeConfig::load(&self.file(names::EDGE_CONFIG));
             if program.is_none() || config.is_err() {
                 return Err(SystemdError::Simulated(format!("{unit} failed to start: {config:?}")));

@@ -79,7 +79,10 @@ mod tests {
             assert!(SOCKET.text.contains(&format!("ListenStream={expected}\n")), "{expected}");
         }
         assert!(SERVICE.text.contains(&format!("ExecStart={}/yurtd edge\n", names::CURRENT_LINK)));
-        assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address\n", names::CURRENT_LINK)));
+        for line in ["ExecStartPre=@ add", "ExecStart=@ hold", "ExecStopPost=@ remove"] {
+            let program = format!("{}/yurtd address", names::CURRENT_LINK);
+            assert!(ADDRESS.text.contains(&format!("{}\n", line.replace('@', &program))), "{line}");
+        }
         assert_eq!(names::STATE_DIR, "/var/lib/yurt");
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
         assert_eq!(names::RUNTIME_DIR, "/run/yurt");

@@ -131,11 +131,13 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         end: Instant,
     ) -> Result<(), KeeperError> {
         let deadline = end.min(Instant::now() + self.settings.agent_limit);
+        // A release of before, which may have been swapped back, does not know how.
+        let own = self.release.program();
+        let program = if self.host.exists(&own) { own } else { format!("{}/yurtd", names::CURRENT_LINK) };
         for id in stale {
             if Instant::now() >= deadline {
                 break;
             }
-            let program = format!("{}/yurtd", names::CURRENT_LINK);
             let short = id.get(..12).unwrap_or(id);
             let grace = agent.grace.to_string();
             let command = [&program, "end-container", id, "--grace-seconds", &grace].map(str::to_owned);

@@ -165,3 +165,46 @@ async fn a_configuration_that_nobody_can_be_asked_for_stays_as_it_is() {
     assert_eq!(snapshot(node.root()), good);
     assert_eq!(node.world.borrow().hub_restarts, 1);
 }
+
+#[tokio::test]
+async fn a_release_of_before_is_swapped_back_under_units_that_it_understands() {
+    let node = Node::new();
+    node.set_program("old program");
+    node.reach(Target::Edge).await.unwrap();
+    node.set_program("program 2");
+    node.world.borrow_mut().broken_program = Some(b"program 2".to_vec());
+    let mut keeper = node.keeper();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert_eq!(std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(), b"old program");
+    for unit in units::ALL {
+        assert!(node.world.borrow().is_active(unit.name), "{}", unit.name);
+    }
+    // What the old program does not know is done by the one that this keeper has installed.
+    node.world.borrow_mut().ended.clear();
+    node.world.borrow_mut().power_cut();
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert_eq!(node.world.borrow().ended.len(), 2);
+}
+
+#[tokio::test]
+async fn a_release_that_failed_is_not_tried_again_wherever_the_keeper_that_swaps_back_is_killed() {
+    for effects in 0.. {
+        let node = Node::new();
+        node.reach(Target::Edge).await.unwrap();
+        node.set_program("program 2");
+        node.world.borrow_mut().broken_program = Some(b"program 2".to_vec());
+        node.kill_after(effects);
+        let _ = pass(&mut node.keeper(), Target::Edge).await;
+        let killed = node.revive();
+        for _ in 0..3 {
+            pass(&mut node.keeper(), Target::Edge).await.unwrap();
+        }
+        let rejected = node.journal().unwrap().rejected.unwrap();
+        assert_eq!(rejected, node.keeper().release, "after {effects} effects");
+        assert_eq!(node.journal().unwrap().previous, None);
+        if !killed {
+            return;
+        }
+    }
+}
