@@ -3,8 +3,11 @@
 //!
 //! Connections of the node's certificate and of bearer tokens are separate: a request with a token never travels on a
 //! connection that authenticates as the node. So are those of views and of forwarded requests ([`Traffic`]): whatever a
-//! local client does or fails to do with its answers, views go on. The first node connection doubles as the link's probe (see `link`); when
-//! the link is declared lost, every connection is closed, so that whatever hangs in one fails at once.
+//! local client does or fails to do with its answers, views go on.
+//!
+//! The first node connection doubles as the link's probe (see `link`). When the link is declared lost, whoever waits for
+//! an answer is told so at once, and nothing is sent any more; what streams is left to TCP, and goes on when bytes move
+//! again. When the link is back, connections on which nobody answers soon are closed: what streams there would hang.
 //!
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
 //! last watch.
@@ -12,6 +15,7 @@
 mod client_tls;
 mod pool;
 mod probe;
+mod silence;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,7 +29,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use yurt_node::link::LinkState;
 use yurt_node::supervise::Tasks;
 
 use crate::caller::{Credential, Identity};
@@ -146,7 +151,7 @@ impl Upstream {
         Self { traffic: Traffic::Views, ..self.clone() }
     }
 
-    /// Sends a request and returns as soon as response headers are there. `request.uri()` needs path and query alone;
+    /// Sends a request and returns as soon as response headers are there, or the link is lost. `request.uri()` needs path and query alone;
     /// scheme, authority, `host` and `authorization` are set here. Hop-by-hop headers are the caller's to strip.
     /// Fails at once while the link is offline.
     ///
@@ -154,6 +159,22 @@ impl Upstream {
     ///
     /// [`UpstreamError`].
     pub(crate) async fn send(
+        &self,
+        credential: &Credential,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        self.check()?;
+        let mut link = self.link.subscribe();
+        tokio::select! {
+            response = self.exchange(credential, request) => response,
+            // Whoever watches over the link knows better than this one request.
+            _ = link.wait_for(|state| *state == LinkState::Offline) => {
+                Err(UpstreamError::Broken("the link went down under the request".to_owned()))
+            }
+        }
+    }
+
+    async fn exchange(
         &self,
         credential: &Credential,
         request: Request<RequestBody>,
@@ -170,8 +191,10 @@ impl Upstream {
             *request.uri_mut() = absolute(slot.authority(), path.clone())?;
             match slot.sender.try_send_request(request).await {
                 Ok(response) => {
+                    let proven = slot.proven();
                     return Ok(response.map(|inner| ResponseBody {
                         inner,
+                        proven,
                         _stream: slot.stream,
                         _share: None,
                     }));
@@ -215,9 +238,7 @@ impl Upstream {
 
     fn check(&self) -> Result<(), UpstreamError> {
         match self.link.state() {
-            yurt_node::link::LinkState::Offline => {
-                Err(UpstreamError::Unreachable("the edge node is offline".to_owned()))
-            }
+            LinkState::Offline => Err(UpstreamError::Unreachable("the edge node is offline".to_owned())),
             _ => Ok(()),
         }
     }
@@ -264,11 +285,17 @@ fn absolute(authority: &Authority, path: Option<PathAndQuery>) -> Result<Uri, Up
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     inner: Incoming,
+    proven: watch::Receiver<()>,
     _stream: OwnedSemaphorePermit,
     _share: Option<OwnedSemaphorePermit>,
 }
 
 impl ResponseBody {
+    /// Changes when it is known that the body goes on although the link was lost: what was sent meanwhile is there.
+    pub(crate) fn proven(&self) -> watch::Receiver<()> {
+        self.proven.clone()
+    }
+
     /// Holds a place among an identity's requests, too.
     pub(crate) fn holding(self, share: Option<OwnedSemaphorePermit>) -> Self {
         Self { _share: share, ..self }
@@ -296,4 +323,4 @@ impl Body for ResponseBody {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -40,16 +40,7 @@ pub(crate) async fn send(
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = end_to_end(&parts.headers);
     let share = hub.upstream.share(permit.identity(), permit.credential())?;
-    let mut link = hub.link.subscribe();
-    tokio::select! {
-        response = hub.upstream.send(permit.credential(), request) => {
-            Ok(response?.map(|body| body.holding(share)))
-        }
-        // Whoever watches over the link knows better than this one request.
-        _ = link.wait_for(|state| *state == LinkState::Offline) => {
-            Err(UpstreamError::Broken("the link went down under the request".into()))
-        }
-    }
+    Ok(hub.upstream.send(permit.credential(), request).await?.map(|body| body.holding(share)))
 }
 
 /// The response for the local client; the observer gets the whole of it once it has passed.
@@ -94,7 +85,13 @@ pub(crate) async fn relay_filtered(
         return Ok(relay(hub, response, observer));
     }
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, MAX_FILTERED).collect().await;
+    let mut link = hub.link.subscribe();
+    let body = tokio::select! {
+        body = Limited::new(body, MAX_FILTERED).collect() => body,
+        _ = link.wait_for(|state| *state == LinkState::Offline) => {
+            return Err(UpstreamError::Broken("the link went down under the answer".into()).into());
+        }
+    };
     let body = body.map_err(|error| UpstreamError::Broken(error.to_string()))?.to_bytes();
     let mut headers = end_to_end(&parts.headers);
     if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use yurt_node::supervise::Tasks;
 
 use super::*;
-use yurt_fakes::api_server::FakeApi;
-use yurt_node::link::LinkState;
+use yurt_fakes::api_server::{FakeApi, Fault, When};
+use yurt_fakes::link::{Mode, Wire};
 use yurt_node::token::BearerToken;
 
 impl UpstreamConfig {
@@ -22,6 +22,25 @@ impl UpstreamConfig {
             client_key: api.client_file(),
         }
     }
+
+    /// The same, over a wire.
+    pub(crate) fn over(wire: &Wire, api: &FakeApi) -> Self {
+        Self { servers: vec![format!("https://{}", wire.address)], ..Self::of(api) }
+    }
+}
+
+/// The wire is a black hole for what there is, and nothing new comes about. The first connection, the link's probe, ends,
+/// as the kernel at this end of a wire acknowledges whatever it is given.
+pub(crate) fn lose(wire: &Wire) {
+    wire.set(Mode::BlackHole);
+    wire.refuse(true);
+    wire.end_first(1);
+}
+
+/// The opposite.
+pub(crate) fn find(wire: &Wire) {
+    wire.refuse(false);
+    wire.set(Mode::Pass);
 }
 
 fn no_body() -> RequestBody {
@@ -159,6 +178,65 @@ async fn a_lost_link_fails_everything_at_once_and_comes_back() {
     reaches(&link, LinkState::Online).await;
     assert!(restored.elapsed() < Duration::from_secs(2), "{:?}", restored.elapsed());
     assert_eq!(upstream.send(&Credential::Node, get("/api/v1/pods")).await.unwrap().status(), 200);
+}
+
+async fn over_a_wire(api: &FakeApi) -> (Wire, Upstream, Link, CancellationToken) {
+    let wire = Wire::to(api.address).await;
+    let stop = CancellationToken::new();
+    let config = UpstreamConfig::over(&wire, api);
+    let (upstream, link) = Upstream::start(&config, &Tasks::new(stop.clone())).unwrap();
+    assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
+    (wire, upstream, link, stop)
+}
+
+#[tokio::test]
+async fn a_lost_link_answers_who_waits_and_ends_no_stream_that_goes_on() {
+    let api = FakeApi::start().await;
+    let (wire, upstream, link, _stop) = over_a_wire(&api).await;
+    let views = upstream.for_views();
+    let watch = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await.unwrap();
+    api.fault(When::path("/api/v1/nodes"), Fault::Stall);
+    let waiting = {
+        let upstream = upstream.clone();
+        tokio::spawn(async move { upstream.send(&bearer("t"), get("/api/v1/nodes")).await })
+    };
+    yurt_fakes::until("the request", async || (!api.seen("GET", "/api/v1/nodes").is_empty()).then_some(()))
+        .await;
+    lose(&wire);
+    reaches(&link, LinkState::Offline).await;
+    let error = tokio::time::timeout(Duration::from_secs(1), waiting).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, UpstreamError::Broken(_)), "{error}");
+    api.put_data("pods", "n", "p", "a", "1");
+    find(&wire);
+    reaches(&link, LinkState::Online).await;
+    let mut body = watch.into_body();
+    let event = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
+    assert!(event.unwrap().is_ok());
+    // New requests find it good, too, once it is.
+    let mut proven = body.proven();
+    if api.seen("HEAD", "/livez").is_empty() {
+        tokio::time::timeout(Duration::from_secs(5), proven.changed()).await.unwrap().unwrap();
+    }
+    let next = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await;
+    assert!(next.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_that_the_link_did_not_come_back_for_holds_nobody_up() {
+    let api = FakeApi::start().await;
+    let (wire, upstream, link, _stop) = over_a_wire(&api).await;
+    let views = upstream.for_views();
+    let watch = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await.unwrap();
+    lose(&wire);
+    reaches(&link, LinkState::Offline).await;
+    wire.forget();
+    find(&wire);
+    reaches(&link, LinkState::Online).await;
+    let answer = views.send(&Credential::Node, get("/api/v1/pods"));
+    let answer = tokio::time::timeout(Duration::from_secs(2), answer).await.expect("on a new connection");
+    assert_eq!(answer.unwrap().status(), 200);
+    let ended = tokio::time::timeout(Duration::from_secs(2), watch.into_body().collect()).await;
+    assert!(ended.expect("soon").is_err());
 }
 
 #[tokio::test]
