@@ -12,6 +12,7 @@
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
 //! last watch.
 
+mod again;
 mod client_tls;
 mod pool;
 mod probe;
@@ -35,6 +36,7 @@ use yurt_node::supervise::Tasks;
 
 use crate::caller::{Credential, Identity};
 use crate::link::Link;
+use again::{Again, Unprocessed};
 use client_tls::CredentialKind;
 use pool::{Pool, PoolKey};
 
@@ -43,7 +45,8 @@ pub(crate) use probe::jitter;
 /// Body of a request that goes upstream.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Times a request is sent again on a fresh connection after it provably has not left on the old one.
+/// Times a request is sent on another connection after it provably has not left on the one before. One that the server
+/// has certainly not looked at is sent again once.
 const RESENDS: usize = 3;
 
 /// Where the API servers are and who the node is.
@@ -183,14 +186,21 @@ impl Upstream {
         let kind = set_credential(&mut parts.headers, credential)?;
         parts.headers.remove(HOST);
         let path = parts.uri.path_and_query().cloned();
-        let mut request = Request::from_parts(parts, body);
-        *request.version_mut() = http::Version::HTTP_2;
+        let body = Again::new(body);
+        let mut sent_again = false;
+        let mut last = "connections break before they are used".to_owned();
         for _ in 0..RESENDS {
             self.check()?;
             let mut slot = self.pool.slot(PoolKey { kind, traffic: self.traffic }).await?;
+            let Some(reading) = body.read() else { break };
+            let mut request = Request::new(reading);
+            *request.method_mut() = parts.method.clone();
+            *request.headers_mut() = parts.headers.clone();
+            *request.version_mut() = http::Version::HTTP_2;
             *request.uri_mut() = absolute(slot.authority(), path.clone())?;
-            match slot.sender.try_send_request(request).await {
+            let mut error = match slot.sender.try_send_request(request).await {
                 Ok(response) => {
+                    body.forget();
                     let proven = slot.proven();
                     return Ok(response.map(|inner| ResponseBody {
                         inner,
@@ -199,16 +209,25 @@ impl Upstream {
                         _share: None,
                     }));
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => {
-                        request = unsent;
+                Err(error) => error,
+            };
+            if error.take_message().is_some() {
+                slot.retire();
+                continue;
+            }
+            match again::unprocessed(error.error(), &parts.method, body.was_read()) {
+                Some(how) if !sent_again => {
+                    tracing::debug!(?how, method = %parts.method, "a request is sent again");
+                    sent_again = true;
+                    if how == Unprocessed::GoingAway {
                         slot.retire();
                     }
-                    None => return Err(UpstreamError::Broken(chain(error.error()))),
-                },
+                    last = chain(error.error());
+                }
+                _ => return Err(UpstreamError::Broken(chain(error.error()))),
             }
         }
-        Err(UpstreamError::Unreachable("connections break before they are used".to_owned()))
+        Err(UpstreamError::Unreachable(last))
     }
 
     /// Sends an upgrade (SPDY, WebSocket) on an HTTP/1.1 connection of its own; `hyper::upgrade::on` works on the

@@ -358,7 +358,14 @@ impl Pool {
             ended.cancel();
         });
         self.preferred.store(server, Ordering::Relaxed);
-        self.lock().push(Arc::clone(&connection));
+        let mut connections = self.lock();
+        if liveness == PROBE {
+            // What is asked first is used: an API server ends connections that are not, and the link's would be one.
+            connections.insert(0, Arc::clone(&connection));
+        } else {
+            connections.push(Arc::clone(&connection));
+        }
+        drop(connections);
         Ok(connection)
     }
 

@@ -1,9 +1,13 @@
 //! The whole collection, committed when its last page is there.
 
+use std::pin::pin;
+use std::sync::Arc;
+
 use super::Reflector;
+use super::watch::until_lost;
 use crate::caller::Credential;
 use crate::clock;
-use crate::replica::fetch::{self, ListParameters};
+use crate::replica::fetch::{self, FetchError, ListParameters};
 use crate::replica::step::Outcome;
 use crate::store::{Durability, StoreError, Table};
 use crate::view::record::ViewRecord;
@@ -22,7 +26,7 @@ impl Reflector {
         }
         loop {
             let credential = self.credential.borrow_and_update().clone();
-            let page = match fetch::list(&self.upstream, &credential, &self.view.spec, &parameters).await {
+            let page = match self.page(&credential, &parameters).await {
                 Ok(page) => page,
                 Err(answer) => return self.answered(Request::List, answer).await,
             };
@@ -47,6 +51,23 @@ impl Reflector {
                     }
                     Err(error) => return self.store_failed(Request::List, error).await,
                 },
+            }
+        }
+    }
+
+    /// One page. When the link goes while it is under way it may come to its end yet; until then nothing is followed.
+    async fn page(
+        &mut self,
+        credential: &Credential,
+        parameters: &ListParameters,
+    ) -> Result<ListPage, FetchError> {
+        let (upstream, view) = (self.upstream.clone(), Arc::clone(&self.view));
+        let mut page = pin!(fetch::list(&upstream, credential, &view.spec, parameters));
+        tokio::select! {
+            page = &mut page => page,
+            () = until_lost(&mut self.link) => {
+                self.failed(Request::List, None, Outcome::Unreachable).await;
+                page.await
             }
         }
     }

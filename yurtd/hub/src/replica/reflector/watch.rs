@@ -227,7 +227,7 @@ impl Reflector {
 }
 
 /// Until the link is lost; never when nobody looks after it any more.
-async fn until_lost(link: &mut tokio::sync::watch::Receiver<LinkState>) {
+pub(super) async fn until_lost(link: &mut tokio::sync::watch::Receiver<LinkState>) {
     if link.wait_for(|state| *state == LinkState::Offline).await.is_err() {
         std::future::pending::<()>().await;
     }
