@@ -3,7 +3,16 @@
 //!
 //! An agent is what a DaemonSet puts on every node to make it work (kube-proxy, the CNI's agent, a CSI node plugin), and
 //! that talks to the API server. Everything else on a node is somebody's business and is never touched.
+//!
+//! What a container is told about the API server (its environment, for kube-proxy its kubeconfig) is written when kubelet
+//! starts it, and never again. So it follows from when it started, by the node's clock, whether it goes through the hub
+//! ([`Moment`]).
 
+mod volume;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::volume::Volume;
 use crate::names;
 
 /// The namespace of the cluster's own components.
@@ -43,9 +52,37 @@ pub fn is_kubeconfig(name: &str) -> bool {
     name.to_ascii_lowercase().contains("kubeconfig")
 }
 
+/// A moment of the node: its clock may say another time after a reboot, and nothing that ran before runs after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Moment {
+    /// The kernel's boot id, with dashes or, as systemd writes it, without.
+    pub boot_id: Option<String>,
+    /// Seconds since 1970.
+    pub second: i64,
+}
+
+impl Moment {
+    /// Whether a container that runs in this boot began before the moment; `started` in seconds since 1970. In its second
+    /// counts: kubelet takes longer than that to be back and start one.
+    pub fn is_after(&self, started: i64, boot_id: Option<&str>) -> bool {
+        let hex = |id: &str| id.bytes().filter(|byte| *byte != b'-').collect::<Vec<_>>();
+        self.boot_id.as_deref().map(hex) == boot_id.map(hex) && started <= self.second
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_began_before_kubelet_came_to_the_hub_talks_past_it() {
+        let came = Moment { boot_id: Some("1-a".into()), second: 100 };
+        assert!(came.is_after(99, Some("1-a")) && came.is_after(100, Some("1-a")));
+        assert!(!came.is_after(101, Some("1-a")));
+        assert!(came.is_after(99, Some("1a")), "systemd writes it without dashes");
+        assert!(!came.is_after(99, Some("2-a")) && !came.is_after(99, None), "the node was booted since");
+    }
 
     #[test]
     fn an_agent_is_a_daemon_sets_pod_of_the_cluster_itself_that_uses_the_api() {

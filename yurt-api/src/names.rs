@@ -120,6 +120,10 @@ pub const TUNNEL_CA_FILE: &str = "/opt/yurt/etc/tunnel-ca.crt";
 pub const KEEPER_JOURNAL: &str = "/opt/yurt/keeper/journal.json";
 /// State of `yurtd edge` (systemd's `StateDirectory=yurt`): store, the node's CA, the hub's certificate.
 pub const STATE_DIR: &str = "/var/lib/yurt";
+/// What `yurtd edge` has while it runs (systemd's `RuntimeDirectory=yurt`), root's alone.
+pub const RUNTIME_DIR: &str = "/run/yurt";
+/// Socket in [`RUNTIME_DIR`] at which `yurtd doctor` is told a [`crate::doctor::Report`].
+pub const DOCTOR_SOCKET: &str = "doctor.sock";
 /// Where units go.
 pub const SYSTEMD_DIR: &str = "/etc/systemd/system";
 /// The hub and tunnel agent.

@@ -2,7 +2,6 @@
 //!
 //! systemd is told READY when the sockets are served; whether kubelet may be sent here is what `/readyz` says.
 
-use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -10,20 +9,33 @@ use tokio_util::sync::CancellationToken;
 use yurt_hub::serve::sockets;
 use yurt_node::config::EdgeConfig;
 use yurt_node::supervise::Tasks;
-use yurt_tunnel::agent::{self, AgentConfig};
+use yurt_tunnel::agent::{self, AgentConfig, Connections};
+
+use crate::cli::EdgeArgs;
+use crate::doctor::desk::{self, Desk};
 
 /// Connections and watches have this long to end when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs the roles until `stop`.
-pub(crate) async fn run(config: &Path, state_dir: &Path, stop: CancellationToken) -> anyhow::Result<()> {
-    let config = EdgeConfig::load(config)?;
+pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = EdgeConfig::load(&args.config)?;
     let sockets = sockets::open()?;
     let tasks = Tasks::new(stop);
-    let hub = yurt_hub::Server::start(&config, state_dir, sockets, &tasks).await?;
+    let hub = yurt_hub::Server::start(&config, &args.state_dir, sockets, &tasks).await?;
+    let mut tunnel = Connections::default();
     if !config.tunnel_servers.is_empty() {
         let agent = AgentConfig { link: Some(hub.link()), ..AgentConfig::from(&config) };
+        tunnel = agent.connections.clone();
         tasks.part("the tunnel agent", agent::run(agent, tasks.stop().clone()));
+    }
+    match desk::open(&args.runtime_dir) {
+        Ok(socket) => {
+            let desk = Desk { hub: hub.doctor(), tunnel };
+            tasks.part("the socket for `yurtd doctor`", desk::serve(socket, desk, tasks.stop().clone()));
+        }
+        // Nothing else depends on it.
+        Err(error) => tracing::warn!(%error, "`yurtd doctor` cannot be answered"),
     }
     notify(&[NotifyState::Ready]);
     tasks.part("the watchdog", watchdog(tasks.stop().clone()));

@@ -4,6 +4,7 @@
 //! | program | role | crate | runs as |
 //! |---|---|---|---|
 //! | `yurtd` | `edge` | `yurt-hub`, and the agent of `yurt-tunnel` | systemd service on every edge node |
+//! | | `doctor` | | asks the service over a socket in `/run/yurt`, for a person |
 //! | | `address` | `yurt-hub` | service before it: holds the hub's address for pods |
 //! | | `end-container` | `yurt-keeper` | transient unit, when the keeper restarts an agent of the node |
 //! | `yurtd-keeper` | | `yurt-keeper` | DaemonSet on edge nodes: installs, repairs and removes `yurtd` |

@@ -1,6 +1,7 @@
 //! `yurtd`: what runs on edge nodes, one role a process.
 
 mod cli;
+mod doctor;
 mod edge;
 
 use std::process::ExitCode;
@@ -18,8 +19,9 @@ fn main() -> ExitCode {
             // The hub shares a small machine with the workload: two workers are enough for TLS on loopback.
             let mut runtime = Builder::new_multi_thread();
             runtime.worker_threads(2);
-            yurtd::run(runtime, |stop| async move { edge::run(&args.config, &args.state_dir, stop).await })
+            yurtd::run(runtime, |stop| async move { edge::run(&args, stop).await })
         }
+        Role::Doctor(args) => doctor::run(&args),
         Role::Address => yurtd::run(Builder::new_current_thread(), |stop| {
             yurt_hub::address::hold(stop, || edge::notify(&[NotifyState::Ready]))
         }),

@@ -46,7 +46,8 @@ pub(super) fn build(bin: &Path, root: &Path) -> Result<PathBuf> {
             for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"] {
                 symlink("/usr/bin/kubernetes", to.join("usr/local/bin").join(name))?;
             }
-            copy_with_libraries(root, "/usr/sbin/nft", to)
+            copy_with_libraries(root, "/usr/sbin/nft", to)?;
+            copy_iptables(root, to)
         })?;
         archive(&folder.join("kubernetes.tar"), kubernetes.path(), &control_plane, json!({}))?;
 
@@ -121,6 +122,28 @@ fn layer(folder: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> R
     fs::set_permissions(layer.path().join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fill(layer.path()).with_context(|| format!("filling the image of {name}"))?;
     Ok(layer)
+}
+
+/// iptables over nftables under its names, with what it loads while it runs: a library for each match and target.
+fn copy_iptables(root: &Path, to: &Path) -> Result<()> {
+    const PROGRAM: &str = "xtables-nft-multi";
+    copy_with_libraries(root, &format!("/usr/sbin/{PROGRAM}"), to)?;
+    for version in ["iptables", "ip6tables"] {
+        for suffix in ["", "-save", "-restore"] {
+            symlink(PROGRAM, to.join(format!("usr/sbin/{version}{suffix}")))?;
+        }
+    }
+    let libraries = root.join("usr/lib");
+    let mut extensions = fs::read_dir(&libraries)?
+        .flatten()
+        .map(|folder| folder.path().join("xtables"))
+        .filter(|path| path.is_dir());
+    let extensions = extensions.next().context("the machines' root has no extensions of iptables")?;
+    for extension in fs::read_dir(&extensions)?.flatten() {
+        let inside = extension.path();
+        copy_with_libraries(root, &format!("/{}", inside.strip_prefix(root)?.display()), to)?;
+    }
+    Ok(())
 }
 
 /// Debian's nginx and curl, and busybox for everything a person or `kubectl cp` wants to run beside it.

@@ -12,11 +12,15 @@ use super::workload::{self, NAMESPACE};
 use super::{Story, reads_well, seconds};
 use crate::cluster::EDGE;
 use crate::net::Fault;
+use crate::observe::containers::Container;
 use crate::observe::processes;
 use crate::wait::until_true;
 
 /// Agents and kubelet begin again what failed, with pauses of up to ten seconds at first.
 const REACHED_WITHIN: Duration = Duration::from_secs(60);
+
+/// kubelet compares and patches on, one pod after the other.
+const REPORTED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) fn flannel(story: &mut Story) -> Result<()> {
     story.teller.step("given: a network by flannel, and pods of business on it");
@@ -53,12 +57,16 @@ pub(super) fn flannel(story: &mut Story) -> Result<()> {
     story.cluster.shop.restore()?;
     story.cluster.wait_ready(EDGE)?;
     is_converted(story)?;
-    let now = story.containers()?;
-    let restarts: BTreeMap<&String, u64> = before
-        .iter()
-        .filter_map(|(name, old)| Some((name, now.get(name)?.restarts.saturating_sub(old.restarts))))
-        .collect();
-    story.teller.note(&format!("restarts since convert: {restarts:?}"));
+    until_true("the API server to know every container that runs now", REPORTED_WITHIN, || {
+        let now = story.containers()?;
+        let waiting = |(name, old): (&String, &Container)| match now.get(name) {
+            Some(now) if now.ready && now.id != old.id => None,
+            now => Some(format!("{name}: {now:?}")),
+        };
+        let waiting: Vec<String> = before.iter().filter_map(waiting).collect();
+        Ok((!waiting.is_empty()).then(|| waiting.join("; ")))
+    })?;
+    story.teller.holds(&format!("all {} containers are reported as they run now", before.len()));
 
     story.teller.step("revert");
     let before = story.containers()?;

@@ -12,6 +12,7 @@ mod caller;
 mod certificate;
 mod clock;
 mod cluster;
+mod doctor;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -62,6 +63,7 @@ use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
 
+pub use self::doctor::{Came, Doctor};
 pub use self::serve::health::Readiness;
 
 /// Names this boot of the node: from the unit, which may not read the kernel's own file.
@@ -71,6 +73,8 @@ const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {
     health: Arc<Health>,
+    /// Names this boot of the node.
+    boot: Arc<str>,
 }
 
 impl Server {
@@ -193,12 +197,17 @@ impl Server {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));
         }
-        Ok(Self { health })
+        Ok(Self { health, boot: boot.trim().into() })
     }
 
     /// Whether the API servers can be reached, now and whenever it changes.
     pub fn link(&self) -> watch::Receiver<LinkState> {
         self.health.hub.link.subscribe()
+    }
+
+    /// Who looks at it for a person.
+    pub fn doctor(&self) -> Doctor {
+        Doctor { health: self.health.clone(), boot: self.boot.clone() }
     }
 
     /// What `/readyz` shows now.

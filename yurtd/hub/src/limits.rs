@@ -12,11 +12,13 @@
 //!
 //! | what may be held | by all but kubelet | by kubelet |
 //! |---|---|---|
+//! | forwarded answers that nobody reads | [`FORWARDED`] × [`FORWARDED_WINDOW`] | |
 //! | connections: TLS, HTTP/2, unread bodies | 2 × [`CONNECTIONS`] × 40 KiB | [`KUBELET_CONNECTIONS`] |
 //! | requests that wait for a review | [`REVIEWS_WAITING`] × 40 KiB | none |
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
 //! | whole lists that are being sent | [`OTHERS`]`.lists` | [`KUBELET`]`.lists` |
-//! | pages of upstream's lists | [`PAGES_AT_ONCE`] × about 6 × [`PAGE_BYTES`] | |
+//! | pages of upstream's lists | [`LARGE_PAGES`] × about 6 × [`PAGE_BYTES`] | the same |
+//! | answers to be remembered | [`OBSERVED`] and 2 × [`UNWRITTEN`], together with kubelet | |
 
 mod accounts;
 mod observed;
@@ -25,12 +27,12 @@ mod reviews;
 
 use std::time::Duration;
 
+use crate::offline::remember::Bounds;
 use yurt_node::accept::http::{Buffers, Http};
 use yurt_node::accept::{Limits, Over};
 
 pub(crate) use accounts::{Accounts, Flow};
 pub(crate) use observed::{Collected, Observed};
-#[allow(unused_imports)]
 pub(crate) use pages::PageSize;
 pub(crate) use reviews::Reviews;
 
@@ -118,16 +120,18 @@ pub(crate) struct Share {
     pub(crate) unsent: usize,
     /// Bytes of whole lists in memory; what does not fit is sent from the store, piece by piece.
     pub(crate) lists: usize,
+    /// Lists that are sent that way. Each is a thread, and a state of the store that is not freed meanwhile.
+    pub(crate) readers: usize,
 }
 
 /// kubelet: a watch for every Secret and ConfigMap that its pods use.
-pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20 };
+pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 4 };
 /// Anybody else. An operator has a watch a resource; several pods may be one identity.
-pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20 };
+pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 2 };
 /// All others together.
-pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20 };
+pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20, readers: 6 };
 /// Identities that are counted before those with nothing under way are forgotten.
-const COUNTED: usize = 256;
+pub(crate) const COUNTED: usize = 256;
 /// A body is handed to HTTP in pieces of this size, so that what waits for a reader is one of them.
 pub(crate) const PIECE: usize = 64 << 10;
 /// While an identity's share is used up its streams look again this often.
@@ -135,8 +139,27 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A connection on which a reader has taken nothing for so long of what there is for it is closed: HTTP/2 cannot end one
 /// stream whose window is shut. (kube-apiserver ends a watch whose reader is slower than milliseconds.)
 pub(crate) const STALLED: Duration = Duration::from_secs(30);
+/// And a list that is read out of the store has to be sent in this time.
+pub(crate) const LIST_WITHIN: Duration = Duration::from_secs(180);
 /// How often that is looked for.
 pub(crate) const LOOK_FOR_STALLED: Duration = Duration::from_secs(5);
+
+/// Forwarded requests under way, kubelet's apart: connections to the API server have 100 streams each. Every one may
+/// hold [`FORWARDED_WINDOW`] for a client that does not read.
+pub(crate) const FORWARDED: usize = 200;
+/// Of one identity.
+pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
+/// At 50 ms of round trip 2.5 MB/s.
+pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
+
+/// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
+pub(crate) const VIEWS: usize = if cfg!(test) { 20 } else { 2000 };
+/// Views that are kubelet's alone, and that anybody else may have at most.
+pub(crate) const VIEWS_OF_ONE: usize = VIEWS / 4;
+
+/// A selector with more bytes is not kept as a view, but forwarded: views are in memory with their selectors, and there
+/// may be thousands.
+pub(crate) const SELECTOR: usize = 2 << 10;
 
 /// Decompressed bytes that a page of upstream's list should have. A page is in memory about six times on its way:
 /// compressed, decompressed, its items, sealed, as a record, as pages of the database.
@@ -145,10 +168,32 @@ pub(crate) const PAGE_BYTES: usize = 1 << 20;
 pub(crate) const PAGE_LIMIT: usize = 3 << 20;
 /// Unless it is one object. etcd takes 1.5 MiB in protobuf; in JSON that may be more.
 pub(crate) const OBJECT_LIMIT: usize = 16 << 20;
-/// Pages at a time; others wait.
-pub(crate) const PAGES_AT_ONCE: usize = 3;
+/// Compressed bytes of a page that nobody has to wait for.
+pub(crate) const SMALL_PAGE: usize = 64 << 10;
+/// Pages with more at a time, kubelet's and everybody else's; others wait.
+pub(crate) const LARGE_PAGES: usize = 2;
+/// Bytes of a list's changed objects that are collected to be told as a difference. A list that differs by more starts
+/// the view over: one transaction with all of it would be in memory as a whole.
+pub(crate) const DIFFERENCE: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
 
+/// Bytes of the store that the views of one identity may have, and those of all but kubelet, of every 20 bytes of its
+/// map. A collection that is larger is forwarded.
+const STORED_OF_20: (u64, u64) = (2, 14);
+
+/// Whether an identity's views, and all others' together, may have so much of a store of `map` bytes.
+pub(crate) fn may_store(own: u64, others: u64, map: u64) -> bool {
+    let (of_one, of_all) = STORED_OF_20;
+    own <= map / 20 * of_one && others <= map / 20 * of_all
+}
+
+/// Remembered answers, a quarter of them kubelet's alone. A custom resource or a Secret may have a mebibyte; most have
+/// some kilobytes.
+pub(crate) const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
+/// Discovery, which is everybody's.
+pub(crate) const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
 /// Bytes of remembered answers that wait to be written, in each of the two memories. A disk may hang for half a minute.
 pub(crate) const UNWRITTEN: usize = 2 << 20;
+/// Bytes of a remembered answer without its compression.
+pub(crate) const UNPACKED: usize = 8 << 20;
 /// Bytes of answers that are collected on their way to clients, to be remembered. Beyond that they just pass.
 const OBSERVED: usize = 4 << 20;

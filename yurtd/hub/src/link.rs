@@ -22,21 +22,35 @@
 //! five seconds need they cost three times the traffic allowed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use yurt_node::link::LinkState;
+
+use crate::clock::steady;
 
 /// The state of the link, for everyone who has to know.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     state: watch::Receiver<LinkState>,
     kick: Arc<Notify>,
+    changed: Arc<AtomicU64>,
 }
 
 impl Link {
     pub(crate) fn new(state: watch::Receiver<LinkState>, kick: Arc<Notify>) -> Self {
-        Self { state, kick }
+        Self { state, kick, changed: Arc::new(AtomicU64::new(steady())) }
+    }
+
+    /// When the state last changed, as [`steady`] says; whoever changes it writes it here.
+    pub(crate) fn changed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.changed)
+    }
+
+    /// For how many seconds it has been so, as far as this process has seen it.
+    pub(crate) fn for_seconds(&self) -> u64 {
+        steady().saturating_sub(self.changed.load(Ordering::Relaxed))
     }
 
     /// Whether requests should go upstream. While nothing is known yet they should not.

@@ -46,9 +46,11 @@ use yurt_node::link::LinkState;
 
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
+pub(crate) use token_request::Request as TokenRequest;
 
 use crate::caller::{Permit, rights_last};
 use crate::clock;
+use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -61,11 +63,9 @@ use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
 use patch::{PatchError, PatchType};
-use remember::{Bounds, Key, Owner, Remembered};
+use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
-const ANSWERS: Bounds = Bounds { answer: 512 << 10, total: 8 << 20, count: 1024 };
-const DISCOVERY: Bounds = Bounds { answer: 2 << 20, total: 8 << 20, count: 256 };
 /// Between attempts to write.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
@@ -132,6 +132,10 @@ impl From<WireError> for OfflineError {
         Self::Damaged(error.to_string())
     }
 }
+
+/// What kubelet accepts of a GET, and what the hub makes of that where it has to read the answer.
+const KUBELET_ACCEPTS: [&str; 2] =
+    ["application/vnd.kubernetes.protobuf,application/json", "application/json"];
 
 /// What the hub knows for the time without a link.
 pub(crate) struct Offline {
@@ -209,6 +213,23 @@ impl Offline {
     /// The queue of Events.
     pub(crate) fn events(&self) -> &EventQueue {
         &self.events
+    }
+
+    /// Whether the answer of a GET of the node's is remembered, as kubelet asks where it does not watch.
+    pub(crate) fn has_answer(&self, node: &Permit, resource: &Resource, namespace: &str, name: &str) -> bool {
+        let subject = format!("{}/{}", resource.group, resource.plural);
+        let path = format!("{}/{name}", resource.path(Some(namespace)));
+        KUBELET_ACCEPTS.iter().any(|accept| {
+            let key = Key::new(Owner::of(node), &subject, &path, "", accept);
+            self.answers
+                .recall(&key)
+                .is_ok_and(|answer| answer.is_some_and(|answer| answer.code.is_success()))
+        })
+    }
+
+    /// The replies to TokenRequests.
+    pub(crate) fn replies(&self) -> &Replies {
+        &self.replies
     }
 
     /// The views.

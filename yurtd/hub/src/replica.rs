@@ -17,7 +17,7 @@ mod followers;
 mod housekeeping;
 mod kept;
 mod local;
-mod needs;
+pub(crate) mod needs;
 mod open;
 mod overlay;
 mod reflector;

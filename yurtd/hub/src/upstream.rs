@@ -35,6 +35,7 @@ use yurt_node::link::LinkState;
 use yurt_node::supervise::Tasks;
 
 use crate::caller::{Credential, Identity};
+use crate::limits::{COUNTED, FORWARDED_OF_ONE};
 use crate::link::Link;
 use again::{Again, Unprocessed};
 use client_tls::CredentialKind;
@@ -88,12 +89,6 @@ pub(crate) enum Traffic {
     Views,
 }
 
-/// Forwarded requests that anybody but kubelet may have under way: a quarter of what there is for bearer tokens.
-/// kubelet has connections of its own.
-pub(crate) const REQUESTS_PER_IDENTITY: usize = pool::REQUESTS / 4;
-/// Identities whose requests are counted before those without any are forgotten.
-const COUNTED: usize = 256;
-
 /// Connections to the API servers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Upstream {
@@ -139,13 +134,13 @@ impl Upstream {
         let share = {
             let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
             if shares.len() >= COUNTED {
-                shares.retain(|_, share| share.available_permits() < REQUESTS_PER_IDENTITY);
+                shares.retain(|_, share| share.available_permits() < FORWARDED_OF_ONE);
             }
             let share = shares.entry(identity.clone());
-            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_IDENTITY))))
+            Arc::clone(share.or_insert_with(|| Arc::new(Semaphore::new(FORWARDED_OF_ONE))))
         };
         let busy =
-            |_| UpstreamError::Busy(format!("{REQUESTS_PER_IDENTITY} requests of {identity} are under way"));
+            |_| UpstreamError::Busy(format!("{FORWARDED_OF_ONE} requests of {identity} are under way"));
         share.try_acquire_owned().map(Some).map_err(busy)
     }
 

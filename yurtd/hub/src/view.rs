@@ -31,6 +31,7 @@ use crate::clock::{DAY, now, steady, today};
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
 use record::{ObjectRecord, ViewId, ViewRecord};
 
+pub(crate) use list::{Patience, Piece};
 pub(crate) use lookup::Lookup;
 pub(crate) use spec::ViewSpec;
 pub(crate) use state::{Question, State, StateCounts, Transition, Why};
@@ -178,6 +179,25 @@ pub(crate) struct View {
     /// In use although nobody asks: kubelet needs it to start the node's pods again (`replica::kept`), or one of them does
     /// when it starts (`replica::accounts`).
     kept: AtomicBool,
+    /// Bytes of its objects, which are counted with those of its identity and of all others.
+    stored: AtomicU64,
+    counts: Stored,
+}
+
+/// Bytes that views have in the store.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stored {
+    /// Those of one identity.
+    own: Arc<AtomicU64>,
+    /// Those of everybody but kubelet.
+    others: Arc<AtomicU64>,
+}
+
+impl Stored {
+    /// The same for another identity.
+    fn of_another(&self) -> Self {
+        Self { own: Arc::default(), others: Arc::clone(&self.others) }
+    }
 }
 
 impl std::fmt::Debug for View {
@@ -196,6 +216,7 @@ impl View {
         identity: Identity,
         spec: ViewSpec,
         store: ReadOnlyStore,
+        counts: Stored,
         record: Option<&ViewRecord>,
     ) -> Self {
         let progress = record.map_or_else(Progress::default, |record| Progress {
@@ -204,11 +225,13 @@ impl View {
         });
         let state = record.map_or(State::Empty, |record| record.state.found());
         let sync = Sync { state, ..Sync::default() };
-        Self {
+        let view = Self {
             id,
             identity,
             spec,
             store,
+            stored: AtomicU64::new(0),
+            counts,
             progress: watch::channel(progress).0,
             sync: watch::channel(sync).0,
             poke: Notify::new(),
@@ -222,7 +245,24 @@ impl View {
             warm_until: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             kept: AtomicBool::new(false),
+        };
+        view.count_stored(record.map_or(0, |record| record.bytes));
+        view
+    }
+
+    /// Its objects have so many bytes now.
+    pub(crate) fn count_stored(&self, bytes: u64) {
+        let before = self.stored.swap(bytes, Ordering::Relaxed);
+        for count in [&self.counts.own, &self.counts.others] {
+            count.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
         }
+    }
+
+    /// Bytes in the store of its identity's other views, and of those of everybody but kubelet.
+    pub(crate) fn stored_beside(&self) -> (u64, u64) {
+        let own = self.stored.load(Ordering::Relaxed);
+        let beside = |count: &AtomicU64| count.load(Ordering::Relaxed).saturating_sub(own);
+        (beside(&self.counts.own), beside(&self.counts.others))
     }
 
     /// Which view this is.
@@ -419,6 +459,11 @@ impl View {
         self.kept.store(kept, Ordering::Relaxed);
     }
 
+    /// Whether the node needs it, used or not.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
     /// It is in the catalogue no more.
     pub(crate) fn set_gone(&self) {
         self.gone.store(true, Ordering::Relaxed);
@@ -459,6 +504,7 @@ impl View {
 
     /// What a transaction has made of the view, told to its watchers.
     pub(crate) fn publish(&self, record: &ViewRecord) {
+        self.count_stored(record.bytes);
         self.progress.send_if_modified(|progress| {
             let reset = record.reset_sequence > progress.sequence;
             let version = if reset {
@@ -482,6 +528,12 @@ impl View {
             }
             newer
         });
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.count_stored(0);
     }
 }
 

@@ -35,8 +35,6 @@ pub(crate) use status::Status;
 
 /// Bound of one watch frame, as in Go's decoders.
 pub(crate) const MAX_FRAME: usize = 16 << 20;
-/// Bound of one page of a list, decompressed.
-pub(crate) const MAX_PAGE: usize = 256 << 20;
 
 /// How objects of a view are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,10 +1,9 @@
 //! The node's infrastructure agents, and which of them still talk to the API server by the old way. Pure.
 //!
-//! What a container is told about the API server (its environment, for kube-proxy its kubeconfig) is written when kubelet
-//! starts it, and never again. So it follows from when it started, by the node's clock, whether it goes through the hub.
+//! The rule is [`Moment`]'s.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use yurt_api::agent::Moment;
 
 /// A pod that is an agent ([`yurt_api::agent`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,24 +40,6 @@ impl Agent {
     }
 }
 
-/// A moment of the node: its clock may say another time after a reboot, and nothing that ran before runs after it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Moment {
-    /// The kernel's boot id.
-    pub boot_id: Option<String>,
-    /// Seconds since 1970.
-    pub second: i64,
-}
-
-impl Moment {
-    /// Whether a container that runs in this boot began before the moment. In its second counts: kubelet takes longer
-    /// than that to be back and start one.
-    pub(crate) fn is_after(&self, started: Timestamp, boot_id: Option<&str>) -> bool {
-        self.boot_id.as_deref() == boot_id && started.as_second() <= self.second
-    }
-}
-
 /// Whether a container began while kubelet worked through the hub: before it `left`, and not before it came.
 pub(crate) fn began_through_hub(
     started: Timestamp,
@@ -66,6 +47,7 @@ pub(crate) fn began_through_hub(
     left: &Moment,
     boot_id: Option<&str>,
 ) -> bool {
+    let started = started.as_second();
     left.is_after(started, boot_id) && !came.is_some_and(|came| came.is_after(started, boot_id))
 }
 
@@ -79,14 +61,6 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
-    }
-
-    #[test]
-    fn a_container_that_began_before_kubelet_came_to_the_hub_talks_past_it() {
-        let came = moment("one", 100);
-        assert!(came.is_after(at(99), Some("one")) && came.is_after(at(100), Some("one")));
-        assert!(!came.is_after(at(101), Some("one")));
-        assert!(!came.is_after(at(99), Some("two")), "the node was booted since");
     }
 
     #[test]

@@ -12,10 +12,10 @@
 //! the steps that the journal names. The journal is written first and removed last.
 
 use serde::{Deserialize, Serialize};
+use yurt_api::agent::Moment;
 use yurt_api::names;
 use yurt_api::status::Agents;
 
-use super::agents::Moment;
 use super::containers::Before;
 use super::host::{Host, HostError};
 use super::look::Original;
@@ -255,6 +255,17 @@ mod tests {
         };
         let release = Release { version: "0.1.0".into(), digest: "ab".repeat(32) };
         Journal::new(original, release, "v1.36.3".into())
+    }
+
+    #[test]
+    fn others_on_the_node_read_when_kubelet_came() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("opt")).unwrap();
+        let mut journal = journal();
+        journal.came = Some(Moment { boot_id: Some("one".into()), second: 7 });
+        journal.save(&Host::with_fuse(folder.path(), Fuse::default())).unwrap();
+        let file = folder.path().join(names::KEEPER_JOURNAL.trim_start_matches('/'));
+        assert_eq!(crate::came::read(&file).unwrap(), journal.came);
     }
 
     #[test]

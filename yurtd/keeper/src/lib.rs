@@ -12,6 +12,7 @@
 
 mod agents;
 mod arguments;
+pub mod came;
 mod cluster;
 mod containers;
 pub mod end_container;

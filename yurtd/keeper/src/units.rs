@@ -82,6 +82,8 @@ mod tests {
         assert!(ADDRESS.text.contains(&format!("ExecStart={}/yurtd address\n", names::CURRENT_LINK)));
         assert_eq!(names::STATE_DIR, "/var/lib/yurt");
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
+        assert_eq!(names::RUNTIME_DIR, "/run/yurt");
+        assert!(SERVICE.text.contains("\nRuntimeDirectory=yurt\nRuntimeDirectoryMode=0700\n"));
     }
 
     #[test]

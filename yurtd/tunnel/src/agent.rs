@@ -4,6 +4,8 @@
 //! identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
 //! rotated is used. The server is verified against our own CA, whose file may appear later than this service starts.
 
+mod connections;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use tracing::Instrument;
 use yurt_api::names;
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
 
+pub use self::connections::Connections;
 use crate::backoff::{Backoff, STABLE, fraction};
 use crate::mux::pipe::{self, Side};
 use crate::mux::session::{self, Driver, Role, Settings};
@@ -63,6 +66,8 @@ pub struct AgentConfig {
     pub settings: Settings,
     /// What the hub knows about the link: when it is back, nobody waits for a timer.
     pub link: Option<watch::Receiver<LinkState>>,
+    /// Where it is told how the sessions fare.
+    pub connections: Connections,
 }
 
 impl From<&EdgeConfig> for AgentConfig {
@@ -75,6 +80,7 @@ impl From<&EdgeConfig> for AgentConfig {
             kubelet: config.kubelet_address.clone(),
             settings: Settings::agent(),
             link: None,
+            connections: Connections::of(&config.tunnel_servers),
         }
     }
 }
@@ -132,13 +138,16 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) 
             Ok(connection) => {
                 waiting_for_file = false;
                 let since = Instant::now();
+                config.connections.connected(&server);
                 serve(connection, &config, &mut link, &tasks, &stop).await;
+                config.connections.lost(&server, "the session has ended");
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
                 backoff.after_failure(random())
             }
             Err(ConnectError::Files(error)) => {
+                config.connections.lost(&server, &error.to_string());
                 // Not the server's fault, and cheap to look again.
                 if !waiting_for_file {
                     tracing::warn!(%error, "the tunnel waits for a file that it needs");
@@ -147,6 +156,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) 
                 FILES_EVERY
             }
             Err(error) => {
+                config.connections.lost(&server, &error.to_string());
                 let delay = backoff.after_failure(random());
                 tracing::warn!(%error, ?delay, "no tunnel session");
                 delay

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{COUNTED, IDENTITY, KUBELET, OTHERS, Share};
-use crate::caller::{Caller, Credential, Identity};
+use crate::caller::{Caller, Credential, Identity, Permit};
 
 /// Everybody's accounts.
 pub(crate) struct Accounts {
@@ -28,11 +28,13 @@ struct Used {
     streams: AtomicUsize,
     unsent: AtomicUsize,
     lists: AtomicUsize,
+    readers: AtomicUsize,
 }
 
 impl Used {
     fn new(share: Share) -> Self {
-        Self { share, streams: AtomicUsize::new(0), unsent: AtomicUsize::new(0), lists: AtomicUsize::new(0) }
+        let none = || AtomicUsize::new(0);
+        Self { share, streams: none(), unsent: none(), lists: none(), readers: none() }
     }
 }
 
@@ -52,10 +54,11 @@ pub(crate) struct Flow {
     moved: AtomicU64,
 }
 
-/// Bytes of a list in memory, until it is dropped.
+/// Some of a share, until it is dropped.
 pub(crate) struct Held {
     account: Arc<Account>,
-    bytes: usize,
+    amount: usize,
+    counter: fn(&Used) -> &AtomicUsize,
 }
 
 /// A piece of an answer, counted until HTTP has sent it.
@@ -90,7 +93,16 @@ impl Accounts {
 
     /// The account of a caller.
     pub(crate) fn of(&self, caller: &Caller) -> Arc<Account> {
-        if caller.credential == Credential::Node {
+        self.of_identity(&caller.identity, &caller.credential)
+    }
+
+    /// The account of a caller who is authorised.
+    pub(crate) fn of_permit(&self, permit: &Permit) -> Arc<Account> {
+        self.of_identity(permit.identity(), permit.credential())
+    }
+
+    fn of_identity(&self, identity: &Identity, credential: &Credential) -> Arc<Account> {
+        if *credential == Credential::Node {
             return self.kubelet.clone();
         }
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +111,7 @@ impl Accounts {
             of.retain(|_, account| Arc::strong_count(account) > 1);
         }
         let new = || Account { own: Used::new(IDENTITY), all: Some(self.others.clone()) };
-        of.entry(caller.identity.clone()).or_insert_with(|| Arc::new(new())).clone()
+        of.entry(identity.clone()).or_insert_with(|| Arc::new(new())).clone()
     }
 }
 
@@ -140,8 +152,21 @@ impl Account {
 
     /// Room for a whole list in memory; `None` when there is none.
     pub(crate) fn list(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        let room = self.take(bytes, |used| &used.lists, |share| share.lists);
-        room.then(|| Held { account: self.clone(), bytes })
+        self.hold(bytes, |used| &used.lists, |share| share.lists)
+    }
+
+    /// A place among those who read a list out of the store while it is sent; `None` when there is none.
+    pub(crate) fn reader(self: &Arc<Self>) -> Option<Held> {
+        self.hold(1, |used| &used.readers, |share| share.readers)
+    }
+
+    fn hold(
+        self: &Arc<Self>,
+        amount: usize,
+        counter: fn(&Used) -> &AtomicUsize,
+        limit: fn(&Share) -> usize,
+    ) -> Option<Held> {
+        self.take(amount, counter, limit).then(|| Held { account: self.clone(), amount, counter })
     }
 
     fn may_send(&self) -> bool {
@@ -150,11 +175,6 @@ impl Account {
 }
 
 impl Flow {
-    /// Whose it is.
-    pub(crate) fn account(&self) -> &Arc<Account> {
-        &self.account
-    }
-
     /// Whether more may be handed to HTTP before what was is sent.
     pub(crate) fn may_send(&self) -> bool {
         self.account.may_send()
@@ -197,7 +217,7 @@ impl Drop for Flow {
 impl Drop for Held {
     fn drop(&mut self) {
         for used in self.account.shares() {
-            used.lists.fetch_sub(self.bytes, Ordering::Relaxed);
+            (self.counter)(used).fetch_sub(self.amount, Ordering::Relaxed);
         }
     }
 }
@@ -245,6 +265,10 @@ mod tests {
             .collect();
         assert_eq!(others.len(), OTHERS.lists / IDENTITY.lists - 1);
         assert!(accounts.of(&kubelet()).list(KUBELET.lists).is_some());
+        let readers: Vec<_> = std::iter::from_fn(|| account.reader()).collect();
+        assert_eq!(readers.len(), IDENTITY.readers);
+        drop(readers);
+        assert!(account.reader().is_some());
     }
 
     #[test]
@@ -290,6 +314,6 @@ mod tests {
             accounts.of(&caller(&number.to_string()));
         }
         assert!(accounts.of.lock().unwrap().len() <= COUNTED + 1);
-        assert!(Arc::ptr_eq(kept.account(), &accounts.of(&caller("kept"))));
+        assert!(Arc::ptr_eq(&kept.account, &accounts.of(&caller("kept"))));
     }
 }

@@ -6,10 +6,11 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::today;
+use crate::limits::UNPACKED;
 use crate::view::overlay::Book;
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object};
-use crate::wire::{Encoding, MAX_PAGE, split_list};
+use crate::wire::{Encoding, split_list};
 
 /// Status, a few headers, body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl Answer {
     }
 
     fn plain(&self) -> Option<Bytes> {
-        self.clone().decompressed("", MAX_PAGE).map(|answer| answer.body)
+        self.clone().decompressed("", UNPACKED).map(|answer| answer.body)
     }
 
     /// The answer for a client that may not take compressed bodies; `None` when it cannot be decompressed.

@@ -119,7 +119,7 @@ impl Change {
             status.insert(field.clone(), change);
         }
         let before = conditions(present);
-        let changed: Vec<Value> = self
+        let mut changed: Vec<Value> = self
             .conditions
             .iter()
             .filter_map(|(name, value)| {
@@ -132,6 +132,13 @@ impl Change {
                 Some(change)
             })
             .collect();
+        // The API server's merge takes over the order in which a patch names what is there.
+        let place = |condition: &Value| {
+            let all = present["status"]["conditions"].as_array();
+            let at = all.and_then(|all| all.iter().position(|other| other["type"] == condition["type"]));
+            at.unwrap_or(usize::MAX)
+        };
+        changed.sort_by_key(place);
         if !changed.is_empty() {
             status.insert("conditions".to_owned(), changed.into());
         }
@@ -267,6 +274,17 @@ mod tests {
                    "status": {"podIP": "10.0.0.9", "podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.9"}]}})
         );
         assert_eq!(change.patch(&last, &strategic::POD), None, "it is there already");
+    }
+
+    #[test]
+    fn conditions_stay_in_the_order_that_the_api_server_has() {
+        let conditions = |status: &str| {
+            let types = ["MemoryPressure", "DiskPressure", "Ready"];
+            let all = types.map(|kind| json!({"type": kind, "status": status, "lastHeartbeatTime": status}));
+            pod(json!({"conditions": all}))
+        };
+        let change = changed(&[conditions("True"), conditions("False")]);
+        assert_eq!(sent(&change, &conditions("Unknown")), conditions("False"));
     }
 
     #[test]

@@ -347,7 +347,7 @@ impl Remembered {
             sealed.push((key, value));
         }
         self.store
-            .write(Durability::Soon, move |tx| {
+            .write(Durability::Relaxed, move |tx| {
                 for key in &removed {
                     tx.delete(Table::Buckets, key)?;
                 }

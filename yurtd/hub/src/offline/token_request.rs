@@ -117,6 +117,24 @@ impl Request {
         })
     }
 
+    /// What kubelet asks for to mount a token of this pod.
+    pub(crate) fn of_pod(
+        namespace: &str,
+        service_account: &str,
+        audience: &str,
+        expiration_seconds: Option<i64>,
+        (name, uid): (&str, &str),
+    ) -> Self {
+        let bound = BoundObject { kind: "Pod".to_owned(), name: name.to_owned(), uid: uid.to_owned() };
+        Self {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            audiences: if audience.is_empty() { Vec::new() } else { vec![audience.to_owned()] },
+            expiration_seconds,
+            bound_object: Some(bound),
+        }
+    }
+
     /// The user that a token for this request stands for.
     pub(crate) fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
@@ -349,6 +367,13 @@ impl Replies {
         let Some((head, answer)) = split(&value) else { return Ok(None) };
         let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
         Ok(usable.then_some(answer))
+    }
+
+    /// How many seconds the reply to this request can still be given.
+    pub(crate) fn lasts(&self, request: &Request, now: SystemTime) -> Option<i64> {
+        let expires = self.index().get(&request.key()).map(|kept| kept.expires)?;
+        let left = expires.saturating_sub(i64::try_from(unix_seconds(now)).unwrap_or(i64::MAX));
+        (left > 0).then_some(left)
     }
 
     /// The good tokens for the API server, one a service account: the one that lasts longest.

@@ -4,24 +4,24 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, USER_AGENT,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::caller::Credential;
+use crate::limits::{PageSize, SMALL_PAGE};
 use crate::upstream::{RequestBody, ResponseBody, Upstream, chain};
 use crate::view::{UpstreamResponse, ViewSpec};
 use crate::wire::query::QueryString;
-use crate::wire::{ListPage, MAX_PAGE, WireError, split_list};
+use crate::wire::{ListPage, WireError, split_list};
 
 const AGENT: &str = concat!("yurtd/", env!("CARGO_PKG_VERSION"), " (hub)");
-/// Objects a page, as client-go asks for.
-const PAGE: u32 = 500;
 /// The API server gives up after a minute itself.
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 /// An answer to a GET of a watch comes at once, whatever the collection does.
@@ -30,12 +30,22 @@ const WATCH_WITHIN: Duration = Duration::from_secs(30);
 const MAX_ERROR: usize = 1 << 20;
 
 /// What to list.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct ListParameters {
     /// Exactly this resourceVersion.
     pub(super) at: Option<u64>,
     /// The next page.
     pub(super) continue_token: Option<String>,
+    /// How much to ask for.
+    pub(super) size: PageSize,
+}
+
+/// One page, and how long it was.
+pub(super) struct Page {
+    pub(super) list: ListPage,
+    pub(super) bytes: usize,
+    /// Its place among the large pages, if it is one.
+    pub(super) _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Why there is no page and no watch.
@@ -44,6 +54,8 @@ pub(super) enum FetchError {
     Unreachable(String),
     Refused(Arc<UpstreamResponse>),
     Unreadable(WireError),
+    /// The page has more bytes than it may have.
+    TooBig,
 }
 
 /// Asks for one page.
@@ -52,9 +64,10 @@ pub(super) async fn list(
     credential: &Credential,
     spec: &ViewSpec,
     parameters: &ListParameters,
-) -> Result<ListPage, FetchError> {
+    large: &Arc<Semaphore>,
+) -> Result<Page, FetchError> {
     let mut query = selectors(spec);
-    query.add("limit", &PAGE.to_string());
+    query.add("limit", &parameters.size.objects().to_string());
     if let Some(token) = &parameters.continue_token {
         query.add("continue", token);
     } else if let Some(version) = parameters.at {
@@ -62,13 +75,32 @@ pub(super) async fn list(
         query.add("resourceVersionMatch", "Exact");
     }
     let request = request(spec, &query, spec.encoding().accept_list(), true)?;
+    let limit = parameters.size.bytes();
     let exchange = async {
-        let response = send(upstream, credential, request).await?;
-        let (headers, body) = collect(response, MAX_PAGE).await?;
-        decompress(&headers, body, MAX_PAGE)
+        let (parts, mut body) = send(upstream, credential, request).await?.into_parts();
+        let mut place = None;
+        let mut data = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| FetchError::Unreachable(chain(&error)))?;
+            let Ok(more) = frame.into_data() else { continue };
+            if data.len() + more.len() > limit {
+                return Err(FetchError::TooBig);
+            }
+            if data.len() + more.len() > SMALL_PAGE && place.is_none() {
+                place = large.clone().acquire_owned().await.ok();
+            }
+            data.extend_from_slice(&more);
+        }
+        let plain = decompress(&parts.headers, data.freeze(), limit).map_err(|error| match error {
+            FetchError::Unreadable(WireError::TooLarge { .. }) => FetchError::TooBig,
+            other => other,
+        })?;
+        Ok((plain, place))
     };
-    let body = within(ANSWER_WITHIN, exchange).await.unwrap_or_else(|| Err(late()))?;
-    split_list(spec.encoding(), &body).map_err(FetchError::Unreadable)
+    let (body, place) = within(ANSWER_WITHIN, exchange).await.unwrap_or_else(|| Err(late()))?;
+    let bytes = body.len();
+    let list = split_list(spec.encoding(), &body).map_err(FetchError::Unreadable)?;
+    Ok(Page { list, bytes, _place: place })
 }
 
 /// Starts a watch.

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::reflector::{Reflector, Refusals};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
+use crate::limits::LARGE_PAGES;
 use crate::link::Link;
 use crate::store::Store;
 use crate::upstream::Upstream;
@@ -58,6 +59,8 @@ pub(super) struct Followers {
     silence: Duration,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
+    /// Large pages that may be in memory at a time: kubelet's, and the others'.
+    large: [Arc<Semaphore>; 2],
 }
 
 impl Followers {
@@ -78,6 +81,7 @@ impl Followers {
             silence,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
+            large: [(); 2].map(|()| Arc::new(Semaphore::new(LARGE_PAGES))),
         }
     }
 
@@ -100,6 +104,7 @@ impl Followers {
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credential,
+            large: self.large[usize::from(!permit.is_node())].clone(),
             rebuild: false,
             refusals: Refusals::default(),
             silence: self.silence,

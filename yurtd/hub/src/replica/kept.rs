@@ -86,7 +86,8 @@ impl Views {
         self.pods_view().and_then(|view| self.pods_of(&view))
     }
 
-    fn pods_view(&self) -> Option<Arc<View>> {
+    /// The view of the node's pods that has something to tell.
+    pub(crate) fn pods_view(&self) -> Option<Arc<View>> {
         let node_name = self.node_name()?;
         let views = self.inner.catalogue.showing(&self.inner.node, &Resource::new("", "v1", "pods"));
         views.into_iter().find(|view| {

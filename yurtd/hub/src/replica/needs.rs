@@ -5,7 +5,7 @@
 //! at once. To start the container again it reads the object again. The places are those that kubelet visits
 //! (`pkg/api/v1/pod`: `VisitPodSecretNames`, `VisitPodConfigmapNames`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Deserialize;
 
@@ -42,10 +42,44 @@ impl NodePods {
             let account = format!("system:serviceaccount:{namespace}:{}", pod.spec.service_account_name);
             self.accounts.insert(account);
         }
-        let need = |(kind, name)| Need { kind, namespace: namespace.clone(), name };
+        let need = |named: Named| Need { kind: named.kind, namespace: namespace.clone(), name: named.name };
         self.needs.extend(pod.spec.names().into_iter().map(need));
         self.uids.insert(pod.metadata.uid);
         Ok(())
+    }
+}
+
+/// What a pod does not start without.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Objects that have to exist.
+    pub(crate) needs: BTreeSet<Need>,
+    /// Its ServiceAccount.
+    pub(crate) account: String,
+    /// The tokens of it that are mounted.
+    pub(crate) tokens: Vec<Token>,
+}
+
+/// A token that kubelet asks for, bound to the pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Token {
+    pub(crate) audience: String,
+    pub(crate) expiration_seconds: Option<i64>,
+}
+
+impl Start {
+    /// Of a pod in JSON. What is optional, and a Secret for pulling images, it starts without.
+    pub(crate) fn of(pod: &[u8]) -> Result<Self, serde_json::Error> {
+        let Pod { metadata, spec } = serde_json::from_slice(pod)?;
+        let projected = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
+        let sources = projected.flat_map(|projected| projected.sources.iter().flatten());
+        let tokens = sources.filter_map(|source| source.service_account_token.clone()).collect();
+        let account = spec.service_account_name.clone();
+        let needed = spec.names().into_iter().filter(|named| !named.optional);
+        let need =
+            |named: Named| Need { kind: named.kind, namespace: metadata.namespace.clone(), name: named.name };
+        Ok(Self { needs: needed.map(need).collect(), account, tokens })
     }
 }
 
@@ -100,12 +134,22 @@ struct Source {
     secret_key_ref: Option<Name>,
     secret_ref: Option<Name>,
     secret: Option<Name>,
+    service_account_token: Option<Token>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Name {
     name: String,
+    optional: bool,
+}
+
+/// An object that a pod names.
+struct Named {
+    kind: NeedKind,
+    name: String,
+    /// The pod starts without it.
+    optional: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -136,22 +180,24 @@ struct Projected {
 #[serde(default, rename_all = "camelCase")]
 struct Mount {
     secret_name: Option<String>,
+    optional: bool,
     secret_ref: Option<Name>,
     node_publish_secret_ref: Option<Name>,
 }
 
 impl Spec {
-    fn names(self) -> Vec<(NeedKind, String)> {
+    fn names(self) -> Vec<Named> {
         let mut names = Vec::new();
-        let mut add = |kind, name: Option<String>| {
-            names.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name)));
+        let mut add = |kind, name: Option<Name>| {
+            let name = name.filter(|name| !name.name.is_empty());
+            names.extend(name.map(|Name { name, optional }| Named { kind, name, optional }));
         };
         let mut add_source = |source: Source| {
             for name in [source.config_map_key_ref, source.config_map_ref, source.config_map] {
-                add(NeedKind::ConfigMap, name.map(|name| name.name));
+                add(NeedKind::ConfigMap, name);
             }
             for name in [source.secret_key_ref, source.secret_ref, source.secret] {
-                add(NeedKind::Secret, name.map(|name| name.name));
+                add(NeedKind::Secret, name);
             }
         };
         let containers = [self.containers, self.init_containers, self.ephemeral_containers];
@@ -174,14 +220,16 @@ impl Spec {
                 volume.storageos,
             ];
             for mount in mounts.into_iter().flatten() {
-                let named = mount.secret_name.map(|name| Name { name });
+                let named = mount.secret_name.map(|name| Name { name, optional: mount.optional });
                 for secret in [named, mount.secret_ref, mount.node_publish_secret_ref] {
                     add_source(Source { secret, ..Source::default() });
                 }
             }
         }
         for secret in self.image_pull_secrets.into_iter().flatten() {
-            add_source(Source { secret: Some(secret), ..Source::default() });
+            // Only for pulling.
+            let secret = Some(Name { optional: true, ..secret });
+            add_source(Source { secret, ..Source::default() });
         }
         names
     }
@@ -253,6 +301,31 @@ mod tests {
             pods.add(pod.to_string().as_bytes()).unwrap();
         }
         assert_eq!(pods.accounts, ["system:serviceaccount:kube-flannel:flannel".to_owned()].into());
+    }
+
+    #[test]
+    fn a_pod_starts_without_what_is_optional() {
+        let pod = json!({"metadata": {"namespace": "shop"}, "spec": {
+            "serviceAccountName": "web", "imagePullSecrets": [{"name": "registry"}],
+            "containers": [{"env": [
+                {"valueFrom": {"configMapKeyRef": {"name": "maybe", "key": "k", "optional": true}}},
+                {"valueFrom": {"secretKeyRef": {"name": "password", "key": "k"}}}]}],
+            "volumes": [{"secret": {"secretName": "maybe", "optional": true}}, {"projected": {"sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                {"serviceAccountToken": {"path": "vault", "audience": "vault"}},
+                {"configMap": {"name": "kube-root-ca.crt"}}]}}]}});
+        let start = Start::of(pod.to_string().as_bytes()).unwrap();
+        let needs: Vec<_> =
+            start.needs.iter().map(|need| (need.kind, &*need.namespace, &*need.name)).collect();
+        let expected =
+            [(NeedKind::ConfigMap, "shop", "kube-root-ca.crt"), (NeedKind::Secret, "shop", "password")];
+        assert_eq!(needs, expected);
+        let token =
+            |audience: &str, expiration_seconds| Token { audience: audience.into(), expiration_seconds };
+        assert_eq!(
+            (&*start.account, start.tokens),
+            ("web", vec![token("", Some(3607)), token("vault", None)])
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::watch as channel;
+use tokio::sync::{Semaphore, watch as channel};
 use tokio::time::{Instant, sleep, sleep_until};
 use yurt_node::link::LinkState;
 
@@ -51,6 +51,8 @@ pub(super) struct Reflector {
     pub(super) upstream: Upstream,
     pub(super) link: channel::Receiver<LinkState>,
     pub(super) credential: channel::Receiver<Credential>,
+    /// Large pages that may be in memory at a time.
+    pub(super) large: Arc<Semaphore>,
     /// What is stored of the view cannot be read: its next list replaces everything.
     pub(super) rebuild: bool,
     pub(super) refusals: Refusals,
@@ -283,6 +285,10 @@ impl Reflector {
                     _ => Outcome::Failed,
                 };
                 self.failed(request, Some(ViewError::Upstream(response)), outcome).await
+            }
+            FetchError::TooBig => {
+                tracing::warn!(view = %self.view.name(), "an object is too large for a view");
+                self.failed(request, Some(ViewError::NotAView), Outcome::NotAView).await
             }
             FetchError::Unreadable(error) => {
                 tracing::warn!(%error, view = %self.view.name(), "upstream's answer is no list for a view");

@@ -165,6 +165,11 @@ impl Views {
         self.inner.catalogue.count()
     }
 
+    /// Every view, for people.
+    pub(crate) fn all(&self) -> Vec<Arc<View>> {
+        self.inner.catalogue.all()
+    }
+
     /// Figures of the store.
     pub(crate) fn store_stats(&self) -> StoreStats {
         self.inner.store.stats()

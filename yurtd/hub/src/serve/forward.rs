@@ -1,9 +1,11 @@
 //! Requests that the API server answers: forwarded as they are, both bodies streamed, hop-by-hop headers left out.
 
+use std::io::Read;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -80,27 +82,47 @@ pub(crate) async fn relay_filtered(
     filter: impl FnOnce(Bytes) -> Result<Bytes, FilterError>,
 ) -> Result<Response<Body>, Failure> {
     let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(JSON));
-    let plain = response.headers().get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
-    if response.status() != StatusCode::OK || !json || !plain {
+    let readable = matches!(
+        response.headers().get(CONTENT_ENCODING).map(HeaderValue::as_bytes),
+        None | Some(b"identity" | b"gzip")
+    );
+    if response.status() != StatusCode::OK || !json || !readable {
         return Ok(relay(hub, response, observer));
     }
     let (parts, body) = response.into_parts();
+    let broken = |reason: String| UpstreamError::Broken(reason);
     let mut link = hub.link.subscribe();
     let body = tokio::select! {
         body = Limited::new(body, MAX_FILTERED).collect() => body,
         _ = link.wait_for(|state| *state == LinkState::Offline) => {
-            return Err(UpstreamError::Broken("the link went down under the answer".into()).into());
+            return Err(broken("the link went down under the answer".to_owned()).into());
         }
     };
-    let body = body.map_err(|error| UpstreamError::Broken(error.to_string()))?.to_bytes();
+    let body = body.map_err(|error| broken(error.to_string()))?.to_bytes();
+    let body = unpack(&parts.headers, body, MAX_FILTERED).map_err(broken)?;
     let mut headers = end_to_end(&parts.headers);
+    headers.remove(CONTENT_ENCODING);
+    headers.remove(CONTENT_LENGTH);
     if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {
         hub.tasks.passing(observer.seen(headers.clone(), body.clone()));
     }
-    headers.remove(CONTENT_LENGTH);
     let mut relayed = Response::new(super::respond::full(filter(body)?));
     *relayed.headers_mut() = headers;
     Ok(relayed)
+}
+
+/// A body without its compression, if it has no more than `limit` bytes then.
+fn unpack(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, String> {
+    if headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding != "gzip") {
+        return Ok(body);
+    }
+    let mut plain = Vec::new();
+    let read = MultiGzDecoder::new(&*body).take(limit as u64 + 1).read_to_end(&mut plain);
+    match read {
+        Ok(length) if length > limit => Err(format!("the answer has more than {limit} bytes")),
+        Ok(_) => Ok(plain.into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The same for a watch, event by event.

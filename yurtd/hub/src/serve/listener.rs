@@ -66,7 +66,8 @@ async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, admitted: Admitted, a
     let tasks = hub.tasks.clone();
     let connection = Arc::new(Connection::new(peer, from.ip()));
     let answering = connection.clone();
-    let answer = move |request| pipeline::handle(hub.clone(), answering.clone(), request);
+    // Boxed: a watch lasts long after its request was answered, and what that took would be kept with it.
+    let answer = move |request| Box::pin(pipeline::handle(hub.clone(), answering.clone(), request));
     let http = limits::http(kubelet);
     tokio::select! {
         outcome = http.serve(stream, protocol, at, &tasks, answer) => {

@@ -115,7 +115,7 @@ mod tests {
             taken.push(frame.unwrap().unwrap().into_data().unwrap());
         }
         let held: usize = taken.iter().map(Bytes::len).sum();
-        assert!(held >= IDENTITY.unsent && held < IDENTITY.unsent + PIECE, "{held}");
+        assert!((IDENTITY.unsent..IDENTITY.unsent + PIECE).contains(&held), "{held}");
         let another = Metered::new(full(text.clone()), flow(&accounts)).frame().now_or_never();
         assert!(another.is_none(), "the share is the identity's, not the stream's");
         taken.clear();

@@ -87,9 +87,9 @@ async fn answer(
 
     let filter = filter_of_forwarded(hub, permit, &info, &parts.method);
     if filter.is_some() {
-        // What the hub is to change it has to read.
+        // What the hub is to change it has to read. It crosses the uplink compressed all the same.
         parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         info.accept = Accept::from_headers(&parts.headers);
     }
     let row = hub.offline.row(&info, &parts, permit);

@@ -12,7 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -21,11 +21,13 @@ use super::respond::{self, Failure};
 use super::{Body, BoxError, Hub};
 use crate::caller::Permit;
 use crate::filter::{Filter, Filters, json_for_kubelet};
+use crate::limits;
 use crate::link::Link;
 use crate::offline::{Answer, OfflineError};
 use crate::request::classify::{Collection, Freshness, Read, Watch};
+use crate::store::StoreError;
 use crate::upstream::jitter;
-use crate::view::{Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions};
+use crate::view::{Patience, Piece, Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions};
 use crate::wire::Encoding;
 use crate::wire::frame::encode_error;
 use yurt_node::link::LinkState;
@@ -43,6 +45,9 @@ pub(crate) async fn collection(
     permit: &Permit,
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
+    if collection.label_selector.len() + collection.field_selector.len() > limits::SELECTOR {
+        return Ok(None);
+    }
     let specs = specs(permit, collection);
     if permit.is_node() && begins_anew(&collection.read) {
         for spec in &specs {
@@ -50,7 +55,10 @@ pub(crate) async fn collection(
         }
     }
     // Without a link a list is what is known of it last, in whichever place: `last_known`.
-    let elsewhere = matches!(&collection.read, Read::List(freshness) if *freshness == Freshness::Consistent || !hub.link.is_online());
+    let elsewhere = match &collection.read {
+        Read::List(freshness) => *freshness == Freshness::Consistent || !hub.link.is_online(),
+        Read::Watch(_) => false,
+    };
     if elsewhere {
         return Ok(None);
     }
@@ -211,12 +219,36 @@ async fn reached(view: &View, wanted: u64) -> Result<(), Failure> {
 }
 
 fn list_now(hub: &Hub, permit: &Permit, view: &Arc<View>) -> Result<Response<Body>, Failure> {
-    let list = view.list()?;
-    let body = match FilterFor::of(hub, permit, view).and_then(|filter| filter.now()) {
-        Some(filter) => filter.list(list.body)?,
-        None => list.body,
-    };
-    Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, body)))
+    if let Some(filter) = FilterFor::of(hub, permit, view).and_then(|filter| filter.now()) {
+        let list = view.list()?;
+        let body = filter.list(list.body)?;
+        return Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, body)));
+    }
+    let account = hub.accounts.of_permit(permit);
+    let list = view.list_if(|bytes| account.list(bytes).map(|held| Box::new(held) as _))?;
+    if let Some(list) = list {
+        return Ok(respond::answer(Answer::new(StatusCode::OK, list.content_type, list.body)));
+    }
+    // No room for all of it at a time.
+    let room = account.reader().ok_or(Failure::Busy)?;
+    let patience = Patience { piece: limits::STALLED, all: limits::LIST_WITHIN };
+    let pieces = view.list_in_pieces(Box::new(room), limits::PIECE, patience);
+    Ok(respond::pieces(view.spec().encoding().content_type(), whole(pieces)))
+}
+
+/// The pieces of a list, and an error where they break off.
+fn whole(
+    pieces: mpsc::Receiver<Result<Piece, StoreError>>,
+) -> impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static {
+    futures::stream::unfold(Some(pieces), |pieces| async {
+        let mut pieces = pieces?;
+        match pieces.recv().await {
+            Some(Ok(Piece::Bytes(piece))) => Some((Ok(Frame::data(piece)), Some(pieces))),
+            Some(Ok(Piece::End)) => None,
+            Some(Err(error)) => Some((Err(error.into()), None)),
+            None => Some((Err("the list was not taken in time".into()), None)),
+        }
+    })
 }
 
 async fn watch(

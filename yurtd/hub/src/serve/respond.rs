@@ -2,13 +2,15 @@
 //! encoding that the client negotiated.
 
 use bytes::Bytes;
+use futures::Stream;
 use http::header::{
     CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use http::{HeaderValue, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 
-use super::Body;
+use super::{Body, BoxError};
 use crate::filter::FilterError;
 use crate::offline::events::EventError;
 use crate::offline::patch::PatchError;
@@ -85,6 +87,18 @@ pub(crate) fn answer(answer: Answer) -> Response<Body> {
     set(ETAG, answer.etag.as_deref());
     set(VARY, answer.etag.is_some().then_some("Accept"));
     set(CACHE_CONTROL, Some("no-cache, private"));
+    response
+}
+
+/// An answer whose body comes piece by piece, and whose length nobody knows.
+pub(crate) fn pieces(
+    content_type: &'static str,
+    pieces: impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static,
+) -> Response<Body> {
+    let mut response = Response::new(Body::new(StreamBody::new(pieces)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 

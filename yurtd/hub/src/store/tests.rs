@@ -257,12 +257,52 @@ async fn a_full_disk_keeps_what_is_there() {
 }
 
 #[tokio::test]
-async fn a_writer_that_panicked_is_noticed() {
+async fn a_job_that_panics_costs_itself_and_not_the_writer() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();
-    let ended = store.writer_ended();
-    assert!(!ended.is_cancelled());
-    let outcome = store.write(Durability::Soon, |_| -> Result<(), StoreError> { panic!("on purpose") }).await;
-    assert!(matches!(outcome, Err(StoreError::Closed)));
-    tokio::time::timeout(std::time::Duration::from_secs(5), ended.cancelled()).await.unwrap();
+    let put = |key: &'static [u8]| store.put(Bucket::Misc, key, b"value");
+    let panics = store.write(Durability::Soon, |tx| -> Result<(), StoreError> {
+        tx.put(Table::Buckets, b"half", b"done")?;
+        panic!("on purpose")
+    });
+    let (one, panicked, two) = tokio::join!(put(b"one"), panics, put(b"two"));
+    assert!(matches!(panicked, Err(StoreError::Failed(_))), "{panicked:?}");
+    one.and(two).unwrap();
+    assert!(!store.read(|reader| Ok(reader.get(Table::Buckets, b"half")?.is_some())).unwrap());
+    assert!(store.get(Bucket::Misc, b"two").unwrap().is_some());
+    assert!(!store.writer_ended().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_stream_of_writes_that_nobody_waits_for_is_grouped_and_the_first_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let write = |durability| store.write(durability, |tx| tx.put(Table::Buckets, b"key", b"value"));
+    let started = std::time::Instant::now();
+    for _ in 0..10 {
+        write(Durability::Relaxed).await.unwrap();
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(5));
+    assert_eq!(store.stats().commits, 10, "an event that comes alone is not held up");
+    let mut writes = Vec::new();
+    for _ in 0..200 {
+        let store = store.clone();
+        let write =
+            async move { store.write(Durability::Relaxed, |tx| tx.put(Table::Buckets, b"k", b"v")).await };
+        writes.push(tokio::spawn(write));
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    let commits = store.stats().commits;
+    assert!(commits < 60, "{commits}");
+    // Who waits takes the others along.
+    let relaxed = store.clone();
+    let relaxed = tokio::spawn(async move { relaxed.write(Durability::Relaxed, |_| Ok(())).await });
+    tokio::task::yield_now().await;
+    let started = std::time::Instant::now();
+    write(Durability::Soon).await.unwrap();
+    relaxed.await.unwrap().unwrap();
+    assert!(started.elapsed() < std::time::Duration::from_millis(400));
 }

@@ -1,6 +1,8 @@
 //! The one thread that writes. Jobs that wait while a transaction commits go into the next one together; if one of
 //! them fails, each of them runs again alone, so that nobody pays for another's mistake.
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,6 +19,11 @@ use super::env::{Environment, Tx};
 const QUEUE: usize = 128;
 /// Watch events come in bursts (one change is seen by several views): wait that long for company.
 const GATHER: Duration = Duration::from_millis(2);
+/// And that long, if nobody waits, once there were so many commits within [`BUSY_WITHIN`]: flash cards wear with every
+/// one of them.
+const GATHER_WHEN_BUSY: Duration = Duration::from_millis(500);
+const BUSY: usize = 20;
+const BUSY_WITHIN: Duration = Duration::from_secs(10);
 /// What was committed is flushed entirely within this time.
 const SYNC_WITHIN: Duration = Duration::from_secs(1);
 
@@ -27,6 +34,19 @@ pub(crate) enum Durability {
     Durable,
     /// Within a second; until then a power cut may undo it.
     Soon,
+    /// The same, and nobody waits for the acknowledgement: it may go with what comes after it.
+    Relaxed,
+}
+
+impl Durability {
+    /// How long a job may wait for company.
+    fn patience(self, busy: bool) -> Duration {
+        match self {
+            Self::Durable => Duration::ZERO,
+            Self::Relaxed if busy => GATHER_WHEN_BUSY,
+            Self::Soon | Self::Relaxed => GATHER,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +126,7 @@ impl Writer {
                 .spawn(move || {
                     // A panic drops it, too.
                     let _ended = ended.drop_guard();
-                    Loop { environment, queue, counters, unsynced: None }.run();
+                    Loop { environment, queue, counters, unsynced: None, recent: VecDeque::new() }.run();
                 })
                 .map_err(|error| StoreError::Failed(format!("cannot start the writer: {error}")))?
         };
@@ -145,6 +165,8 @@ struct Loop {
     counters: Arc<Counters>,
     /// Since when something is committed and not flushed.
     unsynced: Option<Instant>,
+    /// When the last [`BUSY`] commits were.
+    recent: VecDeque<Instant>,
 }
 
 impl Loop {
@@ -174,14 +196,13 @@ impl Loop {
     }
 
     fn group(&mut self, first: Box<dyn Job>) {
-        let mut urgent = first.durability() == Durability::Durable;
+        let busy = self.is_busy();
+        let mut until = Instant::now() + first.durability().patience(busy);
         let mut jobs = vec![first];
-        let until = Instant::now() + GATHER;
         while jobs.len() < QUEUE {
-            let patience =
-                if urgent { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+            let patience = until.saturating_duration_since(Instant::now());
             let Ok(job) = self.queue.recv_timeout(patience) else { break };
-            urgent |= job.durability() == Durability::Durable;
+            until = until.min(Instant::now() + job.durability().patience(busy));
             jobs.push(job);
         }
         if let Err(error) = self.transaction(&mut jobs) {
@@ -199,9 +220,21 @@ impl Loop {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        self.recent.len() == BUSY && self.recent.front().is_some_and(|first| first.elapsed() < BUSY_WITHIN)
+    }
+
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)))?;
+        let write = || self.environment.write(|tx| jobs.iter_mut().try_for_each(|job| job.run(tx)));
+        // A job that panics is one that fails: its transaction is dropped, and with it all that it did. The thread must
+        // go on: without it nothing is ever written again.
+        let panicked = |_| Err(StoreError::Failed("a write panicked".to_owned()));
+        catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(panicked)?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        if self.recent.len() == BUSY {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Instant::now());
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if jobs.iter().any(|job| job.durability() == Durability::Durable) {
             self.counters.syncs.fetch_add(1, Ordering::Relaxed);

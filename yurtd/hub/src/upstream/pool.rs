@@ -24,19 +24,13 @@ use tokio_util::sync::CancellationToken;
 use super::client_tls::{ClientTls, CredentialKind, Protocol};
 use super::silence::{self, Heard};
 use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
+use crate::limits;
 use yurt_node::dial::{self, Liveness, NetError};
 
 /// Streams a connection: kube-apiserver's default bound, less the one that asks whether anybody is there.
 const STREAMS: usize = 99;
-/// Bytes that a stream may hold for whoever does not read them: at 100 ms of round trip 2.5 MB/s.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for a connection. Every stream's window fits, with one to spare: nobody who stops reading stops the others.
-/// (hyper's own figures are 2 MiB and 5 MiB: three such readers and nothing moves.) It is also what h2 derives its
-/// budget of small DATA frames from, which ends a connection that holds too many of them unread.
-const CONNECTION_WINDOW: u32 = (STREAMS as u32 + 1) * STREAM_WINDOW;
-/// Connections for forwarded requests, by credential: about a thousand streams.
-const REQUEST_CONNECTIONS: usize = 10;
-pub(super) const REQUESTS: usize = REQUEST_CONNECTIONS * STREAMS;
+/// Connections for kubelet's forwarded requests: about a thousand streams.
+const KUBELET_REQUEST_CONNECTIONS: usize = 10;
 /// Connections for views, by credential: as many watches as there may be views.
 const VIEW_CONNECTIONS: usize = 21;
 /// For a TCP connection when a request waits for it.
@@ -112,10 +106,27 @@ impl PoolKey {
     }
 
     fn connections(self) -> usize {
-        match self.traffic {
-            Traffic::Requests => REQUEST_CONNECTIONS,
-            Traffic::Views => VIEW_CONNECTIONS,
+        match (self.traffic, self.kind) {
+            (Traffic::Requests, CredentialKind::Node) => KUBELET_REQUEST_CONNECTIONS,
+            (Traffic::Requests, CredentialKind::Bearer) => limits::FORWARDED / STREAMS,
+            (Traffic::Views, _) => VIEW_CONNECTIONS,
         }
+    }
+
+    /// Bytes that a stream may hold for whoever does not read them.
+    fn stream_window(self) -> u32 {
+        match (self.traffic, self.kind) {
+            (Traffic::Requests, CredentialKind::Bearer) => limits::FORWARDED_WINDOW,
+            // At 100 ms of round trip 2.5 MB/s.
+            _ => 256 << 10,
+        }
+    }
+
+    /// The same for a connection. Every stream's window fits, with one to spare: nobody who stops reading stops the
+    /// others. (hyper's own figures are 2 MiB and 5 MiB: three such readers and nothing moves.) It is also what h2
+    /// derives its budget of small DATA frames from, which ends a connection that holds too many of them unread.
+    fn connection_window(self) -> u32 {
+        (STREAMS as u32 + 1) * self.stream_window()
     }
 }
 
@@ -318,8 +329,8 @@ impl Pool {
             // A server that hangs behind a kernel that does not.
             .keep_alive_interval(Duration::from_secs(60))
             .keep_alive_timeout(Duration::from_secs(10))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(key.stream_window())
+            .initial_connection_window_size(key.connection_window())
             .max_send_buf_size(64 << 10);
         let handshake = tokio::time::timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)));
         let (sender, driver) = handshake

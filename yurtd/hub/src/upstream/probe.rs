@@ -2,6 +2,7 @@
 //! becomes of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -12,6 +13,7 @@ use yurt_node::supervise::Tasks;
 
 use super::pool::{Connection, OpenError, PROBE, Pool};
 use super::silence::Ear;
+use crate::clock::steady;
 use crate::link::{Link, Machine, Next, Silence};
 use yurt_node::link::LinkState;
 
@@ -28,7 +30,8 @@ const RETIRE_EVERY: Duration = Duration::from_secs(30);
 pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
     let (state, receiver) = watch::channel(LinkState::Unknown);
     let kick = Arc::<Notify>::default();
-    let prober = Prober { pool, state, kick: Arc::clone(&kick), machine: Machine::new(), grace: None };
+    let link = Link::new(receiver, Arc::clone(&kick));
+    let prober = Prober { pool, state, changed: link.changed(), kick, machine: Machine::new(), grace: None };
     let stop = tasks.stop().clone();
     tasks.part("the link's probe", async move {
         tokio::select! {
@@ -36,7 +39,7 @@ pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
             () = prober.run() => {}
         }
     });
-    Link::new(receiver, kick)
+    link
 }
 
 /// A number in 0..1.
@@ -47,6 +50,8 @@ pub(crate) fn jitter() -> f64 {
 struct Prober {
     pool: Arc<Pool>,
     state: watch::Sender<LinkState>,
+    /// When it changed.
+    changed: Arc<AtomicU64>,
     kick: Arc<Notify>,
     machine: Machine,
     /// A server has just answered: connections from before have so long.
@@ -182,7 +187,13 @@ impl Prober {
 
     fn publish(&self) {
         let state = self.machine.state();
-        let changed = self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
+        let changed = self.state.send_if_modified(|known| {
+            let changed = std::mem::replace(known, state) != state;
+            if changed {
+                self.changed.store(steady(), Ordering::Relaxed);
+            }
+            changed
+        });
         if changed {
             tracing::info!(?state, "the link to the API server");
             if state == LinkState::Offline {

@@ -129,7 +129,7 @@ async fn nobody_has_more_than_a_share_of_the_requests_and_kubelet_is_not_counted
     let (upstream, _, _stop) = started(&api).await;
     let share = |user: &str, credential: Credential| upstream.share(&Identity::new(user), &credential);
     let greedy = || share("greedy", bearer("t"));
-    let mut open: Vec<_> = (0..REQUESTS_PER_IDENTITY).map(|_| greedy().unwrap()).collect();
+    let mut open: Vec<_> = (0..FORWARDED_OF_ONE).map(|_| greedy().unwrap()).collect();
     assert!(matches!(greedy(), Err(UpstreamError::Busy(_))));
     assert!(share("other", bearer("u")).unwrap().is_some());
     assert!(share("node", Credential::Node).unwrap().is_none());
@@ -147,7 +147,7 @@ async fn nobody_has_more_than_a_share_of_the_requests_and_kubelet_is_not_counted
     }
     assert!(upstream.shares.lock().unwrap().len() <= COUNTED);
     assert!(greedy().is_ok());
-    assert_eq!(open.len(), REQUESTS_PER_IDENTITY - 1);
+    assert_eq!(open.len(), FORWARDED_OF_ONE - 1);
 }
 
 #[tokio::test]

@@ -8,16 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{ViewId, ViewRecord};
-use super::{Question, View, ViewSpec};
+use super::{Question, Stored, View, ViewSpec};
 use crate::caller::{Identity, Permit};
 use crate::clock;
+use crate::limits::{VIEWS, VIEWS_OF_ONE};
 use crate::store::{ReadOnlyStore, StoreError, Table};
 use crate::wire::Resource;
 
-/// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
-pub(crate) const MAX_VIEWS: usize = if cfg!(test) { 20 } else { 2000 };
-/// Views that are kubelet's alone, and that anybody else may have at most.
-pub(crate) const VIEWS_PER_IDENTITY: usize = MAX_VIEWS / 4;
 /// A view that nobody has used for so long may make room for another. Longer than anybody waits for its first list.
 const MAKES_ROOM_AFTER: u64 = 60;
 
@@ -40,13 +37,13 @@ impl Crowd {
         let own = views.keys().filter(|(owner, _)| owner == identity).count();
         let others = views.keys().filter(|(owner, _)| owner != node).count();
         if identity == node {
-            (views.len() >= MAX_VIEWS).then_some(Self::All)
-        } else if own >= VIEWS_PER_IDENTITY {
+            (views.len() >= VIEWS).then_some(Self::All)
+        } else if own >= VIEWS_OF_ONE {
             Some(Self::Of(identity.clone()))
-        } else if others >= MAX_VIEWS - VIEWS_PER_IDENTITY {
+        } else if others >= VIEWS - VIEWS_OF_ONE {
             Some(Self::Others(node.clone()))
         } else {
-            (views.len() >= MAX_VIEWS).then(|| Self::Others(node.clone()))
+            (views.len() >= VIEWS).then(|| Self::Others(node.clone()))
         }
     }
 
@@ -65,12 +62,28 @@ impl Crowd {
     }
 }
 
+/// Where the bytes of an identity's views are counted.
+fn counts_of(
+    views: &HashMap<Key, Arc<View>>,
+    identity: &Identity,
+    node: &Identity,
+    (kubelet, others): &(Stored, Stored),
+) -> Stored {
+    if identity == node {
+        return kubelet.clone();
+    }
+    let same = views.values().find(|view| view.identity == *identity);
+    same.map_or_else(|| others.of_another(), |view| view.counts.clone())
+}
+
 /// All views of the node.
 pub(crate) struct Catalogue {
     store: ReadOnlyStore,
     /// Who kubelet is.
     node: Identity,
     views: Mutex<HashMap<Key, Arc<View>>>,
+    /// Of kubelet, and of nobody in particular.
+    stored: (Stored, Stored),
     next_id: AtomicU32,
 }
 
@@ -85,6 +98,7 @@ impl Catalogue {
     /// Finds the stored views, and those whose record cannot be read.
     pub(crate) fn load(store: ReadOnlyStore, node: &Identity) -> Result<(Self, Vec<ViewId>), StoreError> {
         let mut views = HashMap::new();
+        let stored = <(Stored, Stored)>::default();
         let mut next_id = 1;
         let mut damaged = Vec::new();
         store.read(|reader| {
@@ -103,13 +117,21 @@ impl Catalogue {
                 };
                 let identity = Identity::new(&record.identity);
                 let key = (identity.clone(), record.spec.clone());
-                let view = View::new(ViewId(id), identity, record.spec.clone(), store.clone(), Some(&record));
+                let counts = counts_of(&views, &identity, node, &stored);
+                let view = View::new(
+                    ViewId(id),
+                    identity,
+                    record.spec.clone(),
+                    store.clone(),
+                    counts,
+                    Some(&record),
+                );
                 views.insert(key, Arc::new(view));
                 Ok(true)
             })
         })?;
-        let catalogue =
-            Self { store, node: node.clone(), views: Mutex::new(views), next_id: AtomicU32::new(next_id) };
+        let (views, next_id) = (Mutex::new(views), AtomicU32::new(next_id));
+        let catalogue = Self { store, node: node.clone(), views, stored, next_id };
         Ok((catalogue, damaged))
     }
 
@@ -168,7 +190,8 @@ impl Catalogue {
             displaced = views.remove(&victim);
         }
         let id = ViewId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let view = Arc::new(View::new(id, key.0.clone(), spec.clone(), self.store.clone(), None));
+        let counts = counts_of(&views, &key.0, &self.node, &self.stored);
+        let view = Arc::new(View::new(id, key.0.clone(), spec.clone(), self.store.clone(), counts, None));
         views.insert(key, Arc::clone(&view));
         Some(Entered { view, displaced })
     }

@@ -12,8 +12,8 @@ use crate::store::{Reader, StoreError, Table};
 use crate::wire::frame::{encode_bookmark, encode_event};
 use crate::wire::{Encoding, EventType, TypeMeta};
 
-/// Bytes of frames a batch holds, but for its last frame.
-const BATCH_BYTES: usize = if cfg!(test) { 100 } else { 128 << 10 };
+/// Bytes of frames a batch holds, unless it is a single one: what a watcher that stops reading keeps in memory.
+const BATCH_BYTES: usize = if cfg!(test) { 100 } else { 32 << 10 };
 /// Log entries a batch looks at.
 const BATCH_ENTRIES: usize = 1024;
 
@@ -83,6 +83,11 @@ impl Batch {
         self.frames.push(frame);
     }
 
+    /// Whether the frame is for the next batch.
+    fn is_too_much(&self, frame: &Bytes) -> bool {
+        !self.frames.is_empty() && self.bytes + frame.len() > BATCH_BYTES
+    }
+
     fn is_full(&self) -> bool {
         self.bytes >= BATCH_BYTES
     }
@@ -146,7 +151,7 @@ impl Position {
         let Some(state) = &mut self.state else { return Ok(()) };
         let after = state.after.take();
         let started = self.started;
-        let mut last = None;
+        let (mut last, mut previous) = (None, None);
         view.reader.scan(Table::Objects, &view.id.prefix(), after.as_deref(), |key, value| {
             let object = ObjectRecord::decode(value)?;
             // Newer than the watch: the log has it, and its deletion too. Sent here it could be deleted before the
@@ -155,10 +160,16 @@ impl Position {
                 return Ok(true);
             }
             let body = body(view.reader, view.record, key, &object)?;
-            batch.push(encode_event(view.encoding, EventType::Added, view.kind, &body));
+            let frame = encode_event(view.encoding, EventType::Added, view.kind, &body);
+            if batch.is_too_much(&frame) {
+                last = previous.map(<[u8]>::to_vec);
+                return Ok(false);
+            }
+            batch.push(frame);
             if batch.is_full() {
                 last = Some(key.to_vec());
             }
+            previous = Some(key);
             Ok(!batch.is_full())
         })?;
         if last.is_some() {
@@ -186,6 +197,10 @@ impl Position {
             let sequence = key.last_chunk().map_or(began, |bytes| u64::from_be_bytes(*bytes));
             let entry = LogEntry::decode(value)?;
             if let Some(frame) = self.frame(view, began, sequence, key, entry)? {
+                if batch.is_too_much(&frame) {
+                    more = true;
+                    return Ok(false);
+                }
                 batch.push(frame);
                 batch.local |= matches!(entry, LogEntry::Live { local: true, .. });
             }

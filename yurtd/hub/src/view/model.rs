@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::feed::Position;
 use super::record::ObjectRecord;
-use super::table::{Change, ViewTable};
+use super::table::{Change, Taken, ViewTable};
 use super::{Bytes, Identity, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, feed};
 use crate::store::{Durability, Store};
 use crate::wire::frame::decode_event;
@@ -28,6 +28,8 @@ enum Step {
     Deliver(usize),
     /// The view lists anew, as after 410.
     List,
+    /// The same in pages of so many objects.
+    ListInPages(usize),
     Local(usize),
     DropLocal(usize),
     Read(usize),
@@ -51,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..NAMES.len()).prop_map(Step::Delete),
         5 => (1..6_usize).prop_map(Step::Deliver),
         1 => Just(Step::List),
+        1 => (1..4_usize).prop_map(Step::ListInPages),
         1 => (0..NAMES.len()).prop_map(Step::Local),
         1 => (0..NAMES.len()).prop_map(Step::DropLocal),
         4 => (0..2_usize).prop_map(Step::Read),
@@ -160,7 +163,14 @@ impl World {
     }
 
     fn view(&self) -> View {
-        View::new(ID, Identity::new("node"), spec(), self.store().read_only(), Some(&self.record()))
+        View::new(
+            ID,
+            Identity::new("node"),
+            spec(),
+            self.store().read_only(),
+            super::Stored::default(),
+            Some(&self.record()),
+        )
     }
 
     /// The view as a client lists it.
@@ -185,6 +195,26 @@ impl World {
             items: self.server.objects.values().cloned().collect(),
         };
         self.change(move |table| table.apply_list(&page, 0, 0));
+    }
+
+    fn list_in_pages(&mut self, objects: usize) {
+        self.server.pending.clear();
+        let items: Vec<_> = self.server.objects.values().cloned().collect();
+        let mut pages: Vec<_> = items.chunks(objects).map(<[Item]>::to_vec).collect();
+        let last = pages.pop().unwrap_or_default();
+        let page = |items| ListPage {
+            kind: TypeMeta::new("v1", "Node"),
+            resource_version: self.server.version,
+            continue_token: None,
+            items,
+        };
+        for (number, items) in pages.into_iter().enumerate() {
+            let page = page(items);
+            let taken = self.change(move |table| table.stage(&page, number == 0, 0));
+            assert!(matches!(taken, Taken::Staged(_)), "{taken:?}");
+        }
+        let last = page(last);
+        self.change(move |table| table.apply_list(&last, 0, 0));
     }
 
     fn deliver(&mut self, count: usize) {
@@ -239,6 +269,7 @@ impl World {
             }
             Step::Deliver(count) => self.deliver(*count),
             Step::List => self.list(),
+            Step::ListInPages(objects) => self.list_in_pages(*objects),
             Step::Local(name) => {
                 let name = NAMES[*name];
                 let stored = self.store().read(|reader| {

@@ -71,6 +71,9 @@ pub(crate) struct ViewRecord {
     pub(crate) tombstone_bytes: u64,
     /// Objects with a local version.
     pub(crate) locals: u64,
+    /// Bytes of its objects.
+    #[serde(default)]
+    pub(crate) bytes: u64,
     /// When somebody last used it, in seconds since 1970.
     pub(crate) used: u64,
 }
@@ -91,6 +94,7 @@ impl ViewRecord {
             tombstones: 0,
             tombstone_bytes: 0,
             locals: 0,
+            bytes: 0,
             used: now,
         }
     }

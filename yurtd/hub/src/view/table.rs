@@ -26,11 +26,26 @@ pub(crate) struct Change {
     pub(crate) item: Item,
 }
 
+/// What became of a page of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is in the view, which is not complete before the last one.
+    InPlace,
+    /// It waits for the last one, with so many bytes of what has changed.
+    Staged(usize),
+    /// It was the last one.
+    Listed,
+    /// The view cannot be continued by it.
+    AnotherHistory,
+}
+
 /// A view's record and its part of the tables, within a transaction.
 pub(crate) struct ViewTable<'t, 'e> {
     tx: &'t mut Tx<'e>,
     id: ViewId,
     pub(crate) record: ViewRecord,
+    /// The view's sequence when the transaction began: no watcher has read what is behind it.
+    began: u64,
     /// What EndpointSlices show of the node's own pods.
     book: Arc<Book>,
 }
@@ -40,7 +55,8 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     pub(crate) fn load(tx: &'t mut Tx<'e>, id: ViewId) -> Result<Self, StoreError> {
         let record = tx.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
         let record = record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))?;
-        Ok(Self { tx, id, record, book: Arc::default() })
+        let began = record.sequence;
+        Ok(Self { tx, id, record, began, book: Arc::default() })
     }
 
     /// The same, with what EndpointSlices show of the node's own pods.
@@ -71,14 +87,33 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         self.trim()
     }
 
-    /// Keeps a page of a list whose last page has not come yet.
-    pub(crate) fn stage(&mut self, items: &[Item], first: bool) -> Result<(), StoreError> {
+    /// Takes a page of a list whose last page has not come yet. `reached` is as in [`Self::apply_list`].
+    ///
+    /// A view that has never been complete is served to nobody: its pages go where they belong at once. So they do when
+    /// the whole view has to start over. Of any other view the pages are staged, and of what has not changed the head
+    /// alone.
+    pub(crate) fn stage(&mut self, page: &ListPage, first: bool, reached: u64) -> Result<Taken, StoreError> {
         if first {
-            self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
+            self.unstage()?;
+            if self.record.state == State::Empty {
+                self.clear()?;
+                self.begin(page.resource_version);
+            }
         }
-        for item in items {
+        if self.record.state == State::Empty {
+            self.record.kind = Some(page.kind.clone());
+            page.items.iter().try_for_each(|item| self.upsert(&item.meta, &item.body))?;
+            return Ok(Taken::InPlace);
+        }
+        if self.is_of_another_history(page, reached)? {
+            return Ok(Taken::AnotherHistory);
+        }
+        let mut staged = 0;
+        for item in &page.items {
             let key = self.id.object(&item.meta.key());
-            let (sealed, body) = self.seal(&key, &item.body)?;
+            let known = self.has(&key, &item.meta)?;
+            staged += if known { 0 } else { item.body.len() };
+            let (sealed, body) = if known { (false, (&[][..]).into()) } else { self.seal(&key, &item.body)? };
             let record = ObjectRecord {
                 sequence: 0,
                 entered_sequence: 0,
@@ -90,7 +125,68 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             };
             self.tx.put(Table::Staging, &key, &record.encode())?;
         }
+        Ok(Taken::Staged(staged))
+    }
+
+    /// Whether the page shows that etcd was restored (see [`Self::apply_list`]): then what was staged of the list is not
+    /// enough, and the view has to [start over](Self::start_over).
+    pub(crate) fn is_of_another_history(
+        &mut self,
+        page: &ListPage,
+        reached: u64,
+    ) -> Result<bool, StoreError> {
+        let reached = reached.max(self.record.resource_version);
+        let mut another = page.resource_version < reached;
+        for item in &page.items {
+            let old = item.meta.resource_version <= reached;
+            another |= old && !self.has(&self.id.object(&item.meta.key()), &item.meta)?;
+        }
+        if another {
+            let version = page.resource_version;
+            tracing::warn!(reached, version, "the API server's state is another one; the view starts over");
+            self.record.abandoned = self.record.abandoned.max(reached);
+        }
+        Ok(another)
+    }
+
+    /// Whether exactly this version of the object is stored.
+    fn has(&self, key: &[u8], meta: &ObjectMeta) -> Result<bool, StoreError> {
+        let Some(value) = self.tx.get(Table::Objects, key)? else { return Ok(false) };
+        let known = ObjectRecord::decode(value)?;
+        Ok(known.version == meta.resource_version && known.uid == meta.uid)
+    }
+
+    /// Empties the view, as if it had never been complete.
+    pub(crate) fn start_over(&mut self) -> Result<(), StoreError> {
+        self.unstage()?;
+        self.clear()?;
+        self.record.state = State::Empty;
+        self.begin(self.record.horizon);
         Ok(())
+    }
+
+    /// Forgets the pages of a list that never came to its last one.
+    pub(crate) fn unstage(&mut self) -> Result<(), StoreError> {
+        self.tx.delete_prefix(Table::Staging, &self.id.prefix())
+    }
+
+    /// Ends a list whose other pages are in the view already.
+    pub(crate) fn finish_list(&mut self, last: &ListPage, now: u64) -> Result<(), StoreError> {
+        self.record.kind = Some(last.kind.clone());
+        last.items.iter().try_for_each(|item| self.upsert(&item.meta, &item.body))?;
+        self.record.state = self.record.state.after(super::Transition::Listed, now);
+        self.record.resource_version = last.resource_version;
+        self.record.horizon = last.resource_version;
+        self.record.horizon_sequence = self.record.sequence;
+        self.trim()
+    }
+
+    /// Nothing that watchers know can be continued, from here on.
+    fn begin(&mut self, version: u64) {
+        self.record.horizon = version;
+        self.record.horizon_sequence = self.record.sequence;
+        self.record.reset_sequence = self.record.sequence;
+        self.record.resource_version = 0;
     }
 
     /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
@@ -131,10 +227,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         }
         if !stored || restored {
             self.clear()?;
-            self.record.horizon = version;
-            self.record.horizon_sequence = self.record.sequence;
-            self.record.reset_sequence = self.record.sequence;
-            self.record.resource_version = 0;
+            self.begin(version);
             gone.clear();
         } else {
             for key in same {
@@ -238,6 +331,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             self.tx.delete_prefix(table, &self.id.prefix())?;
         }
         (self.record.tombstones, self.record.tombstone_bytes, self.record.locals) = (0, 0, 0);
+        self.record.bytes = 0;
         // Watchers' positions stay behind this one.
         self.record.next_sequence();
         Ok(())
@@ -259,6 +353,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     fn upsert(&mut self, meta: &ObjectMeta, plain: &[u8]) -> Result<(), StoreError> {
         let (key, version) = (meta.key(), meta.resource_version);
         let full = self.id.object(&key);
+        let mut replaced = 0;
         let known = match self.tx.get(Table::Objects, &full)? {
             Some(value) => {
                 let record = ObjectRecord::decode(value)?;
@@ -266,6 +361,8 @@ impl<'t, 'e> ViewTable<'t, 'e> {
                 if same && record.version >= version {
                     return Ok(());
                 }
+                // One that is another object is removed below.
+                replaced = if same { value.len() as u64 } else { 0 };
                 same.then_some((record.sequence, record.entered_sequence, record.entered_version))
             }
             None => None,
@@ -290,7 +387,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             uid: &meta.uid,
             body: &body,
         };
-        self.tx.put(Table::Objects, &full, &record.encode())?;
+        let record = record.encode();
+        self.record.bytes = self.record.bytes.saturating_sub(replaced) + record.len() as u64;
+        self.tx.put(Table::Objects, &full, &record)?;
         // In the same transaction: nobody sees an address in between that leads nowhere.
         let shown =
             if self.shows_pods() { self.book.edited(self.record.spec.encoding(), plain) } else { None };
@@ -306,6 +405,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     fn remove(&mut self, key: &str, version: u64, body: Option<&Bytes>) -> Result<(), StoreError> {
         let full = self.id.object(key);
         let Some(value) = self.tx.get(Table::Objects, &full)? else { return Ok(()) };
+        let size = value.len() as u64;
         let record = ObjectRecord::decode(value)?;
         let (sequence, entered_sequence) = (record.sequence, record.entered_sequence);
         let body = match body {
@@ -319,6 +419,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         };
         self.tx.delete(Table::Log, &self.id.log(sequence))?;
         self.tx.delete(Table::Objects, &full)?;
+        self.record.bytes = self.record.bytes.saturating_sub(size);
         self.forget_local(key)?;
         let sequence = self.record.next_sequence();
         let log_key = self.id.log(sequence);
@@ -373,17 +474,27 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let full = self.id.object(key);
         let value = self.tx.get(Table::Staging, &full)?;
         let value = value.ok_or_else(|| StoreError::Damaged("a staged object is gone".to_owned()))?;
-        Ok(ObjectRecord::decode(value)?.open(self.tx.sealer(), &full)?.into_owned().into())
+        let record = ObjectRecord::decode(value)?;
+        if record.body.is_empty() {
+            // It was taken for one that the view has, which it has no more: the next list brings all of it.
+            return Err(StoreError::Damaged("a staged object has no body".to_owned()));
+        }
+        Ok(record.open(self.tx.sealer(), &full)?.into_owned().into())
     }
 
-    /// Drops the oldest tombstones beyond the bounds, a quarter at a time, and moves the horizon behind them.
+    /// Drops the oldest tombstones beyond the bounds, a quarter at a time, and moves the horizon behind them. Those of
+    /// this transaction stay, however large they are: nobody could have read them, and every watch would end.
     fn trim(&mut self) -> Result<(), StoreError> {
         if self.record.tombstones <= MAX_TOMBSTONES && self.record.tombstone_bytes <= MAX_TOMBSTONE_BYTES {
             return Ok(());
         }
         let (mut count, mut bytes) = (self.record.tombstones, self.record.tombstone_bytes);
         let mut old = Vec::new();
+        let new = self.id.log(self.began);
         self.tx.scan(Table::Log, &self.id.prefix(), None, |key, value| {
+            if key > &new[..] {
+                return Ok(false);
+            }
             if let LogEntry::Tombstone { version, .. } = LogEntry::decode(value)? {
                 old.push((key.to_vec(), version));
                 count -= 1;

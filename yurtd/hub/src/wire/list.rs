@@ -109,6 +109,11 @@ impl ListSize {
         Self { encoding, items: 0, bytes: 0 }
     }
 
+    /// About how long the whole list will be.
+    pub(crate) fn total(&self) -> usize {
+        self.bytes + self.items + 256
+    }
+
     /// Adds a stored object of `length` bytes.
     pub(crate) fn add(&mut self, length: usize) {
         self.items += 1;
@@ -131,6 +136,15 @@ enum WriterState {
 impl ListWriter {
     /// Starts a list of objects of `kind` with the collection's resourceVersion.
     pub(crate) fn new(kind: &TypeMeta, resource_version: u64, size: &ListSize) -> Self {
+        Self::with_room(kind, resource_version, size, size.bytes + size.items)
+    }
+
+    /// The same for one that is [taken](Self::take) piece by piece.
+    pub(crate) fn in_pieces(kind: &TypeMeta, resource_version: u64, size: &ListSize) -> Self {
+        Self::with_room(kind, resource_version, size, 0)
+    }
+
+    fn with_room(kind: &TypeMeta, resource_version: u64, size: &ListSize, room: usize) -> Self {
         let list = TypeMeta::new(&kind.api_version, &format!("{}List", kind.kind));
         let version = resource_version.to_string();
         let state = if size.encoding.is_protobuf() {
@@ -140,12 +154,12 @@ impl ListWriter {
             meta.bytes(2, version.as_bytes());
             meta.bytes(3, &[]);
             let meta = meta.finish();
-            let mut out = proto::start_envelope(&list, proto::field_size(meta.len()) + size.bytes);
+            let length = proto::field_size(meta.len()) + size.bytes;
+            let mut out = proto::start_envelope(&list, length, room);
             out.bytes(1, &meta);
             WriterState::Protobuf(out)
         } else {
-            let mut out =
-                Vec::with_capacity(size.bytes + size.items + list.kind.len() + list.api_version.len() + 96);
+            let mut out = Vec::with_capacity(room + list.kind.len() + list.api_version.len() + 96);
             out.push(b'{');
             json::write_type_fields(&mut out, &list);
             out.extend_from_slice(b",\"metadata\":{\"resourceVersion\":");
@@ -169,7 +183,16 @@ impl ListWriter {
         }
     }
 
-    /// The body.
+    /// What was written since this was called last, if that is `length` bytes or more.
+    pub(crate) fn take(&mut self, length: usize) -> Option<Bytes> {
+        let out = match &mut self.state {
+            WriterState::Protobuf(out) => out.written(),
+            WriterState::Json { out, .. } => out,
+        };
+        (out.len() >= length).then(|| std::mem::take(out).into())
+    }
+
+    /// The body, or what is left of it.
     pub(crate) fn finish(self) -> Bytes {
         match self.state {
             WriterState::Protobuf(out) => proto::finish_envelope(out),
@@ -191,6 +214,32 @@ mod tests {
         let mut list = ListWriter::new(&page.kind, page.resource_version, &size);
         page.items.iter().for_each(|item| list.item(&item.body));
         list.finish()
+    }
+
+    #[test]
+    fn a_list_in_pieces_is_the_same_list() {
+        for (encoding, object) in
+            [(Encoding::Json, r#"{"metadata":{"name":"a"}}"#), (Encoding::Protobuf, "object")]
+        {
+            for items in [0, 1, 200] {
+                let kind = TypeMeta::new("v1", "Pod");
+                let mut size = ListSize::new(encoding);
+                (0..items).for_each(|_| size.add(object.len()));
+                let mut whole = ListWriter::new(&kind, 7, &size);
+                let mut pieces = ListWriter::in_pieces(&kind, 7, &size);
+                let mut taken = Vec::new();
+                for _ in 0..items {
+                    whole.item(object.as_bytes());
+                    pieces.item(object.as_bytes());
+                    taken.extend(pieces.take(100));
+                }
+                assert!(items < 10 || taken.len() > 10);
+                taken.push(pieces.finish());
+                let whole = whole.finish();
+                assert_eq!(taken.concat(), whole);
+                assert!(whole.len() <= size.total());
+            }
+        }
     }
 
     #[test]

@@ -157,6 +157,11 @@ impl Writer {
         self.out.extend_from_slice(bytes);
     }
 
+    /// What was written.
+    pub(crate) fn written(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
     fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.out.push((value & 0x7f) as u8 | 0x80);
@@ -189,10 +194,11 @@ fn type_meta(kind: &TypeMeta) -> Vec<u8> {
 }
 
 /// Starts a body: magic, typeMeta and the header of `raw`, whose `length` bytes follow, then
-/// [`finish_envelope`]. runtime.Unknown{typeMeta 1, raw 2, contentEncoding 3, contentType 4}.
-pub(crate) fn start_envelope(kind: &TypeMeta, length: usize) -> Writer {
+/// [`finish_envelope`]. There is room for `room` of them. runtime.Unknown{typeMeta 1, raw 2, contentEncoding 3, contentType 4}.
+pub(crate) fn start_envelope(kind: &TypeMeta, length: usize, room: usize) -> Writer {
     let meta = type_meta(kind);
-    let mut out = Writer::with_capacity(MAGIC.len() + field_size(meta.len()) + field_size(length) + 4);
+    let mut out =
+        Writer::with_capacity(MAGIC.len() + field_size(meta.len()) + field_size(length) - length + room + 4);
     out.raw(MAGIC);
     out.bytes(1, &meta);
     out.header(2, length);
@@ -208,7 +214,7 @@ pub(crate) fn finish_envelope(mut out: Writer) -> Bytes {
 
 /// A body with its envelope.
 pub(crate) fn envelope(kind: &TypeMeta, raw: &[u8]) -> Bytes {
-    let mut out = start_envelope(kind, raw.len());
+    let mut out = start_envelope(kind, raw.len(), raw.len());
     out.raw(raw);
     finish_envelope(out)
 }

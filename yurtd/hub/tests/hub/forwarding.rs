@@ -48,11 +48,21 @@ async fn what_kubelet_gets_and_lists_without_a_view_leads_to_the_hub_too() {
         assert_eq!(services["items"][0]["spec"]["clusterIP"], "169.254.2.1");
     };
     check().await;
+    // Long answers cross the uplink compressed, and kubelet is sent them as they are.
+    let ports: Vec<_> = (1..8000).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+    cluster.api.put(
+        "/api/v1/namespaces/shop/services",
+        json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "long"}, "spec": {"clusterIP": "10.96.0.9", "ports": ports}}),
+    );
+    check().await;
+    let long = get("/api/v1/services").await;
+    assert!(long.headers.get("content-encoding").is_none() && long.body.len() > 128 << 10);
     assert_eq!(get(map).await.headers["audit-id"], "a-1");
     let asked = &cluster.api.seen("GET", map)[0].headers;
     assert_eq!(
         (&asked["accept"], &asked["accept-encoding"]),
-        (&"application/json".parse().unwrap(), &"identity".parse().unwrap())
+        (&"application/json".parse().unwrap(), &"gzip".parse().unwrap())
     );
     // Anything else is asked for as kubelet does.
     kubelet.send(Method::GET, "/api/v1/namespaces/shop/pods/web-0", &accept, Bytes::new()).await.expect(200);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod budgets;
+mod doctor;
 mod forwarding;
 mod freshness;
 mod identity;

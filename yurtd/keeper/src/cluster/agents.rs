@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use yurt_api::agent::{Traits, is_kubeconfig};
+use yurt_api::agent::{Traits, Volume};
 use yurt_api::names;
 
 use super::super::agents::{Agent, Started};
@@ -53,51 +53,6 @@ struct Spec {
     volumes: Option<Vec<Volume>>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Volume {
-    name: String,
-    config_map: Option<Named>,
-    secret: Option<NamedSecret>,
-    projected: Option<Projected>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Named {
-    #[serde(default)]
-    name: String,
-    items: Option<Vec<Item>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct NamedSecret {
-    #[serde(default)]
-    secret_name: String,
-    items: Option<Vec<Item>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Item {
-    key: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Projected {
-    sources: Option<Vec<Source>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Source {
-    service_account_token: Option<Token>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Token {
-    audience: Option<String>,
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
@@ -130,24 +85,6 @@ struct State {
 #[serde(rename_all = "camelCase")]
 struct Running {
     started_at: Option<Timestamp>,
-}
-
-impl Volume {
-    /// Whether what is in it leads to the API server.
-    fn uses_api(&self) -> bool {
-        let sources = self.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-        let mut tokens = sources.filter_map(|source| source.service_account_token.as_ref());
-        if tokens.any(|token| token.audience.is_none()) {
-            return true;
-        }
-        let map = self.config_map.as_ref().map(|map| (&map.name, &map.items));
-        let secret = self.secret.as_ref().map(|secret| (&secret.secret_name, &secret.items));
-        let mut objects = map.into_iter().chain(secret).peekable();
-        (objects.peek().is_some() && is_kubeconfig(&self.name))
-            || objects.any(|(name, items)| {
-                is_kubeconfig(name) || items.iter().flatten().any(|item| is_kubeconfig(&item.key))
-            })
-    }
 }
 
 impl AgentPod {

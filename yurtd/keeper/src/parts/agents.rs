@@ -10,10 +10,11 @@
 
 use jiff::Timestamp;
 use tokio::time::Instant;
+use yurt_api::agent::Moment;
 use yurt_api::names;
 use yurt_api::status::{AgentFailure, ConversionState};
 
-use crate::agents::{Agent, Moment, began_through_hub};
+use crate::agents::{Agent, began_through_hub};
 use crate::cluster::{Cluster, Route};
 use crate::engine::{Engine, KeeperError};
 use crate::journal::{Journal, Step};
@@ -42,7 +43,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let boot_id = self.boot_id();
         // Seen through the hub they cost no uplink, and a cut link is no obstacle.
         let turn = Turn { route: Route::Hub, state: ConversionState::Converting, step: Step::Agents };
-        self.turn(journal, turn, |started| came.is_after(started, boot_id.as_deref())).await?;
+        self.turn(journal, turn, |started| came.is_after(started.as_second(), boot_id.as_deref())).await?;
         journal.agents_due = false;
         journal.save(&self.host)?;
         Ok(())

@@ -7,19 +7,20 @@ use super::Reflector;
 use super::watch::until_lost;
 use crate::caller::Credential;
 use crate::clock;
+use crate::limits::{self, PageSize};
 use crate::replica::fetch::{self, FetchError, ListParameters};
 use crate::replica::step::Outcome;
 use crate::store::{Durability, StoreError, Table};
 use crate::view::record::ViewRecord;
-use crate::view::table::ViewTable;
-use crate::view::{Request, Transition};
+use crate::view::table::{Taken, ViewTable};
+use crate::view::{Request, State, Transition, ViewError};
 use crate::wire::ListPage;
 
 impl Reflector {
     /// The whole collection, page by page, committed with the last one.
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
-        let mut parameters = ListParameters { at, continue_token: None };
-        let mut first = true;
+        let mut parameters = ListParameters { at, continue_token: None, size: PageSize::new() };
+        let (mut first, mut listed, mut waiting) = (true, 0, 0);
         if !matches!(*self.credential.borrow(), Credential::Node) && !self.store.has_room_for_others() {
             let error = StoreError::Full("what is left of it is kubelet's".to_owned());
             return self.store_failed(Request::List, error).await;
@@ -28,30 +29,91 @@ impl Reflector {
             let credential = self.credential.borrow_and_update().clone();
             let page = match self.page(&credential, &parameters).await {
                 Ok(page) => page,
+                Err(FetchError::TooBig) if parameters.size.was_too_big() => continue,
                 Err(answer) => return self.answered(Request::List, answer).await,
             };
-            match page.continue_token.clone() {
-                Some(token) => {
-                    if let Err(error) = self.stage(page, first).await {
-                        return self.store_failed(Request::List, error).await;
-                    }
-                    first = false;
-                    parameters.continue_token = Some(token);
-                }
-                None => match self.commit(page, first).await {
-                    Ok(record) => {
-                        self.rebuild = false;
-                        self.view.publish(&record);
-                        self.view.sync.send_modify(|sync| {
-                            sync.attempts += 1;
-                            sync.failure = None;
-                            sync.state = sync.state.after(Transition::Listed, clock::now());
-                        });
-                        return Outcome::Listed;
-                    }
-                    Err(error) => return self.store_failed(Request::List, error).await,
-                },
+            parameters.size.came(page.list.items.len(), page.bytes);
+            listed += page.bytes as u64;
+            if !self.may_store(listed) {
+                return self.too_large().await;
             }
+            let token = page.list.continue_token.clone();
+            let taken = match token {
+                Some(_) => self.stage(page.list, first).await,
+                None => self.commit(page.list, first).await,
+            };
+            let taken = match taken {
+                Ok(taken) => taken,
+                Err(error) => return self.store_failed(Request::List, error).await,
+            };
+            self.rebuild = false;
+            self.view.publish(&taken.record);
+            match taken.page {
+                Taken::Listed => {
+                    self.view.sync.send_modify(|sync| {
+                        sync.attempts += 1;
+                        sync.failure = None;
+                        sync.state = sync.state.after(Transition::Listed, clock::now());
+                    });
+                    return Outcome::Listed;
+                }
+                Taken::InPlace => self.is_empty(),
+                Taken::Staged(bytes) => waiting += bytes,
+                Taken::AnotherHistory => return self.start_over().await,
+            }
+            if waiting > limits::DIFFERENCE {
+                tracing::info!(view = %self.view.name(), "almost everything has changed; the view starts over");
+                return self.start_over().await;
+            }
+            first = false;
+            parameters.continue_token = token;
+        }
+    }
+
+    /// What is stored of the view is not all of it any more, or not yet.
+    fn is_empty(&self) {
+        self.view
+            .sync
+            .send_if_modified(|sync| std::mem::replace(&mut sync.state, State::Empty) != State::Empty);
+    }
+
+    /// Empties the view. The next list fills it page by page.
+    async fn start_over(&mut self) -> Outcome {
+        let id = self.view.id;
+        self.is_empty();
+        let emptied = self.store.write(Durability::Soon, move |tx| {
+            let mut table = ViewTable::load(tx, id)?;
+            if table.record.state != State::Empty {
+                table.start_over()?;
+            }
+            table.save()
+        });
+        match emptied.await {
+            Ok(record) => {
+                self.view.publish(&record);
+                self.failed(Request::List, None, Outcome::Expired).await
+            }
+            Err(error) => self.store_failed(Request::List, error).await,
+        }
+    }
+
+    /// Whether the view may have so much of the store.
+    fn may_store(&self, bytes: u64) -> bool {
+        let (own, others) = self.view.stored_beside();
+        let node = matches!(*self.credential.borrow(), Credential::Node);
+        node || limits::may_store(own + bytes, others + bytes, self.store.stats().map_bytes)
+    }
+
+    /// The collection is more than its identity may have in the store: it is forwarded from now on.
+    async fn too_large(&mut self) -> Outcome {
+        tracing::warn!(view = %self.view.name(), "the collection is too large to be kept; it is forwarded");
+        let id = self.view.id;
+        self.is_empty();
+        let removed = self.store.write(Durability::Soon, move |tx| ViewTable::destroy(tx, id)).await;
+        self.view.count_stored(0);
+        match removed {
+            Ok(()) => self.failed(Request::List, Some(ViewError::NotAView), Outcome::NotAView).await,
+            Err(error) => self.store_failed(Request::List, error).await,
         }
     }
 
@@ -60,9 +122,10 @@ impl Reflector {
         &mut self,
         credential: &Credential,
         parameters: &ListParameters,
-    ) -> Result<ListPage, FetchError> {
-        let (upstream, view) = (self.upstream.clone(), Arc::clone(&self.view));
-        let mut page = pin!(fetch::list(&upstream, credential, &view.spec, parameters));
+    ) -> Result<fetch::Page, FetchError> {
+        let (upstream, view, large) =
+            (self.upstream.clone(), Arc::clone(&self.view), Arc::clone(&self.large));
+        let mut page = pin!(fetch::list(&upstream, credential, &view.spec, parameters, &large));
         tokio::select! {
             page = &mut page => page,
             () = until_lost(&mut self.link) => {
@@ -79,37 +142,55 @@ impl Reflector {
         record
     }
 
-    async fn stage(&self, page: ListPage, first: bool) -> Result<(), StoreError> {
-        let (id, record) = (self.view.id, self.new_record());
-        self.store
-            .write(Durability::Soon, move |tx| {
-                if tx.get(Table::Views, &id.prefix())?.is_none() {
-                    tx.put(Table::Views, &id.prefix(), &record.encode()?)?;
-                }
-                ViewTable::load(tx, id)?.stage(&page.items, first)
-            })
-            .await
+    /// A page that is not the last one.
+    async fn stage(&self, page: ListPage, first: bool) -> Result<Page, StoreError> {
+        let reached = self.view.resource_version();
+        self.write(first && self.rebuild, move |table| table.stage(&page, first, reached)).await
     }
 
-    async fn commit(&self, page: ListPage, only: bool) -> Result<ViewRecord, StoreError> {
-        let (id, record, rebuild) = (self.view.id, self.new_record(), self.rebuild);
-        let overlay = self.overlay.clone();
+    /// The last page.
+    async fn commit(&self, page: ListPage, only: bool) -> Result<Page, StoreError> {
         let reached = self.view.resource_version();
+        self.write(only && self.rebuild, move |table| {
+            if only {
+                // Leftovers of a list that never came to its last page.
+                table.unstage()?;
+                table.apply_list(&page, reached, clock::now())?;
+            } else if table.record.state == State::Empty {
+                table.finish_list(&page, clock::now())?;
+            } else if table.is_of_another_history(&page, reached)? {
+                return Ok(Taken::AnotherHistory);
+            } else {
+                table.apply_list(&page, reached, clock::now())?;
+            }
+            Ok(Taken::Listed)
+        })
+        .await
+    }
+
+    async fn write(
+        &self,
+        rebuild: bool,
+        mut take: impl FnMut(&mut ViewTable<'_, '_>) -> Result<Taken, StoreError> + Send + 'static,
+    ) -> Result<Page, StoreError> {
+        let (id, new, overlay) = (self.view.id, self.new_record(), self.overlay.clone());
         self.store
             .write(Durability::Soon, move |tx| {
                 if rebuild {
-                    ViewTable::reset(tx, id, &record)?;
+                    ViewTable::reset(tx, id, &new)?;
                 } else if tx.get(Table::Views, &id.prefix())?.is_none() {
-                    tx.put(Table::Views, &id.prefix(), &record.encode()?)?;
+                    tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
                 }
                 let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
-                if only {
-                    // Leftovers of a list that never came to its last page.
-                    table.stage(&[], true)?;
-                }
-                table.apply_list(&page, reached, clock::now())?;
-                table.save()
+                let page = take(&mut table)?;
+                Ok(Page { page, record: table.save()? })
             })
             .await
     }
+}
+
+/// A page that was taken, and what the view is with it.
+struct Page {
+    page: Taken,
+    record: ViewRecord,
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::{IDLE_SECONDS, Reflector, Refusals};
+use crate::caller::Credential;
 use crate::clock;
 use crate::replica::fetch::{self, FetchError};
 use crate::replica::step::Outcome;
@@ -207,9 +208,12 @@ impl Reflector {
         taken.more = changes.len() >= GROUP;
         if !changes.is_empty() {
             let (id, overlay) = (self.view.id, self.overlay.clone());
+            // kubelet starts and stops pods by its events; everybody else's may wait for company.
+            let node = matches!(*self.credential.borrow(), Credential::Node);
+            let durability = if node { Durability::Soon } else { Durability::Relaxed };
             let record = self
                 .store
-                .write(Durability::Soon, move |tx| {
+                .write(durability, move |tx| {
                     let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
                     table.apply_events(&changes, version)?;
                     table.save()

@@ -191,7 +191,15 @@ async fn a_clock_that_jumps_makes_no_view_unused() {
     // A process that finds it while the clock is years behind takes it for used just now.
     let found = |used: u64| {
         let record = crate::view::record::ViewRecord { used, ..record.clone() };
-        View::new(view.id, view.identity.clone(), pods.clone(), hub.store.read_only(), Some(&record)).idle()
+        View::new(
+            view.id,
+            view.identity.clone(),
+            pods.clone(),
+            hub.store.read_only(),
+            crate::view::Stored::default(),
+            Some(&record),
+        )
+        .idle()
     };
     assert_eq!(found(now() + 50 * 365 * 24 * 3600), 0);
     assert!((99..=102).contains(&found(now() - 100)), "{}", found(now() - 100));

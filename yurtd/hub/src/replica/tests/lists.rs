@@ -119,3 +119,106 @@ async fn a_collection_without_versions_is_no_view() {
     let missing = hub.views.open(&node(), &spec("nonsense", "", "", Encoding::Json)).await;
     assert!(matches!(&missing, Err(ViewError::Upstream(response)) if response.code == 404), "{missing:?}");
 }
+
+fn limits_asked(api: &FakeApi) -> Vec<usize> {
+    let lists = api.requests().into_iter().filter(|seen| !seen.is_watch());
+    let limit = |query: &str| query.split('&').find_map(|pair| pair.strip_prefix("limit=")?.parse().ok());
+    lists.filter_map(|seen| limit(&seen.query)).collect()
+}
+
+#[tokio::test]
+async fn pages_have_about_a_mebibyte_however_large_the_objects_are() {
+    for encoding in ENCODINGS {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        for number in 0..12 {
+            api.put_data("secrets", "n", &format!("large-{number:02}"), "x", &"x".repeat(900 << 10));
+        }
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&node(), &spec("secrets", "", "", encoding)).await.unwrap();
+        assert!(view.list().unwrap().body == api.list("secrets", "Secret", "", encoding));
+        let asked = limits_asked(&api);
+        assert_eq!(asked[..4], [250, 50, 10, 2], "what was too big is asked for in parts");
+        assert!(asked[4..].iter().all(|limit| *limit == 1), "{asked:?}");
+    }
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for number in 0..2000 {
+        api.put_data("pods", "n", &format!("small-{number}"), "x", "data");
+    }
+    let hub = Hub::start(&api, dir.path()).await;
+    hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
+    assert_eq!(limits_asked(&api).len(), 3, "{:?}", limits_asked(&api));
+}
+
+#[tokio::test]
+async fn a_collection_beyond_its_identitys_share_is_forwarded_and_leaves_nothing_behind() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for number in 0..9 {
+        api.put_data("pods", "n", &format!("large-{number:02}"), "x", &"x".repeat(900 << 10));
+    }
+    // Of 64 MiB a tenth.
+    let hub = Hub::start(&api, dir.path()).await;
+    let pods = pods(Encoding::Json);
+    let refused = hub.views.open(&service_account("t"), &pods).await;
+    assert!(matches!(refused, Err(ViewError::NotAView)), "{refused:?}");
+    let left = hub.store.read(|reader| {
+        let mut left = 0;
+        for table in [Table::Objects, Table::Log, Table::Staging, Table::Views] {
+            reader.scan(table, &[], None, |_, _| {
+                left += 1;
+                Ok(true)
+            })?;
+        }
+        Ok(left)
+    });
+    assert_eq!(left.unwrap(), 0);
+    // kubelet's has no share: it is what the node is for.
+    let view = hub.views.open(&node(), &pods).await.unwrap();
+    assert!(view.list().unwrap().body == api.list("pods", "Pod", "", Encoding::Json));
+    // Several that are small are counted together.
+    let some = |app: &str| spec("configmaps", &format!("app={app}"), "", Encoding::Json);
+    for app in ["a", "b", "c"] {
+        for number in 0..3 {
+            api.put_data("configmaps", "n", &format!("{app}-{number}"), app, &"x".repeat(900 << 10));
+        }
+    }
+    hub.views.open(&service_account("t"), &some("a")).await.unwrap();
+    hub.views.open(&service_account("t"), &some("b")).await.unwrap();
+    let refused = hub.views.open(&service_account("t"), &some("c")).await;
+    assert!(matches!(refused, Err(ViewError::NotAView)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_list_in_pages_writes_what_has_changed_and_one_that_has_changed_too_much_starts_over() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let put = |from: usize, to: usize, data: &str| {
+        for number in from..to {
+            api.put_data("pods", "n", &format!("pod-{number:03}"), "x", &data.repeat(4000));
+        }
+    };
+    put(0, 300, "a");
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    let is_upstreams = || view.list().unwrap().body == api.list("pods", "Pod", "", Encoding::Json);
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    put(0, 3, "b");
+    api.compact();
+    api.restore();
+    for name in ["pod-000", "pod-001", "pod-002"] {
+        assert_eq!(watch.object().await.1, name);
+    }
+    caught_up(&view, api.version()).await;
+    assert!(is_upstreams());
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    put(0, 200, "c");
+    api.compact();
+    api.restore();
+    assert!(matches!(watch.next().await, Event::Error(status) if status.code == 410));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !(view.is_followed() && is_upstreams()) {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

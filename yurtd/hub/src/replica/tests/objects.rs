@@ -174,6 +174,8 @@ async fn services_that_publish_what_is_not_ready_are_known_from_any_view() {
     hub.views.open(&service_account("t"), &spec("services", "", "", Encoding::Json)).await.unwrap();
     assert_eq!(*hub.views.publishing(&mut known), HashSet::from([("n".to_owned(), "open".to_owned())]));
 }
+
+#[tokio::test]
 async fn a_right_that_nobody_has_asked_about_for_long_is_not_believed_without_the_api_server() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     api.put_data("secrets", "n", "s", "x", "1");

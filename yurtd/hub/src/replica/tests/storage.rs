@@ -50,20 +50,24 @@ async fn a_view_that_does_not_fit_any_more_is_forwarded_online_and_as_it_was_off
 #[tokio::test]
 async fn the_last_of_the_room_is_kubelets() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
-    for number in 0..12 {
+    for number in 0..6 {
         api.put_data("pods", "n", &format!("p{number}"), "x", &"x".repeat(60_000));
     }
     let hub = small(&api, dir.path(), 4 << 20).await;
-    let selected = |number: usize| spec("pods", &format!("app!={number}"), "", Encoding::Json);
-    let others = service_account("t");
+    let pods = pods(Encoding::Json);
+    // Each has less than the tenth that is everybody's.
+    let other = |number: usize| {
+        let identity = Identity::new(&format!("system:serviceaccount:n:{number}"));
+        Permit::for_test(Caller { identity, credential: Credential::Bearer(BearerToken::new("t")) })
+    };
     let mut opened = 0;
-    while hub.views.open(&others, &selected(opened)).await.is_ok() {
+    while hub.views.open(&other(opened), &pods).await.is_ok() {
         opened += 1;
     }
-    assert!((3..5).contains(&opened), "of four megabytes less than three: {opened}");
-    assert!(matches!(hub.views.open(&others, &selected(9)).await, Err(ViewError::NotAView)));
-    hub.views.open(&others, &selected(0)).await.unwrap();
-    hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
+    assert!((4..9).contains(&opened), "of four megabytes less than three: {opened}");
+    assert!(matches!(hub.views.open(&other(20), &pods).await, Err(ViewError::NotAView)));
+    hub.views.open(&other(0), &pods).await.unwrap();
+    hub.views.open(&node(), &pods).await.unwrap();
     assert!(!hub.store.stats().full);
 }
 
@@ -161,4 +165,20 @@ async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_othe
     tokio::time::timeout(Duration::from_secs(10), removed).await.expect("what is stored of it goes");
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     assert_eq!(view.list().unwrap().body, api.list("pods", "Pod", "", Encoding::Json));
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_large_object_ends_no_watch() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    for name in ["a", "b"] {
+        api.put_data("configmaps", "n", name, "x", &"x".repeat(900 << 10));
+    }
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&node(), &spec("configmaps", "", "", Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    for name in ["a", "b"] {
+        api.delete(&format!("/api/v1/namespaces/n/configmaps/{name}"));
+        caught_up(&view, api.version()).await;
+        assert_eq!(watch.object().await, (EventType::Deleted, name.into(), api.version()));
+    }
 }

@@ -68,8 +68,10 @@ async fn a_session_that_still_answers_survives_the_loss_of_the_link() {
     let server = world.server().await;
     let (link, state) = watch::channel(LinkState::Online);
     let config = AgentConfig { link: Some(state), ..world.agent("edge-1", server.address, address) };
+    let connections = config.connections.clone();
     let _agent = start(config);
     server.connected("edge-1").await;
+    eventually("the agent says that it is connected", || connections.sessions()[0].connected).await;
     let before = server.registry.statuses()[0].remote_address.clone();
     let mut stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
     for state in [LinkState::Offline, LinkState::Online] {
