@@ -5,8 +5,8 @@
 //! connection that authenticates as the node. So are those of views and of forwarded requests ([`Traffic`]): whatever a
 //! local client does or fails to do with its answers, views go on.
 //!
-//! The first node connection doubles as the link's probe (see `link`). When the link is declared lost, whoever waits for
-//! an answer is told so at once, and nothing is sent any more; what streams is left to TCP, and goes on when bytes move
+//! The first node connection doubles as the link's probe (see `link`). When the link is declared lost, whoever waits
+//! for an answer is told so at once, and nothing is sent any more; what streams is left to TCP, and goes on when bytes move
 //! again. When the link is back, connections on which nobody answers soon are closed: what streams there would hang.
 //!
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
@@ -149,7 +149,8 @@ impl Upstream {
         Self { traffic: Traffic::Views, ..self.clone() }
     }
 
-    /// Sends a request and returns as soon as response headers are there, or the link is lost. `request.uri()` needs path and query alone;
+    /// Sends a request and returns as soon as response headers are there, or the link is lost. `request.uri()` needs
+    /// path and query alone;
     /// scheme, authority, `host` and `authorization` are set here. Hop-by-hop headers are the caller's to strip.
     /// Fails at once while the link is offline.
     ///

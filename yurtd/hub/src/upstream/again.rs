@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::RequestBody;
 
-/// Bytes of a body that are kept until there is an answer, and pieces that they come in. Beyond, a request is sent once.
+/// Bytes of a body that are kept until there is an answer, and pieces they come in. Beyond, a request is sent once.
 const KEPT: usize = 32 << 10;
 const PIECES: usize = 64;
 

@@ -40,8 +40,8 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(200);
 /// For TLS and HTTP/2 on top of it.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// How long a connection lives on which nobody acknowledges anything. Whether the link is there is known much sooner and
-/// ends no connection: where only the uplink was full, or the cut short, everything on it goes on.
+/// How long a connection lives on which nobody acknowledges anything. Whether the link is there is known much sooner,
+/// and ends no connection: where only the uplink was full, or the cut short, everything on it goes on.
 const DEAD_AFTER: Duration = Duration::from_secs(45);
 /// The link's probe: see `link`.
 pub(super) const PROBE: Liveness =
@@ -461,8 +461,8 @@ impl Pool {
         }
     }
 
-    /// The link is lost: nothing is sent on any connection until somebody answers on it. Those on which nobody has since
-    /// it was lost before are closed, so that there are never more than twice as many as otherwise.
+    /// The link is lost: nothing is sent on any connection until somebody answers on it. Those on which nobody has
+    /// since it was lost before are closed, so that there are never more than twice as many as otherwise.
     pub(super) fn doubt_all(&self) {
         for connection in self.lock().iter() {
             if connection.doubtful.swap(true, Ordering::Relaxed) {
@@ -478,8 +478,8 @@ impl Pool {
         }
     }
 
-    /// The link is there: whoever does not answer on a doubtful connection within `grace` has gone, and what waits there
-    /// fails, to be asked again.
+    /// The link is there: whoever does not answer on a doubtful connection within `grace` has gone, and what waits
+    /// there fails, to be asked again.
     pub(super) fn check(&self, grace: Duration) {
         let connections = self.lock();
         let doubtful = connections.iter().filter(|one| one.doubtful.load(Ordering::Relaxed));

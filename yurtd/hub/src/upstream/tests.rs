@@ -29,8 +29,8 @@ impl UpstreamConfig {
     }
 }
 
-/// The wire is a black hole for what there is, and nothing new comes about. The first connection, the link's probe, ends,
-/// as the kernel at this end of a wire acknowledges whatever it is given.
+/// The wire is a black hole for what there is, and nothing new comes about. The first connection, the link's probe,
+/// ends, as the kernel at this end of a wire acknowledges whatever it is given.
 pub(crate) fn lose(wire: &Wire) {
     wire.set(Mode::BlackHole);
     wire.refuse(true);
