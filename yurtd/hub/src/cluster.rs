@@ -7,11 +7,13 @@
 //! another one, the process ends, and its next start sets the store aside ([`Store::abandon`]).
 
 use std::fmt::Write;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use yurt_node::link::LinkState;
 
 use crate::link::Link;
@@ -72,14 +74,24 @@ pub(crate) struct Guard {
 
 /// Whether the cluster has been looked at since the process began.
 #[derive(Debug, Clone)]
-pub(crate) struct Checked(watch::Receiver<bool>);
+pub(crate) struct Checked {
+    checked: watch::Receiver<bool>,
+    /// Since when somebody has waited for it.
+    since: Arc<OnceLock<Instant>>,
+}
 
 impl Checked {
-    /// Waits for it, at most `limit`.
+    fn new(checked: watch::Receiver<bool>) -> Self {
+        Self { checked, since: Arc::default() }
+    }
+
+    /// Waits for it, at most until `limit` after the first who did: it may never be known, and not every request has to
+    /// wait for that.
     pub(crate) async fn settled(&self, limit: Duration) {
-        let mut checked = self.0.clone();
+        let mut checked = self.checked.clone();
         if !*checked.borrow() {
-            let _ = tokio::time::timeout(limit, checked.wait_for(|checked| *checked)).await;
+            let until = *self.since.get_or_init(Instant::now) + limit;
+            let _ = tokio::time::timeout_at(until, checked.wait_for(|checked| *checked)).await;
         }
     }
 }
@@ -104,7 +116,7 @@ impl Guard {
         }
         let (checked, receiver) = watch::channel(false);
         let guard = Self { store, client, link, node_name: node_name.to_owned(), ca: fingerprint, checked };
-        (guard, Checked(receiver))
+        (guard, Checked::new(receiver))
     }
 
     /// Looks whenever the link comes.
@@ -127,10 +139,14 @@ impl Guard {
     }
 
     async fn check(&self) -> Result<(), CheckError> {
-        let known = match self.store.get(Bucket::Misc, KEY)? {
+        let known: Stamp = match self.store.get(Bucket::Misc, KEY) {
             // What cannot be read is learnt anew.
-            Some(value) => serde_json::from_slice(&value).unwrap_or_default(),
-            None => Stamp::default(),
+            Ok(Some(value)) => serde_json::from_slice(&value).unwrap_or_default(),
+            Ok(None) => Stamp::default(),
+            Err(error) => {
+                tracing::warn!(%error, "which cluster the store is of cannot be read; it is learnt anew");
+                Stamp::default()
+            }
         };
         let now = self.look(&known).await?;
         if known.is_another(&now) {
@@ -138,12 +154,13 @@ impl Guard {
             self.store.abandon("it is of another cluster");
             return Ok(());
         }
+        // Nobody waits for the disk, which may be full.
+        self.checked.send_replace(true);
         let stamp = known.clone().with(now);
         if stamp != known {
             let value = serde_json::to_vec(&stamp).map_err(|error| StoreError::Failed(error.to_string()))?;
             self.store.put_durable(Bucket::Misc, KEY, &value).await?;
         }
-        self.checked.send_replace(true);
         Ok(())
     }
 
@@ -156,9 +173,9 @@ impl Guard {
         }
         if now.namespace.is_none() {
             now.service = self.uid("/api/v1/namespaces/default/services/kubernetes").await?;
-            if known.service != now.service || known.ca != now.ca || known.node.is_none() {
-                now.node = self.uid(&format!("/api/v1/nodes/{}", self.node_name)).await?;
-            }
+            // Both, so that what is known of them is from the same time: of signs that have changed one after the other,
+            // in months, none would be missing.
+            now.node = self.uid(&format!("/api/v1/nodes/{}", self.node_name)).await?;
         }
         Ok(now)
     }
@@ -183,7 +200,12 @@ enum CheckError {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+    use yurt_fakes::api_server::{FakeApi, Fault, When};
+    use yurt_node::supervise::Tasks;
+
     use super::*;
+    use crate::upstream::{Upstream, UpstreamConfig};
 
     fn stamp(namespace: &str, service: &str, node: &str, ca: &str) -> Stamp {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -212,5 +234,102 @@ mod tests {
         assert!(known.is_another(&stamp("other", "", "", "c")), "built anew with the same CA");
         assert!(!known.is_another(&stamp("k", "other", "other", "other")));
         assert_eq!(known.with(stamp("", "s", "", "rotated")), stamp("k", "s", "", "rotated"));
+    }
+
+    struct Cluster {
+        api: FakeApi,
+        store: Store,
+        stop: CancellationToken,
+        guard: Guard,
+        checked: Checked,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Drop for Cluster {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
+    }
+
+    const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
+    const NODE: &str = "/api/v1/nodes/edge";
+
+    impl Cluster {
+        /// One whose namespaces the node may not read.
+        async fn start() -> Self {
+            let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+            api.fault(When::path("/api/v1/namespaces/kube-system"), Fault::Answer(403));
+            let stop = CancellationToken::new();
+            let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
+            let (upstream, link) =
+                Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
+            assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
+            let client = NodeClient::new(upstream);
+            let (guard, checked) = Guard::new(store.clone(), client, link, "edge", [&b"ca"[..]]);
+            let cluster = Self { api, store, stop, guard, checked, _dir: dir };
+            cluster.make(SERVICE, "Service");
+            cluster.make(NODE, "Node");
+            cluster
+        }
+
+        fn make(&self, path: &str, kind: &str) {
+            if self.api.get(path).is_some() {
+                self.api.delete(path);
+            }
+            self.api.put(path, serde_json::json!({"kind": kind, "apiVersion": "v1"}));
+        }
+
+        fn is_checked(&self) -> bool {
+            *self.checked.checked.borrow()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stamp_that_cannot_be_written_or_read_keeps_nobody_waiting() {
+        let cluster = Cluster::start().await;
+        for (size, name) in [(100 << 10, "l"), (10 << 10, "m"), (1 << 10, "s"), (10, "t")] {
+            for number in 0.. {
+                let key = format!("{name}{number}");
+                if cluster.store.put(Bucket::Journal, key.as_bytes(), &vec![7; size]).await.is_err() {
+                    break;
+                }
+            }
+        }
+        assert!(matches!(cluster.guard.check().await, Err(CheckError::Store(StoreError::Full(_)))));
+        assert!(cluster.is_checked());
+
+        let cluster = Cluster::start().await;
+        let key = crate::store::bucket_key(Bucket::Misc, KEY);
+        let torn =
+            move |tx: &mut crate::store::Tx<'_>| tx.put(crate::store::Table::Buckets, &key, b"not sealed");
+        cluster.store.write(crate::store::Durability::Durable, torn).await.unwrap();
+        assert!(cluster.store.get(Bucket::Misc, KEY).is_err());
+        cluster.guard.check().await.unwrap();
+        assert!(cluster.is_checked() && cluster.store.get(Bucket::Misc, KEY).unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_wait_for_the_cluster_once_and_not_each() {
+        let (_never, receiver) = watch::channel(false);
+        let (checked, limit, begin) = (Checked::new(receiver), Duration::from_secs(2), Instant::now());
+        for _ in 0..3 {
+            checked.clone().settled(limit).await;
+            assert_eq!(begin.elapsed().as_secs(), 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn signs_that_changed_one_after_the_other_are_not_another_cluster() {
+        let cluster = Cluster::start().await;
+        cluster.guard.check().await.unwrap();
+        for (path, kind) in [(NODE, "Node"), (SERVICE, "Service")] {
+            cluster.make(path, kind);
+            cluster.guard.check().await.unwrap();
+            assert!(!cluster.store.broken().is_cancelled(), "{kind}");
+        }
+        cluster.make(NODE, "Node");
+        cluster.make(SERVICE, "Service");
+        cluster.guard.check().await.unwrap();
+        assert!(cluster.store.broken().is_cancelled(), "both at a time");
     }
 }

@@ -165,7 +165,7 @@ impl Offline {
             kubelet_version: kubelet_version.to_owned(),
             views,
             journal: Journal::open(store.clone(), boot).await,
-            events: EventQueue::open(store.clone()),
+            events: EventQueue::open(store.clone()).await,
             lease: NodeLease::open(store.clone(), node_name),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
@@ -280,6 +280,7 @@ impl Offline {
                 Row::EventAgain => Err(not_found(target)),
                 Row::List => self
                     .recall(&self.answers, Owner::of(permit), info, parts)?
+                    .filter(|answer| !answer.is_page())
                     .map(|answer| self.remembered(target, answer))
                     .ok_or_else(|| never_cached(&describe(target))),
                 Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(

@@ -71,7 +71,13 @@ fn first_processes(proc: &Path, id: &str) -> io::Result<Vec<OwnedFd>> {
             continue;
         }
         // Looked at again through what cannot become another process: its number may have been given away.
-        let Ok(process) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { continue };
+        // Without flags: the kernel knows none before 5.10.
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            // It has ended in the meantime.
+            Err(Errno::SRCH) => continue,
+            Err(error) => return Err(error.into()),
+        };
         if is_first(proc, pid, id) {
             found.push(process);
         }
@@ -202,6 +208,30 @@ mod tests {
         for id in ["", "abc", "../../../../../../../../../../../../../etc"] {
             assert!(end(processes.proc.path(), id, Duration::ZERO).is_err(), "{id}");
         }
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_none_and_one_that_cannot_be_opened_is_an_error() {
+        let mut processes = Processes::new();
+        let pid = processes.start(":", &format!("/{ID}"), None);
+        let mine = processes.proc.path().join(pid.to_string());
+        // Larger than any process' number.
+        let gone = processes.proc.path().join(i32::MAX.to_string());
+        std::fs::rename(&mine, &gone).unwrap();
+        end(processes.proc.path(), ID, Duration::ZERO).unwrap();
+        assert_eq!(processes.signals(), [None]);
+        // A thread, not a process: the kernel opens none of those.
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let (told, tid) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            told.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
+            receiver.recv().ok();
+        });
+        let thread_id = tid.recv().unwrap();
+        std::fs::rename(&gone, processes.proc.path().join(thread_id.file_name().unwrap())).unwrap();
+        assert!(end(processes.proc.path(), ID, Duration::ZERO).is_err());
+        drop(sender);
+        thread.join().unwrap();
     }
 
     #[test]

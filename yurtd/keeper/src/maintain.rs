@@ -7,6 +7,7 @@ use yurt_api::status::{ConversionState, ConversionStatus};
 use super::cluster::{Cluster, OwnNode};
 use super::engine::{Engine, KeeperError};
 use super::journal::{Journal, Release};
+use super::parts::Wanted;
 use super::systemd::Systemd;
 
 impl<S: Systemd, C: Cluster> Engine<S, C> {
@@ -67,7 +68,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let relinked = self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
         let reconfigured = self.configure(journal).await?;
         self.ensure_service(journal, relinked || reconfigured).await?;
-        self.ensure_drop_in(journal).await?;
+        if self.ensure_drop_in(journal).await? && journal.agents_due {
+            self.kubelet_back_if_seen(Wanted::Lease).await?;
+        }
         if let Err(error) = self.agents_to_hub(journal).await {
             self.report_agents(journal, &error)?;
         }
@@ -124,12 +127,17 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         // The new hub may vouch for itself with something that kubelet does not know yet. kubelet is told of it beside
         // what it knows, so that it works with both: one of a release before is also what is swapped back.
         if self.ensure_drop_in(journal).await? {
-            match self.kubelet_back(true).await {
-                // The hub serves it without the link, too; whether it renews its Lease cannot be seen.
-                Err(KeeperError::Cluster(error)) if error.is_unreachable() => {}
-                outcome => outcome?,
-            }
+            self.kubelet_back_if_seen(Wanted::Ready).await?;
         }
         Ok(())
+    }
+
+    /// Waits until kubelet is back on the hub. The hub serves it without the link, too; whether it renews its Lease
+    /// cannot be seen then.
+    async fn kubelet_back_if_seen(&mut self, wanted: Wanted) -> Result<(), KeeperError> {
+        match self.kubelet_back(true, wanted).await {
+            Err(KeeperError::Cluster(error)) if error.is_unreachable() => Ok(()),
+            outcome => outcome,
+        }
     }
 }

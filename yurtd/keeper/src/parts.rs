@@ -23,6 +23,7 @@ mod ready;
 mod service;
 mod verify;
 
+pub(crate) use self::verify::Wanted;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use yurt_api::names;

@@ -45,6 +45,10 @@ pub(crate) struct World {
     /// `KUBELET_KUBECONFIG_ARGS` as systemd last read it.
     kubelet_arguments: String,
     kubelet_pid: u32,
+    /// Its process has ended, and systemd has not started another one yet.
+    pub kubelet_down: bool,
+    /// What a drop-in of somebody else, behind ours, sets the variable to.
+    pub foreign_arguments: Option<String>,
     pub kubelet_restarts: u32,
     pub hub_restarts: u32,
     /// Content of the program that the service runs. One that begins with `old` is a release whose hub has a
@@ -96,7 +100,7 @@ pub(crate) struct World {
 pub(crate) type Shared = Rc<RefCell<World>>;
 
 /// kubeadm's value.
-const VANILLA_ARGUMENTS: &str =
+pub(crate) const VANILLA_ARGUMENTS: &str =
     "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf";
 
 const KUBECONFIG: &str = "\
@@ -165,6 +169,8 @@ impl World {
             active: BTreeSet::new(),
             kubelet_arguments: VANILLA_ARGUMENTS.into(),
             kubelet_pid: 100,
+            kubelet_down: false,
+            foreign_arguments: None,
             kubelet_restarts: 0,
             hub_restarts: 0,
             hub_program: None,
@@ -210,6 +216,9 @@ impl World {
     }
 
     fn drop_in_arguments(&self) -> String {
+        if let Some(foreign) = &self.foreign_arguments {
+            return foreign.clone();
+        }
         let prefix = format!("Environment=\"{}=", units::KUBECONFIG_VARIABLE);
         self.text(names::KUBELET_DROP_IN)
             .and_then(|text| {

@@ -256,7 +256,9 @@ mod tests {
 
     #[test]
     fn every_trouble_is_named_with_what_to_do() {
-        let table: [(fn(&mut Hub), &str, &str); 14] = [
+        /// What is made wrong, and what is said of it.
+        type Row = (fn(&mut Hub), &'static str, &'static str);
+        let table: [Row; 14] = [
             (|hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200 }, "for 2 h", "uplink"),
             (|hub| hub.link = Link::default(), "not known yet", "ask again"),
             (|hub| hub.missing_addresses = vec!["169.254.2.1".into()], "169.254.2.1", "yurt-address"),

@@ -109,10 +109,27 @@ impl Answer {
         Some(item.meta.resource_version)
     }
 
-    /// resourceVersion of the list that it is, if it is one.
+    /// resourceVersion of the whole list that it is, if it is one. Whoever has a page
+    /// alone knows less than who has all of an older list.
     pub(crate) fn list_version(&self) -> Option<u64> {
+        self.collection().filter(|(_, whole)| *whole).map(|(version, _)| version)
+    }
+
+    /// resourceVersion of the list that it is, or is a page of.
+    pub(crate) fn page_version(&self) -> Option<u64> {
+        self.collection().map(|(version, _)| version)
+    }
+
+    /// Whether it is a page of a list that has more.
+    pub(crate) fn is_page(&self) -> bool {
+        self.collection().is_some_and(|(_, whole)| !whole)
+    }
+
+    /// Of a list: its resourceVersion, and whether that is all of it.
+    fn collection(&self) -> Option<(u64, bool)> {
         let body = self.plain()?;
-        Some(split_list(self.encoding()?, &body).ok()?.resource_version)
+        let page = split_list(self.encoding()?, &body).ok()?;
+        Some((page.resource_version, page.continue_token.is_none()))
     }
 
     fn encoding(&self) -> Option<Encoding> {
@@ -220,6 +237,21 @@ mod tests {
         assert_eq!(packed.clone().decompressed("", 4), None, "a bomb is not unpacked");
         let unknown = Answer { content_encoding: Some("zstd".into()), ..packed };
         assert_eq!(unknown.decompressed("gzip", 100), None);
+    }
+
+    #[test]
+    fn a_page_is_no_list() {
+        let list = |metadata: &str| {
+            let body =
+                format!(r#"{{"kind":"PodList","apiVersion":"v1","metadata":{{{metadata}}},"items":[]}}"#);
+            Answer::new(StatusCode::OK, "application/json", body.into())
+        };
+        let whole = list(r#""resourceVersion":"7""#);
+        assert_eq!((whole.list_version(), whole.page_version(), whole.is_page()), (Some(7), Some(7), false));
+        let page = list(r#""resourceVersion":"7","continue":"t""#);
+        assert_eq!((page.list_version(), page.page_version(), page.is_page()), (None, Some(7), true));
+        let object = Answer::new(StatusCode::OK, "application/json", Bytes::from_static(b"{}"));
+        assert!(!object.is_page());
     }
 
     #[test]

@@ -123,21 +123,58 @@ impl Index {
         }
     }
 
+    /// Takes out an Event, as it can be [put back](Self::insert).
+    fn take(&mut self, sequence: u64) -> Option<(u64, String, usize)> {
+        let (place, bytes) = self.queued.get(&sequence)?.clone();
+        self.remove(sequence);
+        Some((sequence, place, bytes))
+    }
+
     /// The sequence of a new Event, and those that make room for it.
-    fn admit(&mut self, place: String, bytes: usize) -> (u64, Vec<u64>) {
-        let mut gone: Vec<u64> = self.places.get(&place).copied().into_iter().collect();
-        for older in &gone {
-            self.remove(*older);
-        }
+    fn admit(&mut self, place: String, bytes: usize) -> (u64, Vec<(u64, String, usize)>) {
+        let elder = self.places.get(&place).copied();
+        let mut gone: Vec<_> = elder.and_then(|elder| self.take(elder)).into_iter().collect();
         while self.queued.len() >= MAX_EVENTS || self.bytes + bytes > MAX_BYTES {
             let Some((&oldest, _)) = self.queued.first_key_value() else { break };
-            self.remove(oldest);
+            gone.extend(self.take(oldest));
             self.dropped += 1;
-            gone.push(oldest);
         }
         let sequence = self.next;
         self.insert(sequence, place, bytes);
         (sequence, gone)
+    }
+}
+
+/// An Event that has its place, and is not on the disk yet. Unless it is [kept](Self::keep), its place is given back to
+/// those that made room for it: also when whoever posts it hangs up.
+struct Admitted<'q> {
+    queue: &'q EventQueue,
+    sequence: u64,
+    gone: Vec<(u64, String, usize)>,
+    kept: bool,
+}
+
+impl Admitted<'_> {
+    /// It is on the disk. Returns those that made room for it.
+    fn keep(mut self) -> Vec<u64> {
+        self.kept = true;
+        self.gone.iter().map(|(sequence, ..)| *sequence).collect()
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            let mut index = self.queue.index();
+            index.remove(self.sequence);
+            for (sequence, place, bytes) in self.gone.drain(..) {
+                // Somebody may have posted it again meanwhile.
+                if !index.places.contains_key(&place) {
+                    index.insert(sequence, place, bytes);
+                }
+            }
+        }
+        self.queue.tell();
     }
 }
 
@@ -149,26 +186,31 @@ pub(crate) struct EventQueue {
 }
 
 impl EventQueue {
-    /// Reads what an earlier process left.
-    pub(crate) fn open(store: Store) -> Self {
+    /// Reads what an earlier process left. What cannot be read is removed: it would be in the way of all that follows.
+    pub(crate) async fn open(store: Store) -> Self {
         let mut index = Index::default();
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let page = match store.scan(Bucket::Events, b"", after.as_deref(), 64) {
-                Ok(page) => page,
-                Err(error) => {
-                    tracing::error!(%error, "the Events from the time without a link cannot be read");
-                    break;
+        let mut unreadable = Vec::new();
+        let found = store.sizes(Bucket::Events).unwrap_or_else(|error| {
+            tracing::error!(%error, "the Events from the time without a link cannot be read");
+            Vec::new()
+        });
+        for (key, _) in found {
+            let sequence = <[u8; 8]>::try_from(&*key).map(u64::from_be_bytes);
+            match (sequence, store.get(Bucket::Events, &key)) {
+                (_, Err(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                    tracing::warn!(%error, "an Event from the time without a link cannot be read now");
                 }
-            };
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            for (key, value) in page {
-                let sequence = key.try_into().ok().map(u64::from_be_bytes);
-                match (sequence, Entry::from_bytes(&value)) {
-                    (Some(sequence), Some(entry)) => index.insert(sequence, entry.place(), value.len()),
-                    _ => tracing::warn!("the queue of Events has an entry that nothing of ours wrote"),
+                (Ok(sequence), Ok(Some(value))) if let Some(entry) = Entry::from_bytes(&value) => {
+                    index.insert(sequence, entry.place(), value.len());
                 }
+                _ => unreadable.push(key),
+            }
+        }
+        if !unreadable.is_empty() {
+            index.dropped += unreadable.len() as u64;
+            tracing::warn!(events = unreadable.len(), "the queue has Events of no use; they are removed");
+            if let Err(error) = store.delete(Bucket::Events, &unreadable).await {
+                tracing::warn!(%error, "and cannot be removed");
             }
         }
         let pending = watch::Sender::new(index.queued.len());
@@ -191,31 +233,38 @@ impl EventQueue {
         let entry = Entry { head, body: body.clone() };
         let value = entry.to_bytes()?;
         let (sequence, gone) = self.index().admit(entry.place(), value.len());
-        let stored = self.store.put_durable(Bucket::Events, &key(sequence), &value).await;
-        if let Err(error) = stored {
-            self.index().remove(sequence);
-            self.tell();
-            return Err(error.into());
-        }
-        self.tell();
+        let admitted = Admitted { queue: self, sequence, gone, kept: false };
+        self.store.put_durable(Bucket::Events, &key(sequence), &value).await?;
+        let gone = admitted.keep();
         // After the new one is there: a power cut in between leaves one Event too many, and never one too few.
         self.delete(&gone).await?;
         Ok(())
     }
 
-    /// The oldest Event.
+    /// The oldest Event. One that cannot be read is forgotten, and counted: it must not be in the way of the others.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read.
-    pub(crate) fn oldest(&self) -> Result<Option<(u64, Entry)>, StoreError> {
-        let Some(sequence) = self.index().queued.first_key_value().map(|(sequence, _)| *sequence) else {
-            return Ok(None);
-        };
-        let value = self.store.get(Bucket::Events, &key(sequence))?;
-        match value.as_deref().and_then(Entry::from_bytes) {
-            Some(entry) => Ok(Some((sequence, entry))),
-            None => Err(StoreError::Damaged(format!("the Event {sequence} cannot be read"))),
+    /// When the store cannot be read, or what is no use not be removed.
+    pub(crate) async fn oldest(&self) -> Result<Option<(u64, Entry)>, StoreError> {
+        loop {
+            let Some(sequence) = self.index().queued.first_key_value().map(|(sequence, _)| *sequence) else {
+                return Ok(None);
+            };
+            match self.store.get(Bucket::Events, &key(sequence)) {
+                Ok(Some(value)) if let Some(entry) = Entry::from_bytes(&value) => {
+                    return Ok(Some((sequence, entry)));
+                }
+                Ok(_) | Err(StoreError::Damaged(_)) => {
+                    tracing::warn!(
+                        sequence,
+                        "an Event from the time without a link cannot be read; it is forgotten"
+                    );
+                    self.index().dropped += 1;
+                    self.forget(sequence).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -283,7 +332,7 @@ mod tests {
 
     async fn drain(queue: &EventQueue) -> Vec<(String, Bytes)> {
         let mut all = Vec::new();
-        while let Some((sequence, entry)) = queue.oldest().unwrap() {
+        while let Some((sequence, entry)) = queue.oldest().await.unwrap() {
             queue.forget(sequence).await.unwrap();
             all.push((entry.place(), entry.body));
         }
@@ -294,13 +343,13 @@ mod tests {
     async fn events_survive_the_process_in_their_order_and_a_repeat_takes_its_elders_place() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let queue = EventQueue::open(store.clone());
+        let queue = EventQueue::open(store.clone()).await;
         for (name, count) in [("a", 1), ("b", 1), ("a", 2)] {
             queue.push(PATH, "application/json", &event(name, count)).await.unwrap();
         }
         drop((queue, store));
         let (store, _) = Store::open(dir.path()).unwrap();
-        let queue = EventQueue::open(store.clone());
+        let queue = EventQueue::open(store.clone()).await;
         assert_eq!(*queue.subscribe().borrow(), 2);
         queue.push(PATH, "application/json", &event("c", 1)).await.unwrap();
         let expected = [("b", 1), ("a", 2), ("c", 1)];
@@ -314,7 +363,7 @@ mod tests {
     async fn what_is_no_event_is_not_taken() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let queue = EventQueue::open(store);
+        let queue = EventQueue::open(store).await;
         let push = |content_type: &'static str, body: Bytes| {
             let queue = &queue;
             async move { queue.push(PATH, content_type, &body).await }
@@ -328,6 +377,48 @@ mod tests {
         assert!(matches!(push("application/json", event("", 1)).await, Err(EventError::Malformed(_))));
         let large = Bytes::from(vec![b' '; MAX_EVENT + 1]);
         assert!(matches!(push("application/json", large).await, Err(EventError::TooLarge)));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_read_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let queue = EventQueue::open(store.clone()).await;
+        for name in ["a", "b", "c"] {
+            queue.push(PATH, "application/json", &event(name, 1)).await.unwrap();
+        }
+        let tear = async |sequence: u64| {
+            let key = crate::store::bucket_key(Bucket::Events, &key(sequence));
+            let torn =
+                move |tx: &mut crate::store::Tx<'_>| tx.put(crate::store::Table::Buckets, &key, b"torn");
+            store.write(crate::store::Durability::Durable, torn).await.unwrap();
+        };
+        tear(0).await;
+        let (_, entry) = queue.oldest().await.unwrap().unwrap();
+        assert_eq!((entry.place(), queue.len(), queue.dropped()), (format!("{PATH}/b"), 2, 1));
+        // Nor after a restart.
+        tear(1).await;
+        store.put(Bucket::Events, &key(7), b"nothing of ours").await.unwrap();
+        let queue = EventQueue::open(store.clone()).await;
+        assert_eq!(queue.dropped(), 2);
+        assert_eq!(drain(&queue).await, [(format!("{PATH}/c"), event("c", 1))]);
+        assert!(store.sizes(Bucket::Events).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_hangs_up_while_an_event_is_stored_leaves_the_queue_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let queue = EventQueue::open(store.clone()).await;
+        queue.push(PATH, "application/json", &event("a", 1)).await.unwrap();
+        let again = event("a", 2);
+        {
+            let mut push = std::pin::pin!(queue.push(PATH, "application/json", &again));
+            assert!(futures::poll!(&mut push).is_pending());
+        }
+        assert_eq!((queue.len(), *queue.subscribe().borrow()), (1, 1));
+        assert_eq!(drain(&queue).await, [(format!("{PATH}/a"), event("a", 1))]);
         assert_eq!(queue.len(), 0);
     }
 

@@ -130,7 +130,7 @@ impl Subject {
         if !views.stands_still(&self.permit, &self.resource) {
             return;
         }
-        let version = if self.row == Row::List { answer.list_version() } else { answer.version() };
+        let version = if self.row == Row::List { answer.page_version() } else { answer.version() };
         if let Some(version) = version {
             views.heard(&self.permit, &self.resource, version).await;
         }
@@ -193,7 +193,10 @@ impl Observer {
                     self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
                 }
                 subject.heard(&self.offline.views, &answer).await;
-                self.offline.answers.remember(&key, &answer, keep);
+                // The rest of it is asked for by a token that nobody knows here.
+                if !(subject.row == Row::List && answer.is_page()) {
+                    self.offline.answers.remember(&key, &answer, keep);
+                }
                 Ok(())
             }
             What::Discovery(key) => {

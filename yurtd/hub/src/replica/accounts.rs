@@ -11,11 +11,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::needs::NodePods;
 use super::{Start, Views};
 use crate::caller::{Identity, Permit};
 use crate::store::StoreError;
-use crate::view::View;
+use crate::view::{State, View, Why};
 
 /// Bounds of what is kept of views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,14 @@ fn choose(candidates: &[Candidate], all: &mut Share) -> Vec<bool> {
     kept
 }
 
+/// Whether a reflector of it would do more than list it once and end. An identity that may list and not watch would pay
+/// for that with whole lists at every look.
+fn can_be_followed(view: &View) -> bool {
+    let sync = view.sync.borrow();
+    let unwatchable = matches!(sync.state, State::Behind { why: Why::CannotBeWatched, .. });
+    !unwatchable && sync.no_view_until.is_none_or(|until| until <= Instant::now())
+}
+
 impl Views {
     /// Decides which views of others than kubelet are kept, and follows those for which there is a credential.
     pub(super) fn follow_accounts(&self, pods: &NodePods) {
@@ -74,7 +84,7 @@ impl Views {
             if view.identity == *self.inner.node.identity() {
                 continue;
             }
-            if pods.accounts.contains(view.identity.as_str()) && view.is_stored() {
+            if pods.accounts.contains(view.identity.as_str()) && view.is_stored() && can_be_followed(&view) {
                 views.entry(view.identity.as_str().to_owned()).or_default().push(view);
             } else {
                 view.set_kept(false);

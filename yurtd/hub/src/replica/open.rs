@@ -83,9 +83,10 @@ impl Views {
             }
             if *link.borrow_and_update() == LinkState::Offline {
                 return match now.state {
-                    State::Following { .. } | State::Behind { .. } => Ok(view),
                     State::Refused { .. } => Err(ViewError::Refused),
-                    State::Empty => Err(ViewError::NeverCached),
+                    // Rights that nobody has confirmed for too long are not believed because the link has just gone.
+                    _ if view.may_answer(Question::AsLastKnown) => Ok(view),
+                    _ => Err(ViewError::NeverCached),
                 };
             }
             tokio::select! {

@@ -223,8 +223,10 @@ impl Reflector {
             sync.state = sync.state.after(transition, clock::now());
             if let Some(error) = error {
                 sync.attempts += 1;
-                let no_view = outcome == Outcome::NotAView;
-                sync.no_view_until = no_view.then(|| Instant::now() + NO_VIEW_FOR);
+                // Only a watch shows that it was wrong.
+                if outcome == Outcome::NotAView {
+                    sync.no_view_until = Some(Instant::now() + NO_VIEW_FOR);
+                }
                 sync.failure = Some(Failed { request, error });
             }
         });

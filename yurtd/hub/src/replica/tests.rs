@@ -30,7 +30,7 @@ use crate::view::{
 };
 use crate::wire::frame::decode_event;
 use crate::wire::{Encoding, Event, EventType, FrameDecoder, Resource, split_list};
-use yurt_fakes::api_server::{self, FakeApi, Kind};
+use yurt_fakes::api_server::{self, FakeApi, Fault, Kind, When};
 use yurt_node::link::LinkState;
 use yurt_node::token::BearerToken;
 

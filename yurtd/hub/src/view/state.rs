@@ -157,6 +157,8 @@ impl State {
             }
             (_, Transition::Refused) => Self::Refused { since: now },
             (Self::Following { .. }, Transition::Lost(why)) => Self::Behind { since: now, why, heard: 0 },
+            // The reflector ends because of it: that is no other reason.
+            (Self::Behind { why: Why::CannotBeWatched, .. }, Transition::Lost(Why::Unfollowed)) => self,
             // Lost again before it was followed again: it has not become any fresher by that.
             (Self::Behind { since, heard, .. }, Transition::Lost(why)) if why != Why::Disconnected => {
                 Self::Behind { since, why, heard }
@@ -253,6 +255,16 @@ mod tests {
             assert_eq!(refused.after(transition, 30), refused, "{transition:?}");
         }
         assert_eq!(refused.after(Transition::Listed, 30), State::Following { seen: 30 });
+    }
+
+    #[test]
+    fn what_cannot_be_watched_goes_on_ending_watches_when_its_reflector_has_ended() {
+        let unwatchable = behind(Why::CannotBeWatched);
+        let ended = unwatchable.after(Transition::Lost(Why::Unfollowed), 30);
+        assert_eq!(ended, unwatchable);
+        assert!(ended.ends_watches());
+        assert!(!ended.after(Transition::Listed, 40).ends_watches());
+        assert!(!behind(Why::Failed).after(Transition::Lost(Why::Unfollowed), 30).ends_watches());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use yurt_api::agent::Moment;
 use yurt_api::names;
 use yurt_api::status::{AgentFailure, ConversionState};
 
+use super::drop_in::uses_hub;
 use crate::agents::{Agent, began_through_hub};
 use crate::cluster::{Cluster, Route};
 use crate::engine::{Engine, KeeperError};
@@ -40,6 +41,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             journal.save(&self.host)?;
         }
         let Some(came) = journal.came.clone().filter(|_| journal.agents_due) else { return Ok(()) };
+        // What begins while kubelet does not work through the hub does not either: their turn is when it does.
+        if !uses_hub(self.kubelet().await?.1.as_ref()) {
+            return Ok(());
+        }
         let boot_id = self.boot_id();
         // Seen through the hub they cost no uplink, and a cut link is no obstacle.
         let turn = Turn { route: Route::Hub, state: ConversionState::Converting, step: Step::Agents };

@@ -3,7 +3,7 @@
 use yurt_api::names;
 use yurt_api::status::Agents;
 
-use super::fingerprint;
+use super::{Wanted, fingerprint};
 use crate::arguments::{self, Arguments};
 use crate::cluster::Cluster;
 use crate::engine::{Engine, KeeperError};
@@ -27,6 +27,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         }
         let wanted = fingerprint(&[text.as_bytes(), drop_in.as_bytes()]);
         let mut restarted = false;
+        // One that does not run has not gone past the hub: what it started is still told of the hub.
+        let elsewhere = match &arguments {
+            Some(found) => !uses_hub(Some(found)),
+            None => changed || journal.applied_kubelet.is_none(),
+        };
         if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
             tracing::info!("restarting kubelet, which then works through the hub");
             let now = self.moment();
@@ -36,7 +41,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 before.restarted = Some(now.second);
                 journal.save(&self.host)?;
             }
-            if !uses_hub(arguments.as_ref()) {
+            if elsewhere {
                 journal.came = Some(now);
                 journal.agents_due = true;
                 journal.agents = Agents::default();
@@ -92,7 +97,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             tracing::info!("restarting kubelet, which then works without the hub");
             self.systemd.restart(units::KUBELET).await?;
         }
-        self.kubelet_back(false).await?;
+        self.kubelet_back(false, Wanted::Ready).await?;
         self.host.remove(names::KUBELET_KUBECONFIG)?;
         Ok(())
     }

@@ -11,6 +11,15 @@ use crate::journal::Journal;
 use crate::systemd::Systemd;
 use crate::units;
 
+/// What a kubelet that is back has to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// It renews its Lease.
+    Lease,
+    /// Its node is Ready, too.
+    Ready,
+}
+
 impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Writes down what runs, as long as it is not kubelet's restart that is to be judged by it.
     pub(crate) async fn remember_containers(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
@@ -36,7 +45,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 
     /// kubelet works through the hub, and every container that ran for a while still does.
     pub(crate) async fn verify(&mut self, journal: &Journal) -> Result<(), KeeperError> {
-        self.kubelet_back(true).await?;
+        self.kubelet_back(true, Wanted::Ready).await?;
         let boot_id = self.boot_id();
         let Some(before) = journal.before.as_ref().filter(|before| before.boot_id == boot_id) else {
             tracing::info!("the node was booted since, there are no containers to compare");
@@ -59,16 +68,20 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         }
     }
 
-    /// Waits until kubelet runs with the right kubeconfig, has renewed its Lease since, and its node is Ready. The
+    /// Waits until kubelet runs with the right kubeconfig, has renewed its Lease since, and its node is as wanted. The
     /// Lease tells by changing, not by its time: a node's clock may jump when it boots. A question that was not answered
     /// is asked again until the time is up.
-    pub(crate) async fn kubelet_back(&mut self, through_hub: bool) -> Result<(), KeeperError> {
+    pub(crate) async fn kubelet_back(
+        &mut self,
+        through_hub: bool,
+        wanted: Wanted,
+    ) -> Result<(), KeeperError> {
         let limit = self.settings.kubelet_limit;
         let deadline = Instant::now() + limit;
         let mut first = None;
         loop {
             let mut unanswered = None;
-            let lease = match self.heartbeat(&mut first).await {
+            let lease = match self.heartbeat(&mut first, wanted).await {
                 Ok(news) => news,
                 Err(error) if error.is_transient() => {
                     let text = error.to_string();
@@ -105,6 +118,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     async fn heartbeat(
         &mut self,
         first: &mut Option<Option<Timestamp>>,
+        wanted: Wanted,
     ) -> Result<Option<String>, ClusterError> {
         let first = match *first {
             Some(lease) => lease,
@@ -112,6 +126,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         };
         if self.cluster.lease().await? == first {
             return Ok(Some("it has not renewed its Lease".into()));
+        }
+        if wanted == Wanted::Lease {
+            return Ok(None);
         }
         let ready = self.cluster.node().await?.ready;
         Ok((!ready).then(|| "the node is not Ready".into()))

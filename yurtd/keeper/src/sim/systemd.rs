@@ -27,11 +27,11 @@ impl Systemd for FakeSystemd {
         if unit == units::KUBELET {
             return Ok(Unit {
                 load_state: "loaded".into(),
-                active_state: "active".into(),
+                active_state: if world.kubelet_down { "activating" } else { "active" }.into(),
                 need_reload: world.kubelet_arguments != world.drop_in_arguments(),
                 drop_in_paths: world.drop_ins.clone(),
                 service: Service {
-                    main_pid: world.kubelet_pid,
+                    main_pid: if world.kubelet_down { 0 } else { world.kubelet_pid },
                     exec_start: world.exec_start.clone(),
                     environment: vec![format!("{}={}", units::KUBECONFIG_VARIABLE, world.kubelet_arguments)],
                     environment_files: world.environment_files.clone(),

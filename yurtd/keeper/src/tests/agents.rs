@@ -3,7 +3,7 @@
 use yurt_api::status::ConversionState;
 
 use super::super::engine::{KeeperError, Target};
-use super::super::sim::agent;
+use super::super::sim::{VANILLA_ARGUMENTS, agent};
 use super::{Node, pass};
 
 const NAMES: [&str; 2] = ["kube-system/kube-proxy-x", "kube-flannel/kube-flannel-y"];
@@ -104,4 +104,42 @@ async fn an_agent_whose_pod_was_deleted_meanwhile_is_not_waited_for() {
     node.reach(Target::Edge).await.unwrap();
     node.assert_converted();
     assert!(node.last_report().agents.failed.is_empty());
+}
+
+#[tokio::test]
+async fn a_kubelet_that_does_not_run_costs_no_agent() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    node.world.borrow_mut().ended.clear();
+    node.world.borrow_mut().kubelet_down = true;
+    for _ in 0..3 {
+        pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    }
+    node.world.borrow_mut().kubelet_down = false;
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().ended, [""; 0]);
+    assert_eq!(node.last_report().agents.restarted, NAMES);
+}
+
+#[tokio::test]
+async fn agents_wait_until_kubelet_that_was_led_past_the_hub_is_back_on_it() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    node.world.borrow_mut().ended.clear();
+    node.world.borrow_mut().foreign_arguments = Some(VANILLA_ARGUMENTS.into());
+    node.world.borrow_mut().power_cut();
+    for _ in 0..3 {
+        let outcome = pass(&mut node.keeper(), Target::Edge).await;
+        assert!(matches!(outcome, Err(KeeperError::KubeletNotBack { .. })), "{outcome:?}");
+    }
+    // Also while nobody sees that kubelet is not back.
+    node.world.borrow_mut().link_down = true;
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.world.borrow_mut().link_down = false;
+    assert_eq!(node.world.borrow().ended, [""; 0]);
+    node.world.borrow_mut().foreign_arguments = None;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0++")));
 }

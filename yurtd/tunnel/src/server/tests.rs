@@ -28,7 +28,7 @@ use super::listeners::bind;
 use super::nodes::Endpoints;
 use super::registry::DialError;
 use super::*;
-use crate::agent::{self, AgentConfig, Connections};
+use crate::agent::{self, AgentConfig};
 use yurt_fakes::pki::{TestCa, TestCertificate};
 use yurt_node::link::LinkState;
 use yurt_node::supervise::Tasks;
@@ -73,7 +73,7 @@ impl World {
             kubelet: kubelet.to_string(),
             settings: Settings::agent(),
             link: None,
-            connections: Connections::default(),
+            connections: agent::Connections::default(),
         }
     }
 

@@ -89,7 +89,7 @@ pub(crate) async fn run(offline: Arc<Offline>, client: NodeClient, link: Link, s
 async fn send_all(offline: &Offline, client: &NodeClient, refusals: u32) -> Result<usize, ReplayError> {
     let queue = offline.events();
     let mut sent = 0;
-    while let Some((sequence, entry)) = queue.oldest()? {
+    while let Some((sequence, entry)) = queue.oldest().await? {
         match send(client, &entry).await {
             Ok(()) => sent += 1,
             Err(error) if may_change(&error, refusals) => return Err(error.into()),

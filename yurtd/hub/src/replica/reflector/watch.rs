@@ -165,6 +165,7 @@ impl Reflector {
             let news = !sync.state.is_following() || sync.failure.is_some();
             sync.state = sync.state.after(Transition::CaughtUp, clock::now());
             sync.failure = None;
+            sync.no_view_until = None;
             if news {
                 sync.attempts += 1;
             }

@@ -91,6 +91,38 @@ async fn what_an_identity_used_is_followed_after_a_restart_while_its_pod_is_on_t
 }
 
 #[tokio::test]
+async fn what_an_identity_may_not_watch_is_not_listed_again_and_again_for_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let pod = json!({"spec": {"nodeName": "edge-1", "serviceAccountName": "dns"}});
+    api.put("/api/v1/namespaces/kube-system/pods/dns", pod);
+    let hub = Hub::start(&api, dir.path()).await;
+    hub.views.open(&node(), &spec("pods", "", "spec.nodeName=edge-1", Encoding::Json)).await.unwrap();
+    let maps = spec("configmaps", "", "", Encoding::Json);
+    api.fault(When::path("/api/v1/configmaps").watching(true), Fault::Answer(403));
+    let _ = hub.views.open(&service_account("t"), &maps).await;
+    let view = hub.views.find(&service_account("t"), &maps, Question::Any).unwrap();
+    let mut sync = view.sync.subscribe();
+    let unwatchable = |sync: &crate::view::Sync| {
+        matches!(sync.state, State::Behind { why: Why::CannotBeWatched, .. }) && sync.no_view_until.is_some()
+    };
+    let learnt = tokio::time::timeout(Duration::from_secs(20), sync.wait_for(unwatchable)).await;
+    drop(learnt.expect("in time").unwrap());
+    let ended = async {
+        while hub.views.inner.followers.is_running(view.id) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("nobody can follow it");
+    assert!(view.state().ends_watches(), "whoever watches is the API server's to answer");
+    hub.views.follow_needed();
+    assert!(!hub.views.inner.followers.is_running(view.id));
+    // A list alone, which that identity is answered, shows nothing of watches.
+    view.sync.send_modify(|sync| sync.state = State::Following { seen: now() });
+    hub.views.follow_needed();
+    assert!(!hub.views.inner.followers.is_running(view.id));
+}
+
+#[tokio::test]
 async fn whoever_invents_selectors_drives_out_his_own_views_alone() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let hub = Hub::start(&api, dir.path()).await;

@@ -265,3 +265,32 @@ async fn a_server_without_bookmarks_is_not_listed_again_and_again() {
     caught_up(&view, api.bookmark()).await;
     asked(3, 3).await;
 }
+
+#[tokio::test]
+async fn a_link_that_falls_while_somebody_waits_gives_nobody_a_right_that_has_expired() {
+    let (permit, pods) = (service_account("t"), pods(Encoding::Json));
+    for (since, told) in [(now(), true), (1, false)] {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        api.put_data("pods", "n", "a", "x", "1");
+        let hub = Hub::start(&api, dir.path()).await;
+        hub.views.open(&permit, &pods).await.unwrap();
+        let remains = hub.remains(dir.path());
+        drop(hub);
+        let hub = Hub::start(&api, remains.path()).await;
+        hub.reaches(LinkState::Online).await;
+        let view = hub.views.find(&permit, &pods, Question::Any).unwrap();
+        view.sync.send_modify(|sync| sync.state = State::Behind { since, why: Why::Unfollowed, heard: 0 });
+        api.fault(When::path("/api/v1/pods"), Fault::Stall);
+        let asked = api.requests().len();
+        let opened = tokio::spawn({
+            let (views, permit, pods) = (hub.views.clone(), permit.clone(), pods.clone());
+            async move { views.open(&permit, &pods).await }
+        });
+        let waits = || api.requests()[asked..].iter().any(|seen| seen.path == "/api/v1/pods");
+        until("somebody waits", async || waits().then_some(())).await;
+        api.cut();
+        let opened = tokio::time::timeout(Duration::from_secs(10), opened).await.unwrap().unwrap();
+        assert_eq!(opened.is_ok(), told, "{opened:?}");
+        assert!(told || matches!(opened, Err(ViewError::NeverCached)));
+    }
+}
