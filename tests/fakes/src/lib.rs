@@ -24,7 +24,7 @@ pub mod kubelet;
 pub mod link;
 pub mod node;
 pub mod pki;
-mod tls;
+pub mod tls;
 mod wait;
 
 pub use wait::{PATIENCE, until};

@@ -50,6 +50,11 @@ struct Settings {
     modes: [Mode; 2],
     shapes: [Shape; 2],
     accept_after: Duration,
+    refuses: bool,
+    /// Connections before this one have ended.
+    ended: u64,
+    /// Connections before this one are silent for good.
+    forgotten: u64,
 }
 
 /// The relay. Clones are the same.
@@ -59,16 +64,25 @@ pub struct Wire {
     pub address: SocketAddr,
     settings: watch::Sender<Settings>,
     bytes: Arc<[AtomicU64; 2]>,
+    accepted: Arc<AtomicU64>,
 }
 
 impl Wire {
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Self { address, settings: watch::Sender::default(), bytes: Arc::default() };
+        let wire = Self {
+            address,
+            settings: watch::Sender::default(),
+            bytes: Arc::default(),
+            accepted: Arc::default(),
+        };
         let relay = wire.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                if relay.settings.borrow().refuses {
+                    continue;
+                }
                 tokio::spawn(relay.clone().connection(stream, target));
             }
         });
@@ -95,12 +109,30 @@ impl Wire {
         self.settings.send_modify(|settings| settings.accept_after = pause);
     }
 
+    /// New connections are closed at once, or not any more.
+    pub fn refuse(&self, refuses: bool) {
+        self.settings.send_modify(|settings| settings.refuses = refuses);
+    }
+
+    /// Ends the first connections, so many of all that ever were.
+    pub fn end_first(&self, connections: u64) {
+        self.settings.send_modify(|settings| settings.ended = connections);
+    }
+
+    /// On the connections that there are nothing arrives any more, whatever becomes of others: as when a router has
+    /// forgotten them.
+    pub fn forget(&self) {
+        let accepted = self.accepted.load(Ordering::Relaxed);
+        self.settings.send_modify(|settings| settings.forgotten = accepted);
+    }
+
     /// Bytes that have arrived so far.
     pub fn bytes(&self, way: Way) -> u64 {
         self.bytes[way as usize].load(Ordering::Relaxed)
     }
 
     async fn connection(self, mut client: TcpStream, target: SocketAddr) {
+        let number = self.accepted.fetch_add(1, Ordering::Relaxed);
         let mut settings = self.settings.subscribe();
         let pause = settings.borrow().accept_after;
         let opened = async {
@@ -111,17 +143,17 @@ impl Wire {
             biased;
             // First, so that a connection that is there is closed like the other.
             opened = opened => opened,
-            mode = ends(&mut settings) => return close(&[&client], mode),
+            mode = ends(&mut settings, number) => return close(&[&client], mode),
         };
         let Some(mut server) = opened else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let mode = {
             let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
-            let there = self.relay(from_client, to_server, Way::ToServer);
-            let back = self.relay(from_server, to_client, Way::ToClient);
+            let there = self.relay(from_client, to_server, (Way::ToServer, number));
+            let back = self.relay(from_server, to_client, (Way::ToClient, number));
             tokio::select! {
                 biased;
-                mode = ends(&mut settings) => mode,
+                mode = ends(&mut settings, number) => mode,
                 _ = async { tokio::join!(there, back) } => Mode::Cut,
             }
         };
@@ -129,7 +161,7 @@ impl Wire {
     }
 
     /// One way, until its end, which is passed on.
-    async fn relay(&self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, way: Way) {
+    async fn relay(&self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, (way, number): (Way, u64)) {
         let mut settings = self.settings.subscribe();
         let (sender, mut arriving) = mpsc::channel::<(Instant, Bytes)>(1024);
         let reading = async move {
@@ -148,13 +180,13 @@ impl Wire {
                     let bits = bytes.len() as f64 * 8.0;
                     tokio::time::sleep(Duration::from_secs_f64(bits / rate as f64)).await;
                 }
-                speaks(&mut settings, way).await;
+                speaks(&mut settings, way, number).await;
                 if to.write_all(&bytes).await.is_err() {
                     return;
                 }
                 self.bytes[way as usize].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
-            speaks(&mut settings, way).await;
+            speaks(&mut settings, way, number).await;
             let _ = to.shutdown().await;
         };
         tokio::join!(reading, writing);
@@ -162,16 +194,20 @@ impl Wire {
 }
 
 /// Waits until connections are to end.
-async fn ends(settings: &mut watch::Receiver<Settings>) -> Mode {
-    let ending =
-        |settings: &Settings| settings.modes.into_iter().find(|mode| matches!(mode, Mode::Cut | Mode::Reset));
+async fn ends(settings: &mut watch::Receiver<Settings>, number: u64) -> Mode {
+    let ending = |settings: &Settings| {
+        let ended = (number < settings.ended).then_some(Mode::Cut);
+        settings.modes.into_iter().chain(ended).find(|mode| matches!(mode, Mode::Cut | Mode::Reset))
+    };
     let found = settings.wait_for(|settings| ending(settings).is_some()).await;
     found.ok().and_then(|settings| ending(&settings)).unwrap_or(Mode::Cut)
 }
 
 /// Waits until this way is no black hole.
-async fn speaks(settings: &mut watch::Receiver<Settings>, way: Way) {
-    let _ = settings.wait_for(|settings| settings.modes[way as usize] != Mode::BlackHole).await;
+async fn speaks(settings: &mut watch::Receiver<Settings>, way: Way, number: u64) {
+    let speaking = settings
+        .wait_for(|settings| settings.modes[way as usize] != Mode::BlackHole && number >= settings.forgotten);
+    let _ = speaking.await;
 }
 
 /// What is dropped next is closed in this way.
@@ -231,6 +267,18 @@ mod tests {
             let error = end.read(&mut [0]).await.unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_silent_and_what_is_new_is_not() {
+        let (wire, mut client, mut server) = ends().await;
+        wire.forget();
+        assert!(!arrives(&mut client, &mut server).await);
+        wire.end_first(1);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        wire.refuse(true);
+        let mut refused = TcpStream::connect(wire.address).await.unwrap();
+        assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]

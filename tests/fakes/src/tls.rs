@@ -22,7 +22,7 @@ fn roots(trust: &Trust) -> RootCertStore {
 }
 
 /// Clients show a certificate of `clients`; without one they are let in when `anonymous`.
-pub(crate) fn acceptor(
+pub fn acceptor(
     certificate: &TestCertificate,
     clients: &TestCa,
     anonymous: bool,

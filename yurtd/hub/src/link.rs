@@ -1,12 +1,13 @@
 //! Whether the API server can be reached: one state for everyone, decided by a machine without clock or sockets.
 //!
 //! A connection with the node's credential is always kept open. While it is idle the kernel probes it with keep-alive
-//! segments (52 bytes every three seconds: less than 1 KB a minute, nothing while requests flow), and data that nobody
-//! acknowledges ends it as well, so a black hole costs it its life after four seconds at most. Its loss starts a
-//! **round**: one connection attempt to every API server at the same time.
+//! segments (52 bytes every three seconds: less than 1 KB a minute, nothing while requests flow). What the kernel hears
+//! on it is looked at twice a second: if nobody acknowledges a segment, or data, the connection is **silent**, a black
+//! hole after four seconds at most. That, or its end, starts a **round**: one connection attempt to every API server at
+//! the same time, which a sign of life on the silent connection ends.
 //!
 //! ```text
-//!            one server answers                        connection lost
+//!            one server answers                    connection silent or lost
 //!  Unknown ─────────────────────▶ Online ◀──────────▶ (a round, at once)
 //!     │                             ▲                        │ nobody answers in time, or nobody twice
 //!     │ nobody answers              │ one server answers     ▼
@@ -14,7 +15,10 @@
 //! ```
 //!
 //! One dead API server of several therefore never is an offline link, nor is kubelet's silence, nor a server that
-//! answers with errors. HTTP/2 PINGs or a periodic GET in place of keep-alive segments were rejected: at the pace that
+//! answers with errors, nor a congested uplink: where round trips were long before, a slower second round is asked
+//! first. Offline is about what is answered, and ends no connection: TCP may carry on with what it has.
+//!
+//! HTTP/2 PINGs or a periodic GET in place of keep-alive segments were rejected: at the pace that
 //! five seconds need they cost three times the traffic allowed.
 
 use std::sync::Arc;
@@ -103,16 +107,22 @@ pub(crate) enum Next {
 pub(crate) struct Machine {
     state: LinkState,
     failures: u32,
+    /// The longest of late; it fades.
+    round_trip: Duration,
 }
 
 /// Another try after a refusal, before it counts.
 const SECOND_TRY: Duration = Duration::from_millis(300);
 /// Between the starts of two rounds while offline.
 pub(crate) const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// For a connection, where round trips are short.
+const PATIENCE: Duration = Duration::from_millis(900);
+/// A round trip from which on silence may be congestion.
+const LONG: Duration = Duration::from_millis(500);
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        Self { state: LinkState::Unknown, failures: 0 }
+        Self { state: LinkState::Unknown, failures: 0, round_trip: Duration::ZERO }
     }
 
     pub(crate) fn state(&self) -> LinkState {
@@ -125,7 +135,7 @@ impl Machine {
         Next::Rest
     }
 
-    /// The connection broke.
+    /// The connection broke, or is silent.
     pub(crate) fn lost(&mut self) -> Next {
         self.failures = 0;
         Next::Round(Duration::ZERO)
@@ -134,20 +144,43 @@ impl Machine {
     /// A round that took `took` ended without an answer; `jitter` in 0..1.
     pub(crate) fn failed(&mut self, silence: Silence, took: Duration, jitter: f64) -> Next {
         self.failures = self.failures.saturating_add(1);
-        let counts = silence == Silence::TimedOut || self.failures > 1 || self.state == LinkState::Unknown;
-        if !counts {
-            return Next::Round(SECOND_TRY);
+        match silence {
+            Silence::Refused if self.failures <= 1 && self.state != LinkState::Unknown => {
+                return Next::Round(SECOND_TRY);
+            }
+            Silence::TimedOut if self.failures <= 1 && self.state == LinkState::Online && self.is_long() => {
+                return Next::Round(Duration::ZERO);
+            }
+            Silence::Refused | Silence::TimedOut => {}
         }
         self.state = LinkState::Offline;
         let pause = ROUND_EVERY.mul_f64(0.8 + 0.4 * jitter).saturating_sub(took);
         Next::Round(pause.max(Duration::from_millis(50)))
     }
 
-    /// How long a round may wait for connections: briefly, so that a black hole is found in time; now and then
-    /// longer, for links whose round trip is longer than that.
+    /// How long an answer has taken, as measured about twice a second.
+    pub(crate) fn measured(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip.max(self.round_trip.mul_f64(0.98));
+    }
+
+    /// The longest round trip of late.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
+    fn is_long(&self) -> bool {
+        self.round_trip >= LONG
+    }
+
+    /// How long a round may wait for connections: briefly, so that a black hole is found in time; a second opinion, and
+    /// now and then a round while offline, longer, for links whose round trip is longer than that.
     pub(crate) fn patience(&self) -> Duration {
-        let long = self.state != LinkState::Online && self.failures % 4 == 3;
-        if long { Duration::from_secs(3) } else { Duration::from_millis(900) }
+        let slow = self.round_trip.mul_f64(3.0).clamp(Duration::from_secs(3), Duration::from_secs(6));
+        match self.state {
+            LinkState::Online if self.failures == 1 && self.is_long() => slow,
+            LinkState::Offline | LinkState::Unknown if self.failures % 4 == 3 => slow,
+            _ => PATIENCE,
+        }
     }
 }
 
@@ -172,6 +205,27 @@ mod tests {
     #[test]
     fn silence_counts_at_once() {
         let mut machine = online();
+        machine.lost();
+        machine.failed(Silence::TimedOut, machine.patience(), 0.5);
+        assert_eq!(machine.state(), LinkState::Offline);
+    }
+
+    #[test]
+    fn where_round_trips_were_long_silence_is_asked_about_twice_and_slower() {
+        let mut machine = online();
+        machine.measured(Duration::from_secs(2));
+        machine.lost();
+        let first = machine.patience();
+        assert_eq!(machine.failed(Silence::TimedOut, first, 0.5), Next::Round(Duration::ZERO));
+        assert_eq!(machine.state(), LinkState::Online);
+        assert!(machine.patience() >= Duration::from_secs(5), "{:?}", machine.patience());
+        machine.failed(Silence::TimedOut, machine.patience(), 0.5);
+        assert_eq!(machine.state(), LinkState::Offline);
+        // It was a while ago.
+        machine.connected();
+        for _ in 0..240 {
+            machine.measured(Duration::from_millis(30));
+        }
         machine.lost();
         machine.failed(Silence::TimedOut, machine.patience(), 0.5);
         assert_eq!(machine.state(), LinkState::Offline);

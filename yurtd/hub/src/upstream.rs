@@ -3,15 +3,20 @@
 //!
 //! Connections of the node's certificate and of bearer tokens are separate: a request with a token never travels on a
 //! connection that authenticates as the node. So are those of views and of forwarded requests ([`Traffic`]): whatever a
-//! local client does or fails to do with its answers, views go on. The first node connection doubles as the link's probe (see `link`); when
-//! the link is declared lost, every connection is closed, so that whatever hangs in one fails at once.
+//! local client does or fails to do with its answers, views go on.
+//!
+//! The first node connection doubles as the link's probe (see `link`). When the link is declared lost, whoever waits
+//! for an answer is told so at once, and nothing is sent any more; what streams is left to TCP, and goes on when bytes move
+//! again. When the link is back, connections on which nobody answers soon are closed: what streams there would hang.
 //!
 //! When kubelet rotates its certificate, connections with the old one take no more requests and end with their
 //! last watch.
 
+mod again;
 mod client_tls;
 mod pool;
 mod probe;
+mod silence;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,12 +30,14 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use yurt_node::link::LinkState;
 use yurt_node::supervise::Tasks;
 
 use crate::caller::{Credential, Identity};
 use crate::limits::{COUNTED, FORWARDED_OF_ONE};
 use crate::link::Link;
+use again::{Again, Unprocessed};
 use client_tls::CredentialKind;
 use pool::{Pool, PoolKey};
 
@@ -39,7 +46,8 @@ pub(crate) use probe::jitter;
 /// Body of a request that goes upstream.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Times a request is sent again on a fresh connection after it provably has not left on the old one.
+/// Times a request is sent on another connection after it provably has not left on the one before. One that the server
+/// has certainly not looked at is sent again once.
 const RESENDS: usize = 3;
 
 /// Where the API servers are and who the node is.
@@ -141,7 +149,8 @@ impl Upstream {
         Self { traffic: Traffic::Views, ..self.clone() }
     }
 
-    /// Sends a request and returns as soon as response headers are there. `request.uri()` needs path and query alone;
+    /// Sends a request and returns as soon as response headers are there, or the link is lost. `request.uri()` needs
+    /// path and query alone;
     /// scheme, authority, `host` and `authorization` are set here. Hop-by-hop headers are the caller's to strip.
     /// Fails at once while the link is offline.
     ///
@@ -153,34 +162,68 @@ impl Upstream {
         credential: &Credential,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
+        self.check()?;
+        let mut link = self.link.subscribe();
+        tokio::select! {
+            response = self.exchange(credential, request) => response,
+            // Whoever watches over the link knows better than this one request.
+            _ = link.wait_for(|state| *state == LinkState::Offline) => {
+                Err(UpstreamError::Broken("the link went down under the request".to_owned()))
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        credential: &Credential,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
         let (mut parts, body) = request.into_parts();
         let kind = set_credential(&mut parts.headers, credential)?;
         parts.headers.remove(HOST);
         let path = parts.uri.path_and_query().cloned();
-        let mut request = Request::from_parts(parts, body);
-        *request.version_mut() = http::Version::HTTP_2;
+        let body = Again::new(body);
+        let mut sent_again = false;
+        let mut last = "connections break before they are used".to_owned();
         for _ in 0..RESENDS {
             self.check()?;
             let mut slot = self.pool.slot(PoolKey { kind, traffic: self.traffic }).await?;
+            let Some(reading) = body.read() else { break };
+            let mut request = Request::new(reading);
+            *request.method_mut() = parts.method.clone();
+            *request.headers_mut() = parts.headers.clone();
+            *request.version_mut() = http::Version::HTTP_2;
             *request.uri_mut() = absolute(slot.authority(), path.clone())?;
-            match slot.sender.try_send_request(request).await {
+            let mut error = match slot.sender.try_send_request(request).await {
                 Ok(response) => {
+                    body.forget();
+                    let proven = slot.proven();
                     return Ok(response.map(|inner| ResponseBody {
                         inner,
+                        proven,
                         _stream: slot.stream,
                         _share: None,
                     }));
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => {
-                        request = unsent;
+                Err(error) => error,
+            };
+            if error.take_message().is_some() {
+                slot.retire();
+                continue;
+            }
+            match again::unprocessed(error.error(), &parts.method, body.was_read()) {
+                Some(how) if !sent_again => {
+                    tracing::debug!(?how, method = %parts.method, "a request is sent again");
+                    sent_again = true;
+                    if how == Unprocessed::GoingAway {
                         slot.retire();
                     }
-                    None => return Err(UpstreamError::Broken(chain(error.error()))),
-                },
+                    last = chain(error.error());
+                }
+                _ => return Err(UpstreamError::Broken(chain(error.error()))),
             }
         }
-        Err(UpstreamError::Unreachable("connections break before they are used".to_owned()))
+        Err(UpstreamError::Unreachable(last))
     }
 
     /// Sends an upgrade (SPDY, WebSocket) on an HTTP/1.1 connection of its own; `hyper::upgrade::on` works on the
@@ -210,9 +253,7 @@ impl Upstream {
 
     fn check(&self) -> Result<(), UpstreamError> {
         match self.link.state() {
-            yurt_node::link::LinkState::Offline => {
-                Err(UpstreamError::Unreachable("the edge node is offline".to_owned()))
-            }
+            LinkState::Offline => Err(UpstreamError::Unreachable("the edge node is offline".to_owned())),
             _ => Ok(()),
         }
     }
@@ -259,11 +300,17 @@ fn absolute(authority: &Authority, path: Option<PathAndQuery>) -> Result<Uri, Up
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     inner: Incoming,
+    proven: watch::Receiver<()>,
     _stream: OwnedSemaphorePermit,
     _share: Option<OwnedSemaphorePermit>,
 }
 
 impl ResponseBody {
+    /// Changes when it is known that the body goes on although the link was lost: what was sent meanwhile is there.
+    pub(crate) fn proven(&self) -> watch::Receiver<()> {
+        self.proven.clone()
+    }
+
     /// Holds a place among an identity's requests, too.
     pub(crate) fn holding(self, share: Option<OwnedSemaphorePermit>) -> Self {
         Self { _share: share, ..self }
@@ -291,4 +338,4 @@ impl Body for ResponseBody {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,6 +6,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{Semaphore, watch as channel};
 use tokio::time::{Instant, sleep, sleep_until};
 use yurt_node::link::LinkState;
@@ -148,13 +149,30 @@ impl Reflector {
         loop {
             tokio::select! {
                 state = self.link.wait_for(|state| *state == LinkState::Online) => {
-                    return if state.is_ok() { Outcome::Rested } else { Outcome::Closed };
+                    if state.is_err() {
+                        return Outcome::Closed;
+                    }
+                    break;
                 }
                 () = sleep(Duration::from_secs(60)) => if self.view.idle() > IDLE_SECONDS {
                     return Outcome::Closed;
                 }
             }
         }
+        // Whoever asked for it without a link waits no more.
+        self.view.poke.notified().now_or_never();
+        tokio::select! {
+            () = sleep(self.turn()) => {}
+            () = self.view.poke.notified() => {}
+        }
+        Outcome::Rested
+    }
+
+    /// How long after the link is back the watch is resumed: not all of a node's at the same moment, kubelet's first.
+    fn turn(&self) -> Duration {
+        let node = matches!(*self.credential.borrow(), Credential::Node);
+        let most = if node { Duration::from_millis(250) } else { Duration::from_secs(1) };
+        most.mul_f64(jitter())
     }
 
     /// Until there is another credential, or somebody wants to try. The node's is a file that changes unseen, and

@@ -71,9 +71,13 @@ impl Hub {
 
     /// One that does not believe watches which are silent for so long.
     async fn start_with(api: &FakeApi, dir: &Path, silence: Duration) -> Self {
+        Self::start_as(&UpstreamConfig::of(api), dir, silence).await
+    }
+
+    async fn start_as(config: &UpstreamConfig, dir: &Path, silence: Duration) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
-        let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), &Tasks::new(stop.clone())).unwrap();
+        let (upstream, link) = Upstream::start(config, &Tasks::new(stop.clone())).unwrap();
         let tasks = Tasks::new(stop.clone());
         let views = Views::load_with(&store, &upstream, &link, &node(), &tasks, silence).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);

@@ -42,16 +42,7 @@ pub(crate) async fn send(
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = end_to_end(&parts.headers);
     let share = hub.upstream.share(permit.identity(), permit.credential())?;
-    let mut link = hub.link.subscribe();
-    tokio::select! {
-        response = hub.upstream.send(permit.credential(), request) => {
-            Ok(response?.map(|body| body.holding(share)))
-        }
-        // Whoever watches over the link knows better than this one request.
-        _ = link.wait_for(|state| *state == LinkState::Offline) => {
-            Err(UpstreamError::Broken("the link went down under the request".into()))
-        }
-    }
+    Ok(hub.upstream.send(permit.credential(), request).await?.map(|body| body.holding(share)))
 }
 
 /// The response for the local client; the observer gets the whole of it once it has passed.
@@ -100,7 +91,13 @@ pub(crate) async fn relay_filtered(
     }
     let (parts, body) = response.into_parts();
     let broken = |reason: String| UpstreamError::Broken(reason);
-    let body = Limited::new(body, MAX_FILTERED).collect().await;
+    let mut link = hub.link.subscribe();
+    let body = tokio::select! {
+        body = Limited::new(body, MAX_FILTERED).collect() => body,
+        _ = link.wait_for(|state| *state == LinkState::Offline) => {
+            return Err(broken("the link went down under the answer".to_owned()).into());
+        }
+    };
     let body = body.map_err(|error| broken(error.to_string()))?.to_bytes();
     let body = unpack(&parts.headers, body, MAX_FILTERED).map_err(broken)?;
     let mut headers = end_to_end(&parts.headers);

@@ -1,34 +1,38 @@
 //! The connections: finding one with room for another stream, making new ones, retiring and closing them.
 
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Uri;
+use bytes::Bytes;
 use http::uri::Authority;
+use http::{Method, Request, Uri};
+use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::client_tls::{ClientTls, CredentialKind, Protocol};
+use super::silence::{self, Heard};
 use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
 use crate::limits;
 use yurt_node::dial::{self, Liveness, NetError};
 
-/// Streams a connection, kube-apiserver's default bound.
-const STREAMS: usize = 100;
-/// Connections for kubelet's forwarded requests: a thousand streams.
+/// Streams a connection: kube-apiserver's default bound, less the one that asks whether anybody is there.
+const STREAMS: usize = 99;
+/// Connections for kubelet's forwarded requests: about a thousand streams.
 const KUBELET_REQUEST_CONNECTIONS: usize = 10;
 /// Connections for views, by credential: as many watches as there may be views.
-const VIEW_CONNECTIONS: usize = 20;
+const VIEW_CONNECTIONS: usize = 21;
 /// For a TCP connection when a request waits for it.
 const CONNECT: Duration = Duration::from_secs(3);
 /// For a name whose addresses are known from before.
@@ -36,18 +40,17 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(200);
 /// For TLS and HTTP/2 on top of it.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
+/// How long a connection lives on which nobody acknowledges anything. Whether the link is there is known much sooner,
+/// and ends no connection: where only the uplink was full, or the cut short, everything on it goes on.
+const DEAD_AFTER: Duration = Duration::from_secs(45);
 /// The link's probe: see `link`.
-const PROBE: Liveness = Liveness {
-    idle: Duration::from_secs(3),
-    interval: Duration::from_secs(1),
-    timeout: Duration::from_secs(3),
-};
-/// Any other connection dies with its data, and is not probed much while idle.
-const OTHER: Liveness = Liveness {
-    idle: Duration::from_secs(60),
-    interval: Duration::from_secs(2),
-    timeout: Duration::from_millis(3500),
-};
+pub(super) const PROBE: Liveness =
+    Liveness { idle: Duration::from_secs(3), interval: Duration::from_secs(1), timeout: DEAD_AFTER };
+/// Any other connection is not probed much while idle.
+const OTHER: Liveness =
+    Liveness { idle: Duration::from_secs(60), interval: Duration::from_secs(15), timeout: DEAD_AFTER };
+/// What any API server answers at once, in whatever way.
+const ANYBODY: &str = "/livez";
 
 pub(super) struct Server {
     host: String,
@@ -136,6 +139,12 @@ pub(super) struct Connection {
     generation: u64,
     /// The server takes no more requests on it (GOAWAY); those under way go on.
     retired: AtomicBool,
+    /// The link was lost since somebody last answered on it: it takes no requests until somebody does.
+    doubtful: AtomicBool,
+    /// Changes when somebody has.
+    proven: watch::Sender<()>,
+    /// The probe's, to see what the kernel hears; nothing when the connection has ended.
+    socket: Mutex<Option<OwnedFd>>,
     /// Cancelled by us to close it.
     close: CancellationToken,
     /// Cancelled when it has ended, whoever ended it.
@@ -150,6 +159,23 @@ impl Connection {
     fn usable(&self) -> bool {
         !self.closed.is_cancelled() && !self.sender.is_closed()
     }
+
+    /// What the kernel has heard on it, if it is the probe's and has not ended.
+    pub(super) fn heard(&self) -> Option<Heard> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        silence::heard(socket.as_ref()?.as_fd()).ok()
+    }
+
+    /// Whether anything answers a request. What was sent before has arrived, then.
+    async fn answers(&self, authority: &Authority) -> bool {
+        let uri = Uri::builder().scheme("https").authority(authority.clone()).path_and_query(ANYBODY).build();
+        let Ok(uri) = uri else { return false };
+        let mut request = Request::new(Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync());
+        *request.method_mut() = Method::HEAD;
+        *request.uri_mut() = uri;
+        *request.version_mut() = http::Version::HTTP_2;
+        self.sender.clone().send_request(request).await.is_ok()
+    }
 }
 
 /// A place for one request.
@@ -163,6 +189,11 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// Changes when somebody answers on the connection although the link was lost.
+    pub(super) fn proven(&self) -> watch::Receiver<()> {
+        self.connection.proven.subscribe()
     }
 
     /// The connection did not take the request: nobody should try it again.
@@ -289,6 +320,8 @@ impl Pool {
         liveness: Liveness,
     ) -> Result<Arc<Connection>, OpenError> {
         let (stream, generation) = self.dial(server, key.kind, Protocol::Http2, patience, liveness).await?;
+        let socket =
+            if liveness == PROBE { stream.get_ref().0.as_fd().try_clone_to_owned().ok() } else { None };
         let close = self.stop.child_token();
         let mut builder = http2::Builder::new(Closable(close.clone()));
         builder
@@ -305,6 +338,7 @@ impl Pool {
             .map_err(|_| OpenError::TimedOut)?
             .map_err(|error| OpenError::Failed(super::chain(&error)))?;
         let closed = CancellationToken::new();
+        let ended = closed.clone();
         let connection = Arc::new(Connection {
             sender,
             streams: Arc::new(Semaphore::new(STREAMS)),
@@ -312,9 +346,13 @@ impl Pool {
             key,
             generation,
             retired: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
+            proven: watch::Sender::default(),
+            socket: Mutex::new(socket),
             close: close.clone(),
-            closed: closed.clone(),
+            closed,
         });
+        let watched = Arc::downgrade(&connection);
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 () = close.cancelled() => Ok(()),
@@ -324,10 +362,21 @@ impl Pool {
                 tracing::debug!(error = super::chain(&error), "a connection to the API server ended");
             }
             close.cancel();
-            closed.cancel();
+            if let Some(connection) = watched.upgrade() {
+                // The socket is closed with the last descriptor.
+                connection.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
+            ended.cancel();
         });
         self.preferred.store(server, Ordering::Relaxed);
-        self.lock().push(Arc::clone(&connection));
+        let mut connections = self.lock();
+        if liveness == PROBE {
+            // What is asked first is used: an API server ends connections that are not, and the link's would be one.
+            connections.insert(0, Arc::clone(&connection));
+        } else {
+            connections.push(Arc::clone(&connection));
+        }
+        drop(connections);
         Ok(connection)
     }
 
@@ -366,7 +415,7 @@ impl Pool {
         let tcp = dial::connect_to(&server.host, &addresses, server.port, patience, liveness).await?;
         let (config, generation) = self.tls.config(kind, protocol);
         let handshake = TlsConnector::from(config).connect(server.name.clone(), tcp);
-        match tokio::time::timeout(HANDSHAKE, handshake).await {
+        match tokio::time::timeout(HANDSHAKE.max(patience * 2), handshake).await {
             Ok(Ok(stream)) => Ok((stream, generation)),
             Ok(Err(error)) => Err(OpenError::Failed(format!("{}: {error}", server.authority))),
             Err(_) => Err(OpenError::TimedOut),
@@ -385,6 +434,7 @@ impl Pool {
             .iter()
             .filter(|connection| connection.key == key && connection.generation == current)
             .filter(|connection| !connection.retired.load(Ordering::Relaxed))
+            .filter(|connection| !connection.doubtful.load(Ordering::Relaxed))
             .find_map(|connection| {
                 let stream = Arc::clone(&connection.streams).try_acquire_owned().ok()?;
                 let authority = self.servers[connection.server].authority.clone();
@@ -394,7 +444,10 @@ impl Pool {
     }
 
     fn count(&self, key: PoolKey) -> usize {
-        self.lock().iter().filter(|connection| connection.key == key).count()
+        let takes = |connection: &&Arc<Connection>| {
+            connection.key == key && !connection.doubtful.load(Ordering::Relaxed)
+        };
+        self.lock().iter().filter(takes).count()
     }
 
     /// Closes what nobody uses of the connections with a certificate from before the rotation.
@@ -408,10 +461,40 @@ impl Pool {
         }
     }
 
-    /// Closes everything: whatever waits for a lost link fails now.
-    pub(super) fn close_all(&self) {
-        for connection in self.lock().drain(..) {
-            connection.close.cancel();
+    /// The link is lost: nothing is sent on any connection until somebody answers on it. Those on which nobody has
+    /// since it was lost before are closed, so that there are never more than twice as many as otherwise.
+    pub(super) fn doubt_all(&self) {
+        for connection in self.lock().iter() {
+            if connection.doubtful.swap(true, Ordering::Relaxed) {
+                connection.close.cancel();
+            }
+        }
+    }
+
+    /// The probe was silent, and another connection came about: the same for all but that one.
+    pub(super) fn doubt_others(&self, than: &Arc<Connection>) {
+        for connection in self.lock().iter().filter(|connection| !Arc::ptr_eq(connection, than)) {
+            connection.doubtful.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The link is there: whoever does not answer on a doubtful connection within `grace` has gone, and what waits
+    /// there fails, to be asked again.
+    pub(super) fn check(&self, grace: Duration) {
+        let connections = self.lock();
+        let doubtful = connections.iter().filter(|one| one.doubtful.load(Ordering::Relaxed));
+        for connection in doubtful.cloned() {
+            let authority = self.servers[connection.server].authority.clone();
+            tokio::spawn(async move {
+                let answers = tokio::time::timeout(grace, connection.answers(&authority));
+                if answers.await.unwrap_or(false) {
+                    connection.doubtful.store(false, Ordering::Relaxed);
+                    connection.proven.send_replace(());
+                } else {
+                    tracing::debug!(?grace, "nobody answers on a connection from before the link was lost");
+                    connection.close.cancel();
+                }
+            });
         }
     }
 }

@@ -11,10 +11,17 @@ use tokio::sync::{Notify, watch};
 use yurt_node::random::random;
 use yurt_node::supervise::Tasks;
 
-use super::pool::{Connection, OpenError, Pool};
+use super::pool::{Connection, OpenError, PROBE, Pool};
+use super::silence::Ear;
 use crate::clock::steady;
 use crate::link::{Link, Machine, Next, Silence};
 use yurt_node::link::LinkState;
+
+/// How often the kernel is asked what it has heard: while somebody is waited for, and while not.
+const LISTEN_AGAIN: Duration = Duration::from_millis(200);
+const LISTEN: Duration = Duration::from_millis(500);
+/// When the link is back, connections from before have twice as long as its proof took to answer, within these bounds.
+const GRACE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// How often rotated certificates are looked for while nothing else happens.
 const RETIRE_EVERY: Duration = Duration::from_secs(30);
@@ -24,7 +31,7 @@ pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
     let (state, receiver) = watch::channel(LinkState::Unknown);
     let kick = Arc::<Notify>::default();
     let link = Link::new(receiver, Arc::clone(&kick));
-    let prober = Prober { pool, state, changed: link.changed(), kick, machine: Machine::new() };
+    let prober = Prober { pool, state, changed: link.changed(), kick, machine: Machine::new(), grace: None };
     let stop = tasks.stop().clone();
     tasks.part("the link's probe", async move {
         tokio::select! {
@@ -47,6 +54,22 @@ struct Prober {
     changed: Arc<AtomicU64>,
     kick: Arc<Notify>,
     machine: Machine,
+    /// A server has just answered: connections from before have so long.
+    grace: Option<Duration>,
+}
+
+/// Why a connection is watched over no longer.
+enum Loss {
+    Closed,
+    Silent,
+}
+
+/// Who answered.
+enum Found {
+    /// Somebody on the connection that was silent.
+    Again,
+    /// A server on a new one.
+    New(Arc<Connection>),
 }
 
 impl Prober {
@@ -54,38 +77,88 @@ impl Prober {
         let mut next = Next::Round(Duration::ZERO);
         let mut probe: Option<Arc<Connection>> = None;
         loop {
-            next = match (next, probe.take()) {
+            next = match (next, &probe) {
                 (Next::Rest, Some(connection)) => {
-                    self.watch_over(&connection).await;
+                    if let Loss::Closed = Self::watch_over(&self.pool, &mut self.machine, connection).await {
+                        probe = None;
+                    }
                     self.machine.lost()
                 }
                 (Next::Rest, None) => self.machine.lost(),
-                (Next::Round(pause), _) => {
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = self.kick.notified() => {}
-                    }
-                    let started = Instant::now();
-                    match self.round().await {
-                        Ok(connection) => {
-                            probe = Some(connection);
-                            self.machine.connected()
-                        }
-                        Err(silence) => self.machine.failed(silence, started.elapsed(), jitter()),
-                    }
-                }
+                (Next::Round(pause), _) => self.try_again(pause, &mut probe).await,
             };
             self.publish();
+            // When everybody knows that there is a link, and not before: it is then that they listen for what it finds.
+            if let Some(grace) = self.grace.take() {
+                self.pool.check(grace);
+            }
         }
     }
 
-    /// Until the connection is lost. A kick is no reason to give it up: the kernel knows soon enough.
-    async fn watch_over(&self, connection: &Connection) {
-        let closed = connection.closed();
-        loop {
+    /// A round after the pause, or a sign of life on the connection that was silent, whichever is first.
+    async fn try_again(&mut self, pause: Duration, probe: &mut Option<Arc<Connection>>) -> Next {
+        let waiting = Instant::now();
+        let mut started = waiting;
+        let outcome = {
+            let round = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.kick.notified() => {}
+                }
+                started = Instant::now();
+                self.round().await.map(Found::New)
+            };
             tokio::select! {
-                () = closed.cancelled() => return,
-                () = tokio::time::sleep(RETIRE_EVERY) => self.pool.retire(),
+                outcome = round => outcome,
+                () = speaks(probe.as_ref()) => Ok(Found::Again),
+            }
+        };
+        let took = match outcome {
+            Ok(Found::New(connection)) => {
+                if probe.is_some() {
+                    self.pool.doubt_others(&connection);
+                }
+                *probe = Some(connection);
+                started.elapsed()
+            }
+            Ok(Found::Again) => {
+                let waited = waiting.elapsed();
+                // How long a cut took says nothing about round trips.
+                if self.machine.state() == LinkState::Online {
+                    self.machine.measured(waited);
+                }
+                self.machine.round_trip().max(Duration::from_millis(500))
+            }
+            Err(silence) => return self.machine.failed(silence, started.elapsed(), jitter()),
+        };
+        self.grace = Some((took * 2).clamp(GRACE.0, GRACE.1));
+        self.machine.connected()
+    }
+
+    /// Until the connection is lost or silent. A kick is no reason to give it up: the kernel knows soon enough.
+    async fn watch_over(pool: &Pool, machine: &mut Machine, connection: &Connection) -> Loss {
+        let closed = connection.closed();
+        let mut ear = Ear::new(PROBE.idle);
+        let mut retired = Instant::now();
+        loop {
+            let mut pause = LISTEN;
+            if let Some(heard) = connection.heard() {
+                machine.measured(heard.round_trip);
+                if ear.is_silent(Instant::now(), &heard, machine.round_trip()) {
+                    tracing::debug!(?heard, "nobody answers on the link's probe");
+                    return Loss::Silent;
+                }
+                if heard.unanswered || heard.unanswered_probes {
+                    pause = LISTEN_AGAIN;
+                }
+            }
+            if retired.elapsed() > RETIRE_EVERY {
+                retired = Instant::now();
+                pool.retire();
+            }
+            tokio::select! {
+                () = closed.cancelled() => return Loss::Closed,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -124,8 +197,24 @@ impl Prober {
         if changed {
             tracing::info!(?state, "the link to the API server");
             if state == LinkState::Offline {
-                self.pool.close_all();
+                self.pool.doubt_all();
             }
+        }
+    }
+}
+
+/// Until something is heard on a connection that was silent; never without one.
+async fn speaks(connection: Option<&Arc<Connection>>) {
+    let Some(connection) = connection else { return std::future::pending().await };
+    let since = Instant::now();
+    loop {
+        tokio::time::sleep(LISTEN_AGAIN).await;
+        match connection.heard() {
+            // The kernel counts in ticks.
+            Some(heard) if heard.ago + Duration::from_millis(20) < since.elapsed() => return,
+            Some(_) => {}
+            // It has ended.
+            None => return std::future::pending().await,
         }
     }
 }

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use yurt_node::supervise::Tasks;
 
 use super::*;
-use yurt_fakes::api_server::FakeApi;
-use yurt_node::link::LinkState;
+use yurt_fakes::api_server::{FakeApi, Fault, When};
+use yurt_fakes::link::{Mode, Wire};
 use yurt_node::token::BearerToken;
 
 impl UpstreamConfig {
@@ -22,6 +22,25 @@ impl UpstreamConfig {
             client_key: api.client_file(),
         }
     }
+
+    /// The same, over a wire.
+    pub(crate) fn over(wire: &Wire, api: &FakeApi) -> Self {
+        Self { servers: vec![format!("https://{}", wire.address)], ..Self::of(api) }
+    }
+}
+
+/// The wire is a black hole for what there is, and nothing new comes about. The first connection, the link's probe,
+/// ends, as the kernel at this end of a wire acknowledges whatever it is given.
+pub(crate) fn lose(wire: &Wire) {
+    wire.set(Mode::BlackHole);
+    wire.refuse(true);
+    wire.end_first(1);
+}
+
+/// The opposite.
+pub(crate) fn find(wire: &Wire) {
+    wire.refuse(false);
+    wire.set(Mode::Pass);
 }
 
 fn no_body() -> RequestBody {
@@ -159,6 +178,172 @@ async fn a_lost_link_fails_everything_at_once_and_comes_back() {
     reaches(&link, LinkState::Online).await;
     assert!(restored.elapsed() < Duration::from_secs(2), "{:?}", restored.elapsed());
     assert_eq!(upstream.send(&Credential::Node, get("/api/v1/pods")).await.unwrap().status(), 200);
+}
+
+async fn over_a_wire(api: &FakeApi) -> (Wire, Upstream, Link, CancellationToken) {
+    let wire = Wire::to(api.address).await;
+    let stop = CancellationToken::new();
+    let config = UpstreamConfig::over(&wire, api);
+    let (upstream, link) = Upstream::start(&config, &Tasks::new(stop.clone())).unwrap();
+    assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
+    (wire, upstream, link, stop)
+}
+
+#[tokio::test]
+async fn a_lost_link_answers_who_waits_and_ends_no_stream_that_goes_on() {
+    let api = FakeApi::start().await;
+    let (wire, upstream, link, _stop) = over_a_wire(&api).await;
+    let views = upstream.for_views();
+    let watch = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await.unwrap();
+    api.fault(When::path("/api/v1/nodes"), Fault::Stall);
+    let waiting = {
+        let upstream = upstream.clone();
+        tokio::spawn(async move { upstream.send(&bearer("t"), get("/api/v1/nodes")).await })
+    };
+    yurt_fakes::until("the request", async || (!api.seen("GET", "/api/v1/nodes").is_empty()).then_some(()))
+        .await;
+    lose(&wire);
+    reaches(&link, LinkState::Offline).await;
+    let error = tokio::time::timeout(Duration::from_secs(1), waiting).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, UpstreamError::Broken(_)), "{error}");
+    api.put_data("pods", "n", "p", "a", "1");
+    find(&wire);
+    reaches(&link, LinkState::Online).await;
+    let mut body = watch.into_body();
+    let event = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
+    assert!(event.unwrap().is_ok());
+    // New requests find it good, too, once it is.
+    let mut proven = body.proven();
+    if api.seen("HEAD", "/livez").is_empty() {
+        tokio::time::timeout(Duration::from_secs(5), proven.changed()).await.unwrap().unwrap();
+    }
+    let next = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await;
+    assert!(next.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_that_the_link_did_not_come_back_for_holds_nobody_up() {
+    let api = FakeApi::start().await;
+    let (wire, upstream, link, _stop) = over_a_wire(&api).await;
+    let views = upstream.for_views();
+    let watch = views.send(&Credential::Node, get("/api/v1/pods?watch=true")).await.unwrap();
+    lose(&wire);
+    reaches(&link, LinkState::Offline).await;
+    wire.forget();
+    find(&wire);
+    reaches(&link, LinkState::Online).await;
+    let answer = views.send(&Credential::Node, get("/api/v1/pods"));
+    let answer = tokio::time::timeout(Duration::from_secs(2), answer).await.expect("on a new connection");
+    assert_eq!(answer.unwrap().status(), 200);
+    let ended = tokio::time::timeout(Duration::from_secs(2), watch.into_body().collect()).await;
+    assert!(ended.expect("soon").is_err());
+}
+
+/// What a server that speaks HTTP/2 by hand does with the next request.
+#[derive(Debug, Clone, Copy)]
+enum Rude {
+    /// GOAWAY before it.
+    GoAway,
+    /// GOAWAY behind it, and the connection ends: it may have been carried out.
+    GoAwayAfter,
+    Refuse,
+    Reset,
+    Answer,
+}
+
+/// A server that treats requests as scripted; says what it answered: the bodies.
+async fn rude(ca: &yurt_fakes::pki::TestCa, script: &[Rude]) -> (String, Arc<Mutex<Vec<String>>>) {
+    let tls = yurt_fakes::tls::acceptor(&ca.server("127.0.0.1"), ca, true, &["h2"]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let answered = Arc::<Mutex<Vec<String>>>::default();
+    let bodies = Arc::clone(&answered);
+    let script = Arc::new(Mutex::new(std::collections::VecDeque::from(script.to_vec())));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (tls, script, bodies) = (tls.clone(), Arc::clone(&script), Arc::clone(&bodies));
+            tokio::spawn(async move {
+                let mut stream = tls.accept(tcp).await.ok()?;
+                let frame = |kind: u8, flags: u8, id: u32, payload: &[u8]| {
+                    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+                    [&length[1..], &[kind, flags], &id.to_be_bytes(), payload].concat()
+                };
+                stream.read_exact(&mut [0; 24]).await.ok()?;
+                stream.write_all(&frame(4, 0, 0, &[])).await.ok()?;
+                let mut body = Vec::new();
+                let mut now = Rude::Answer;
+                loop {
+                    let mut head = [0; 9];
+                    stream.read_exact(&mut head).await.ok()?;
+                    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                    stream.read_exact(&mut payload).await.ok()?;
+                    let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                    let (headers, data) = (head[3] == 1, head[3] == 0);
+                    if headers {
+                        now = script.lock().unwrap().pop_front().unwrap_or(Rude::Answer);
+                    }
+                    let ends = head[4] & 1 == 1;
+                    if data {
+                        body.extend_from_slice(&payload);
+                    }
+                    // Once the body has come, so that it has been read.
+                    if !((headers || data) && ends) {
+                        continue;
+                    }
+                    let goaway = |last: u32| [last.to_be_bytes(), 0_u32.to_be_bytes()].concat();
+                    let answer = match now {
+                        Rude::GoAway => frame(7, 0, 0, &goaway(id - 1)),
+                        Rude::GoAwayAfter => frame(7, 0, 0, &goaway(id)),
+                        Rude::Refuse => frame(3, 0, id, &7_u32.to_be_bytes()),
+                        Rude::Reset => frame(3, 0, id, &2_u32.to_be_bytes()),
+                        Rude::Answer => frame(1, 5, id, &[0x88]),
+                    };
+                    if let Rude::Answer = now {
+                        bodies.lock().unwrap().push(String::from_utf8(body.clone()).unwrap());
+                    }
+                    body.clear();
+                    stream.write_all(&answer).await.ok()?;
+                    if let Rude::GoAwayAfter = now {
+                        stream.shutdown().await.ok()?;
+                        return Some(());
+                    }
+                }
+            });
+        }
+    });
+    (url, answered)
+}
+
+#[tokio::test]
+async fn what_the_server_has_certainly_not_looked_at_is_sent_again_once() {
+    use Rude::{Answer, GoAway, GoAwayAfter, Refuse, Reset};
+    let api = FakeApi::start().await;
+    for (script, works) in [
+        (&[Answer][..], true),
+        (&[GoAway, Answer], true),
+        (&[Refuse, Answer], true),
+        (&[GoAway, GoAway, Answer], false),
+        (&[Refuse, Refuse, Answer], false),
+        (&[GoAwayAfter, Answer], false),
+        (&[Reset, Answer], false),
+    ] {
+        let (url, answered) = rude(&api.ca, script).await;
+        let config = UpstreamConfig { servers: vec![url], ..UpstreamConfig::of(&api) };
+        let stop = CancellationToken::new();
+        let (upstream, link) = Upstream::start(&config, &Tasks::new(stop.clone())).unwrap();
+        assert_eq!(link.settled(Duration::from_secs(5)).await, LinkState::Online);
+        let body = http_body_util::Full::new(Bytes::from_static(b"once")).map_err(|never| match never {});
+        let request = Request::post("/api/v1/namespaces/n/pods").body(body.boxed_unsync()).unwrap();
+        let outcome = upstream.send(&bearer("t"), request).await;
+        match outcome {
+            Ok(response) => assert!(works && response.status() == 200, "{script:?}"),
+            Err(UpstreamError::Broken(error)) => assert!(!works, "{script:?}: {error}"),
+            Err(error) => panic!("{script:?}: {error}"),
+        }
+        let expected: &[&str] = if works { &["once"] } else { &[] };
+        assert_eq!(*answered.lock().unwrap(), expected, "{script:?}");
+        stop.cancel();
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
 //! The whole collection, committed when its last page is there.
 
+use std::pin::pin;
+use std::sync::Arc;
+
 use super::Reflector;
+use super::watch::until_lost;
 use crate::caller::Credential;
 use crate::clock;
 use crate::limits::{self, PageSize};
@@ -23,8 +27,7 @@ impl Reflector {
         }
         loop {
             let credential = self.credential.borrow_and_update().clone();
-            let (view, large) = (&self.view, &self.large);
-            let page = match fetch::list(&self.upstream, &credential, &view.spec, &parameters, large).await {
+            let page = match self.page(&credential, &parameters).await {
                 Ok(page) => page,
                 Err(FetchError::TooBig) if parameters.size.was_too_big() => continue,
                 Err(answer) => return self.answered(Request::List, answer).await,
@@ -111,6 +114,24 @@ impl Reflector {
         match removed {
             Ok(()) => self.failed(Request::List, Some(ViewError::NotAView), Outcome::NotAView).await,
             Err(error) => self.store_failed(Request::List, error).await,
+        }
+    }
+
+    /// One page. When the link goes while it is under way it may come to its end yet; until then nothing is followed.
+    async fn page(
+        &mut self,
+        credential: &Credential,
+        parameters: &ListParameters,
+    ) -> Result<fetch::Page, FetchError> {
+        let (upstream, view, large) =
+            (self.upstream.clone(), Arc::clone(&self.view), Arc::clone(&self.large));
+        let mut page = pin!(fetch::list(&upstream, credential, &view.spec, parameters, &large));
+        tokio::select! {
+            page = &mut page => page,
+            () = until_lost(&mut self.link) => {
+                self.failed(Request::List, None, Outcome::Unreachable).await;
+                page.await
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep_until};
+use yurt_node::link::LinkState;
 
 use super::{IDLE_SECONDS, Reflector, Refusals};
 use crate::caller::Credential;
@@ -47,12 +48,17 @@ impl Reflector {
         }
     }
 
+    /// Follows a watch. One that is open when the link goes may go on when it is back; what is known without it is as of
+    /// now until then.
     async fn follow(&mut self, mut body: ResponseBody) -> (Outcome, bool) {
         let mut frames = FrameDecoder::new(self.view.spec.encoding());
         let mut received = false;
         let mut caught_up = Some(Instant::now() + CAUGHT_UP);
         let mut look_again = Instant::now() + Duration::from_secs(60);
         let mut heard = Instant::now();
+        let mut proven = body.proven();
+        // The link went, and nothing shows that the watch has outlived that.
+        let mut doubtful = false;
         // What has already arrived behind a chunk but could not be added to it: the end.
         let mut behind = None;
         loop {
@@ -64,7 +70,21 @@ impl Reflector {
                         self.rebuild = true;
                         return (self.failed(Request::Watch, None, Outcome::Unreadable).await, received);
                     }
-                    () = sleep_until(heard + self.silence), if !self.no_bookmarks => {
+                    () = until_lost(&mut self.link), if !doubtful => {
+                        doubtful = true;
+                        proven.mark_unchanged();
+                        caught_up = None;
+                        self.failed(Request::Watch, None, Outcome::Unreachable).await;
+                        continue;
+                    }
+                    // All that was sent meanwhile is on its way here.
+                    Ok(()) = proven.changed(), if doubtful => {
+                        doubtful = false;
+                        heard = Instant::now();
+                        caught_up = Some(heard + CAUGHT_UP);
+                        continue;
+                    }
+                    () = sleep_until(heard + self.silence), if !self.no_bookmarks && !doubtful => {
                         tracing::debug!(view = %self.view.name(), "the watch is silent");
                         self.no_bookmarks = true;
                         return (Outcome::Silent, received);
@@ -85,11 +105,11 @@ impl Reflector {
                 None if frames.is_clean() => return (Outcome::Ended, received),
                 None => {
                     let cut = FetchError::Unreachable("the watch was cut".to_owned());
-                    return (self.answered(Request::Watch, cut).await, received);
+                    return (self.broke(cut, doubtful).await, received);
                 }
                 Some(Err(error)) => {
                     let broken = FetchError::Unreachable(chain(&error));
-                    return (self.answered(Request::Watch, broken).await, received);
+                    return (self.broke(broken, doubtful).await, received);
                 }
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             };
@@ -118,7 +138,7 @@ impl Reflector {
                             return (outcome, received);
                         }
                         self.no_bookmarks &= !bookmark;
-                        if bookmark && caught_up.take().is_some() {
+                        if bookmark && !doubtful && caught_up.take().is_some() {
                             self.live();
                         }
                         if !more {
@@ -128,6 +148,14 @@ impl Reflector {
                     Err(error) => return (self.store_failed(Request::Watch, error).await, received),
                 }
             }
+        }
+    }
+
+    /// The watch broke. If that was the link's doing it is resumed as soon as there is one.
+    async fn broke(&mut self, error: FetchError, with_the_link: bool) -> Outcome {
+        match self.answered(Request::Watch, error).await {
+            Outcome::Broken if with_the_link => Outcome::Unreachable,
+            outcome => outcome,
         }
     }
 
@@ -200,6 +228,13 @@ impl Reflector {
             self.failed(Request::Watch, None, outcome).await;
         }
         Ok(taken)
+    }
+}
+
+/// Until the link is lost; never when nobody looks after it any more.
+pub(super) async fn until_lost(link: &mut tokio::sync::watch::Receiver<LinkState>) {
+    if link.wait_for(|state| *state == LinkState::Offline).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,8 +1,10 @@
 //! Lost links, errors, restarts and restored backups.
 
+use yurt_fakes::link::Wire;
 use yurt_fakes::until;
 
 use super::*;
+use crate::upstream::tests::{find, lose};
 use crate::wire::EventType::{Added, Deleted, Modified};
 
 #[tokio::test]
@@ -33,6 +35,32 @@ async fn a_lost_link_costs_no_list_and_no_local_watch() {
     assert_eq!(api.lists(), 1);
     let resumed = api.requests().into_iter().rfind(|seen| seen.query.contains("watch=true")).unwrap();
     assert!(resumed.query.contains(&format!("resourceVersion={bookmark}&")), "{}", resumed.query);
+}
+
+#[tokio::test]
+async fn a_watch_that_outlives_a_cut_goes_on_and_is_known_to() {
+    for outlives in [true, false] {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        api.put_data("pods", "n", "a", "x", "1");
+        let wire = Wire::to(api.address).await;
+        let config = UpstreamConfig::over(&wire, &api);
+        let hub = Hub::start_as(&config, dir.path(), Duration::from_secs(180)).await;
+        let view = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap();
+        until("the watch", async || (api.watches() == 1).then_some(())).await;
+        lose(&wire);
+        hub.reaches(LinkState::Offline).await;
+        until("behind", async || (!view.is_followed()).then_some(())).await;
+        let changed = api.put_data("pods", "n", "a", "x", "2");
+        if !outlives {
+            wire.forget();
+        }
+        find(&wire);
+        hub.reaches(LinkState::Online).await;
+        caught_up(&view, changed.version).await;
+        until("followed again", async || view.is_followed().then_some(())).await;
+        assert_eq!(api.watches(), 1 + usize::from(!outlives));
+        assert_eq!(api.seen("GET", "/api/v1/pods").len(), 1 + api.watches());
+    }
 }
 
 #[tokio::test]
