@@ -40,6 +40,9 @@ pub struct ConversionStatus {
     pub version: String,
     /// When the state was entered, RFC 3339.
     pub time: String,
+    /// When kubelet came to the hub, RFC 3339: what it started since knows the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// What became of the node's infrastructure agents on its way to this state.
     #[serde(default, skip_serializing_if = "Agents::is_empty")]
     pub agents: Agents,

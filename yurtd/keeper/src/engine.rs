@@ -47,6 +47,8 @@ pub(crate) enum KeeperError {
     KubeletNotBack { limit: Duration, last: String },
     #[error("containers changed when kubelet was restarted: {}", containers.join(", "))]
     ContainersChanged { containers: Vec<String> },
+    #[error("there was no time left for it")]
+    NoTimeLeft,
     #[error("it is not back after {} s: {last}", limit.as_secs())]
     AgentNotBack { limit: Duration, last: String },
     /// The conversion failed and was undone; reported already.
@@ -81,6 +83,8 @@ pub(crate) struct Settings {
     pub settle: Duration,
     /// How long one agent may take to be back after a restart.
     pub agent_limit: Duration,
+    /// How long it has to be well.
+    pub agent_settle: Duration,
     /// How long all of them may take.
     pub agents_limit: Duration,
     /// Between two looks at a condition.
@@ -317,7 +321,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         journal.phase = Phase::Converted;
         journal.before = None;
         journal.save(&self.host)?;
-        self.say_of_agents(ConversionState::Converted, "", journal.agents.clone()).await;
+        let status = ConversionStatus {
+            agents: journal.agents.clone(),
+            since: since(&journal),
+            ..self.status(ConversionState::Converted, "")
+        };
+        self.say_status(status).await;
         tracing::info!(version = %journal.release.version, "converted");
         Ok(())
     }
@@ -404,6 +413,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             version: self.release.version.clone(),
             time: (self.settings.now)().to_string(),
             agents: Agents::default(),
+            since: None,
         }
     }
 
@@ -427,4 +437,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
         }
     }
+}
+
+/// When kubelet came to the hub, as it is reported.
+pub(super) fn since(journal: &Journal) -> Option<String> {
+    let came = journal.came.as_ref()?;
+    Timestamp::from_second(came.second).ok().map(|time| time.to_string())
 }

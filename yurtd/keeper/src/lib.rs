@@ -111,6 +111,7 @@ fn settings() -> Settings {
         kubelet_limit: Duration::from_secs(90),
         settle: Duration::from_secs(5),
         agent_limit: Duration::from_secs(90),
+        agent_settle: Duration::from_secs(5),
         agents_limit: Duration::from_secs(180),
         poll: Duration::from_millis(500),
         ports: vec![

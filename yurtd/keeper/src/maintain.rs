@@ -5,10 +5,14 @@ use yurt_api::names;
 use yurt_api::status::{ConversionState, ConversionStatus};
 
 use super::cluster::{Cluster, OwnNode};
+use super::engine::since;
 use super::engine::{Engine, KeeperError};
 use super::journal::{Journal, Release};
-use super::parts::Wanted;
+use super::parts::{Changed, Wanted};
 use super::systemd::Systemd;
+
+/// Another release is in use.
+const REPLACED: Changed = Changed { program: true, configuration: true };
 
 impl<S: Systemd, C: Cluster> Engine<S, C> {
     pub(super) async fn maintain(
@@ -50,10 +54,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         repaired
     }
 
-    async fn say_converted(&mut self, journal: &Journal, message: &str) {
+    /// The node is an edge node, and this is to be told of it.
+    pub(super) async fn say_converted(&mut self, journal: &Journal, message: &str) {
         let status = ConversionStatus {
             version: journal.release.version.clone(),
             agents: journal.agents.clone(),
+            since: since(journal),
             ..self.status(ConversionState::Converted, message)
         };
         self.say_status(status).await;
@@ -67,7 +73,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let installed = self.install(&release);
         let relinked = self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
         let reconfigured = self.configure(journal).await?;
-        self.ensure_service(journal, relinked || reconfigured).await?;
+        self.ensure_service(journal, Changed { program: relinked, configuration: reconfigured }).await?;
         if self.ensure_drop_in(journal).await? && journal.agents_due {
             self.kubelet_back_if_seen(Wanted::Lease).await?;
         }
@@ -111,7 +117,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 if let Err(error) = self.configure(journal).await {
                     tracing::warn!(%error, "the hub's configuration stays as the new release has it");
                 }
-                self.ensure_service(journal, true).await?;
+                self.ensure_service(journal, REPLACED).await?;
                 journal.previous = None;
                 journal.save(&self.host)?;
                 let new = journal.rejected.as_ref().unwrap_or(&new);
@@ -122,17 +128,19 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 
     async fn switch(&mut self, journal: &mut Journal, release: &Release) -> Result<(), KeeperError> {
         self.verified = None;
+        // One that was not Ready before has its own reasons.
+        let ready = self.cluster.node().await.is_ok_and(|node| node.ready);
         self.install(release)?;
         self.host.link(names::CURRENT_LINK, release.folder().as_ref())?;
         self.configure(journal).await?;
-        self.ensure_service(journal, true).await?;
+        self.ensure_service(journal, REPLACED).await?;
         let limit = self.settings.upgrade_limit;
         self.hub_ready(limit).await?;
         self.hub_serves(limit).await?;
         // The new hub may vouch for itself with something that kubelet does not know yet. kubelet is told of it beside
         // what it knows, so that it works with both: one of a release before is also what is swapped back.
         if self.ensure_drop_in(journal).await? {
-            self.kubelet_back_if_seen(Wanted::Ready).await?;
+            self.kubelet_back_if_seen(if ready { Wanted::Ready } else { Wanted::Lease }).await?;
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ mod ready;
 mod service;
 mod verify;
 
+pub(crate) use self::service::Changed;
 pub(crate) use self::verify::Wanted;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 Ok(())
             }
             Step::Service => {
-                self.ensure_service(journal, false).await?;
+                self.ensure_service(journal, Changed::default()).await?;
                 let limit = self.settings.hub_limit;
                 self.hub_ready(limit).await
             }

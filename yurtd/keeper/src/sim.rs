@@ -72,6 +72,8 @@ pub(crate) struct World {
     pub broken_for_kubelet: Option<Vec<u8>>,
     /// kubelet cannot work through the hub.
     pub kubelet_broken: bool,
+    /// The node is not Ready whatever kubelet does.
+    pub not_ready: bool,
     /// What happens to the containers when kubelet is restarted through the hub.
     pub churn: fn(&mut Running),
     pub containers: Running,
@@ -81,6 +83,8 @@ pub(crate) struct World {
     pub keep_agents: bool,
     /// Agents whose containers do not become ready again.
     pub agents_broken: bool,
+    /// Agents whose containers end again as soon as somebody has looked at them.
+    pub agents_crash: bool,
     /// Their pods are deleted when a container of theirs is ended.
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
@@ -186,12 +190,14 @@ impl World {
             broken_program: None,
             broken_for_kubelet: None,
             kubelet_broken: false,
+            not_ready: false,
             churn: |_| {},
             containers: Running::from([("uid/nginx".into(), container("containerd://1"))]),
             agents: vec![agent("kube-system/kube-proxy-x"), agent("kube-flannel/kube-flannel-y")],
             through_hub: BTreeMap::new(),
             keep_agents: false,
             agents_broken: false,
+            agents_crash: false,
             delete_ended_agents: false,
             cut_at_first_agent: false,
             ended: Vec::new(),
@@ -280,7 +286,7 @@ impl World {
     }
 
     /// A container of an agent has ended, and kubelet starts another in its place.
-    fn start_anew(&mut self, id: &str) {
+    pub(super) fn start_anew(&mut self, id: &str) {
         pass_time(1);
         let through_hub = self.kubelet_uses_hub();
         for agent in &mut self.agents {

@@ -68,6 +68,7 @@ impl Node {
             kubelet_limit: Duration::from_millis(5),
             settle: Duration::from_millis(1),
             agent_limit: Duration::from_millis(50),
+            agent_settle: Duration::from_millis(1),
             agents_limit: Duration::from_millis(500),
             poll: Duration::from_micros(100),
             ports: Vec::new(),

@@ -18,7 +18,7 @@ use super::drop_in::uses_hub;
 use crate::agents::{Agent, began_through_hub};
 use crate::cluster::{Cluster, Route};
 use crate::engine::{Engine, KeeperError};
-use crate::journal::{Journal, Step};
+use crate::journal::{Journal, Phase, Step};
 use crate::systemd::Systemd;
 
 /// Where a turn of agents is shown, and by which way they are looked at.
@@ -47,7 +47,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         }
         let boot_id = self.boot_id();
         // Seen through the hub they cost no uplink, and a cut link is no obstacle.
-        let turn = Turn { route: Route::Hub, state: ConversionState::Converting, step: Step::Agents };
+        let state = match journal.phase {
+            Phase::Converted => ConversionState::Converted,
+            _ => ConversionState::Converting,
+        };
+        let turn = Turn { route: Route::Hub, state, step: Step::Agents };
         self.turn(journal, turn, |started| came.is_after(started.as_second(), boot_id.as_deref())).await?;
         journal.agents_due = false;
         journal.save(&self.host)?;
@@ -101,28 +105,45 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 }
                 continue;
             }
+            if Instant::now() >= end {
+                self.agent_failed(journal, agent.name, &KeeperError::NoTimeLeft)?;
+                continue;
+            }
             if !begun {
                 journal.agents.restarted.push(agent.name.clone());
                 journal.save(&self.host)?;
             }
-            self.say(turn.state, Some(turn.step), &format!("restarting {}", agent.name)).await;
+            let message = format!("restarting {}", agent.name);
+            if turn.state == ConversionState::Converted {
+                self.say_converted(journal, &message).await;
+            } else {
+                self.say(turn.state, Some(turn.step), &message).await;
+            }
             tracing::info!(agent = %agent.name, containers = stale.len(), "restarting an agent");
             match self.restart_agent(&agent, &stale, turn.route, end).await {
                 Ok(()) => {}
                 // The link was lost: the rest when it is back.
                 Err(KeeperError::Cluster(error)) if error.is_unreachable() => return Err(error.into()),
-                Err(error) => {
-                    tracing::warn!(agent = %agent.name, %error, "an agent was not restarted");
-                    journal.agents.restarted.retain(|name| *name != agent.name);
-                    journal.agents.failed.push(AgentFailure { pod: agent.name, message: error.to_string() });
-                    journal.save(&self.host)?;
-                }
+                Err(error) => self.agent_failed(journal, agent.name, &error)?,
             }
         }
         Ok(())
     }
 
-    /// Ends these containers of an agent and waits until others run in their place.
+    fn agent_failed(
+        &self,
+        journal: &mut Journal,
+        pod: String,
+        error: &KeeperError,
+    ) -> Result<(), KeeperError> {
+        tracing::warn!(agent = %pod, %error, "an agent was not restarted");
+        journal.agents.restarted.retain(|name| *name != pod);
+        journal.agents.failed.push(AgentFailure { pod, message: error.to_string() });
+        journal.save(&self.host)?;
+        Ok(())
+    }
+
+    /// Ends these containers of an agent and waits until others run in their place, and go on running.
     async fn restart_agent(
         &mut self,
         agent: &Agent,
@@ -130,7 +151,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         route: Route,
         end: Instant,
     ) -> Result<(), KeeperError> {
-        let deadline = end.min(Instant::now() + self.settings.agent_limit);
+        let begin = Instant::now();
+        let deadline = end.min(begin + self.settings.agent_limit);
         // A release of before, which may have been swapped back, does not know how.
         let own = self.release.program();
         let program = if self.host.exists(&own) { own } else { format!("{}/yurtd", names::CURRENT_LINK) };
@@ -143,7 +165,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             let command = [&program, "end-container", id, "--grace-seconds", &grace].map(str::to_owned);
             self.systemd.run(&format!("yurt-end-container-{short}.service"), &command).await?;
         }
+        // Since when it has been well, with which containers.
+        let mut well: Option<(Instant, Vec<String>)> = None;
+        let mut ends = false;
         loop {
+            let mut settling = false;
             let last = match self.cluster.agents(route).await {
                 Ok(agents) => match agents.iter().find(|now| now.uid == agent.uid) {
                     // Somebody deleted the pod; the next one begins with the new way.
@@ -153,15 +179,32 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                         "its container does not run".to_owned()
                     }
                     // One that was not ready before may have its own reasons.
-                    Some(now) if now.ready || !agent.ready && !stale.is_empty() => return Ok(()),
+                    Some(now) if now.ready || !agent.ready && !stale.is_empty() => {
+                        let ids = now.stale(|_| true);
+                        match &well {
+                            Some((since, known)) if *known == ids => {
+                                if since.elapsed() >= self.settings.agent_settle {
+                                    return Ok(());
+                                }
+                            }
+                            known => {
+                                ends |= known.is_some();
+                                well = Some((Instant::now(), ids));
+                            }
+                        }
+                        // One that ends again and again looks well each time, which has an end.
+                        settling = !ends;
+                        "it has only just begun to run".to_owned()
+                    }
                     Some(_) => "it is not Ready".to_owned(),
                 },
                 Err(error) if error.is_unreachable() && route == Route::Direct => return Err(error.into()),
                 Err(error) if error.is_transient() => error.to_string(),
                 Err(error) => return Err(error.into()),
             };
-            if Instant::now() >= deadline {
-                let limit = self.settings.agent_limit;
+            if Instant::now() >= deadline && !settling {
+                let limit = begin.elapsed();
+                let last = if ends { "its container ends again and again".to_owned() } else { last };
                 return Err(KeeperError::AgentNotBack { limit, last });
             }
             tokio::time::sleep(self.settings.poll).await;

@@ -10,12 +10,21 @@ use crate::journal::Journal;
 use crate::systemd::{Systemd, Unit};
 use crate::units;
 
+/// What has changed of that with which the units run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Changed {
+    /// The release: every process of it is to be another one.
+    pub program: bool,
+    /// What the hub alone reads.
+    pub configuration: bool,
+}
+
 impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Units in place, enabled and running with what is on disk now.
     pub(crate) async fn ensure_service(
         &mut self,
         journal: &mut Journal,
-        restart: bool,
+        changed: Changed,
     ) -> Result<(), KeeperError> {
         let (mut written, mut socket_written, mut address_written) = (false, false, false);
         for unit in units::ALL {
@@ -36,7 +45,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             self.systemd.restart(units::SOCKET.name).await?;
         }
         // The address is gone for a moment. A lost packet is sent again.
-        if (restart || address_written) && self.systemd.unit(units::ADDRESS.name).await?.is_active() {
+        if (changed.program || address_written) && self.systemd.unit(units::ADDRESS.name).await?.is_active() {
             self.systemd.restart(units::ADDRESS.name).await?;
         }
         for unit in [units::ADDRESS, units::SOCKET] {
@@ -49,7 +58,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         self.show(&service);
         if !service.is_active() {
             self.systemd.start(units::SERVICE.name).await?;
-        } else if restart || written || journal.applied_service.as_ref() != Some(&wanted) {
+        } else if changed.program
+            || changed.configuration
+            || written
+            || journal.applied_service.as_ref() != Some(&wanted)
+        {
             self.systemd.restart(units::SERVICE.name).await?;
         }
         if journal.applied_service.as_ref() != Some(&wanted) {

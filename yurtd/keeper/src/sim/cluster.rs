@@ -47,7 +47,7 @@ impl Cluster for FakeCluster {
     async fn node(&mut self) -> Result<OwnNode, ClusterError> {
         let world = self.question()?;
         Ok(OwnNode {
-            ready: world.kubelet_works(),
+            ready: world.kubelet_works() && !world.not_ready,
             kubelet_version: world.kubelet_version.clone(),
             edge: true,
             target: None,
@@ -77,7 +77,17 @@ impl Cluster for FakeCluster {
             return Ok(self.question()?.agents.clone());
         }
         self.hub_ready().await?;
-        Ok(self.world.borrow().agents.clone())
+        let mut world = self.world.borrow_mut();
+        let seen = world.agents.clone();
+        if world.agents_crash {
+            for container in seen.iter().flat_map(|agent| &agent.containers) {
+                // The first ones ran before anybody ended them.
+                if container.id.ends_with('+') {
+                    world.start_anew(&container.id);
+                }
+            }
+        }
+        Ok(seen)
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<BTreeMap<String, String>>, ClusterError> {

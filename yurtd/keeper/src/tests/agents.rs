@@ -1,5 +1,8 @@
 //! The node's infrastructure agents go kubelet's way.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use yurt_api::status::ConversionState;
 
 use super::super::engine::{KeeperError, Target};
@@ -142,4 +145,43 @@ async fn agents_wait_until_kubelet_that_was_led_past_the_hub_is_back_on_it() {
     node.reach(Target::Edge).await.unwrap();
     node.assert_converted();
     assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0++")));
+}
+
+#[tokio::test]
+async fn an_agent_whose_container_ends_again_and_again_was_not_restarted() {
+    let node = Node::new();
+    node.world.borrow_mut().agents_crash = true;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    let agents = node.last_report().agents;
+    assert!(agents.restarted.is_empty(), "{agents:?}");
+    assert!(agents.failed[0].message.contains("ends again and again"), "{agents:?}");
+}
+
+#[tokio::test]
+async fn agents_whose_turn_does_not_come_in_time_are_left_and_told_of() {
+    let node = Node::new();
+    let mut keeper = node.keeper();
+    keeper.settings.agents_limit = Duration::ZERO;
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert_eq!(node.world.borrow().ended, [""; 0]);
+    let agents = node.last_report().agents;
+    assert!(agents.restarted.is_empty(), "{agents:?}");
+    let messages: Vec<&str> = agents.failed.iter().map(|failure| failure.message.as_str()).collect();
+    assert_eq!(messages, ["there was no time left for it"; 2]);
+}
+
+#[tokio::test]
+async fn a_report_says_since_when_what_begins_on_the_node_knows_the_hub() {
+    let node = Node::new();
+    let mut keeper = node.keeper();
+    for _ in 0..2 {
+        pass(&mut keeper, Target::Edge).await.unwrap();
+        let since: Timestamp = node.last_report().since.unwrap().parse().unwrap();
+        for agent in &node.world.borrow().agents {
+            assert!(agent.containers.iter().all(|container| container.at > since), "{agent:?}");
+        }
+    }
+    node.reach(Target::Vanilla).await.unwrap();
+    assert_eq!(node.last_report().since, None);
 }

@@ -73,6 +73,7 @@ async fn a_changed_configuration_restarts_the_hub_once_and_a_new_tunnel_ca_does_
         pass(&mut keeper, Target::Edge).await.unwrap();
     }
     assert_eq!(node.world.borrow().hub_restarts, 2);
+    assert_eq!(node.world.borrow().address_restarts, 1, "the pods' address stays");
     assert_eq!(node.world.borrow().kubelet_restarts, 1);
 
     let ca = BTreeMap::from([("ca.crt".to_owned(), "tunnel".to_owned())]);

@@ -138,3 +138,16 @@ async fn a_domain_of_its_own_is_told_to_the_hub_that_knows_the_field_and_to_no_o
     assert!(node.last_report().message.contains("swapped back"));
     assert_eq!(told(), serde_json::Value::Null, "the one that was put back may not know it");
 }
+
+#[tokio::test]
+async fn a_node_that_was_not_ready_before_gets_a_new_release_all_the_same() {
+    let node = Node::new();
+    node.set_program("old program");
+    node.reach(Target::Edge).await.unwrap();
+    node.world.borrow_mut().not_ready = true;
+    node.set_program("program 2");
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().kubelet_restarts, 2);
+    assert_eq!(std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(), b"program 2");
+}
