@@ -107,7 +107,7 @@ pub fn failures(agents: &Agents) -> Vec<String> {
         if failure.pod.is_empty() {
             format!("the node's infrastructure agents were not restarted: {message}")
         } else {
-            format!("agent {} was not restarted, do it yourself if it does not run: {message}", failure.pod)
+            format!("agent {} did not come back, or was not restarted; do it yourself if it does not run: {message}", failure.pod)
         }
     });
     lines.collect()
@@ -183,7 +183,10 @@ mod tests {
         };
         assert_eq!(outcome(&agents).unwrap(), "agents restarted: a/b, a/c; agents kept: a/e");
         let failures = failures(&agents);
-        assert!(failures[0].starts_with("agent a/d was not restarted") && failures[0].ends_with(": why"));
+        assert!(
+            failures[0].starts_with("agent a/d did not come back, or was not restarted")
+                && failures[0].ends_with(": why")
+        );
         assert_eq!(failures[1], "the node's infrastructure agents were not restarted: why");
     }
 }

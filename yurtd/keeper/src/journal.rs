@@ -146,6 +146,9 @@ pub(crate) struct Journal {
     /// When it was restarted to work without it again.
     #[serde(default)]
     pub left: Option<Moment>,
+    /// Agents that began before this are due, if not those that began before kubelet came: the hub has another CA since.
+    #[serde(default)]
+    pub agents_before: Option<Moment>,
     /// The node's agents have not followed it yet.
     #[serde(default)]
     pub agents_due: bool,
@@ -186,6 +189,7 @@ impl Journal {
             before: None,
             came: None,
             left: None,
+            agents_before: None,
             agents_due: false,
             keep_agents: false,
             agents: Agents::default(),

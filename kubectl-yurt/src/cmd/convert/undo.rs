@@ -21,8 +21,8 @@ use crate::{
     output::{progress::Progress, words::join},
 };
 
-/// How long a node that is turned round may take.
-const TURN_ROUND: Duration = Duration::from_secs(90);
+/// How long a node that is turned round may take: kubelet 90 s, and its agents 180.
+const TURN_ROUND: Duration = Duration::from_secs(300);
 
 /// What this run has changed so far.
 #[derive(Default)]

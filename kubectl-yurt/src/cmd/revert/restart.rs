@@ -44,7 +44,8 @@ impl Windows {
         let entries = nodes.iter().filter_map(|node| {
             let status =
                 node::conversion(node).filter(|status| status.state == ConversionState::Converted)?;
-            Some((node.name_any(), Window { since: status.time.parse().ok()?, until: None }))
+            let since: Timestamp = status.since.as_ref().unwrap_or(&status.time).parse().ok()?;
+            Some((node.name_any(), Window { since, until: None }))
         });
         Self { windows: entries.collect(), ..Self::default() }
     }
@@ -96,7 +97,9 @@ pub fn stale(pods: &[Pod], windows: &Windows) -> Vec<Stale> {
         let place = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
         let window = place.and_then(|name| windows.windows.get(name));
         window.is_some_and(|window| {
-            starts(pod).any(|time| time > window.since && window.until.is_none_or(|until| time < until))
+            // Starts are told in whole seconds.
+            let since = window.since.as_second();
+            starts(pod).any(|time| time.as_second() >= since && window.until.is_none_or(|until| time < until))
         })
     };
     // Begun anew after kubelet had left the hub, and before its node was vanilla.
@@ -239,6 +242,20 @@ mod tests {
         windows.close(&edge("Reverted", "2026-01-03T00:00:00Z"));
         assert_eq!(names_of(&pods, &windows), ["host", "later", "sidecar"], "started after the revert");
         assert!(Windows::of(&[edge("Reverting", LATER), edge("Converted", "?")]).windows.is_empty());
+    }
+
+    #[test]
+    fn what_started_since_kubelet_came_to_the_hub_is_found_however_late_that_was_reported() {
+        let mut node = edge("Converted", LATER);
+        let report = json!({ "state": "Converted", "version": "0.1.0", "time": "2026-01-01T12:03:00.5Z",
+            "since": "2026-01-01T12:00:00Z" });
+        node.annotations_mut().insert(names::ANNOTATION_CONVERSION.into(), report.to_string());
+        let pods = [
+            pod("before", "2026-01-01T11:59:59Z", |_| ()),
+            pod("agent", "2026-01-01T12:01:00Z", |_| ()),
+            pod("same-second", "2026-01-01T12:00:00Z", |_| ()),
+        ];
+        assert_eq!(names_of(&pods, &Windows::of(&[node])), ["agent", "same-second"]);
     }
 
     #[test]

@@ -40,7 +40,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         if journal.before.take().is_some() {
             journal.save(&self.host)?;
         }
-        let Some(came) = journal.came.clone().filter(|_| journal.agents_due) else { return Ok(()) };
+        let Some(before) =
+            journal.agents_before.clone().or(journal.came.clone()).filter(|_| journal.agents_due)
+        else {
+            return Ok(());
+        };
         // What begins while kubelet does not work through the hub does not either: their turn is when it does.
         if !uses_hub(self.kubelet().await?.1.as_ref()) {
             return Ok(());
@@ -52,7 +56,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             _ => ConversionState::Converting,
         };
         let turn = Turn { route: Route::Hub, state, step: Step::Agents };
-        self.turn(journal, turn, |started| came.is_after(started.as_second(), boot_id.as_deref())).await?;
+        self.turn(journal, turn, |started| before.is_after(started.as_second(), boot_id.as_deref())).await?;
+        journal.agents_before = None;
         journal.agents_due = false;
         journal.save(&self.host)?;
         Ok(())

@@ -17,6 +17,17 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     pub(crate) async fn ensure_drop_in(&mut self, journal: &mut Journal) -> Result<bool, KeeperError> {
         let facts = self.take_access(&journal.original)?;
         let text = self.kubeconfig_for_hub(&facts).await?;
+        let told = self.host.read_text(names::KUBELET_KUBECONFIG)?;
+        let known = told.and_then(|told| node_ca(&told, &facts.ca));
+        if known.is_some_and(|known| node_ca(&text, &facts.ca).is_some_and(|new| new != known)) {
+            // What began with the other one in its `ca.crt` does not believe the hub. Before the text is replaced, or a
+            // keeper that is killed would leave nothing to tell it by.
+            tracing::info!("the hub has another CA, which the node's agents have to be told of");
+            journal.agents_before = Some(self.moment());
+            journal.agents_due = true;
+            journal.agents = Agents::default();
+            journal.save(&self.host)?;
+        }
         let mut changed = self.host.write(names::KUBELET_KUBECONFIG, text.as_bytes(), 0o600)?;
         self.host.make_dir(drop_in_dir(), 0o755)?;
         let drop_in = units::kubelet_drop_in(&journal.original.other_flags);
@@ -41,8 +52,13 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 before.restarted = Some(now.second);
                 journal.save(&self.host)?;
             }
+            if journal.agents_due && journal.agents_before.is_some() {
+                journal.agents_before = Some(now.clone());
+                journal.save(&self.host)?;
+            }
             if elsewhere {
                 journal.came = Some(now);
+                journal.agents_before = None;
                 journal.agents_due = true;
                 journal.agents = Agents::default();
                 journal.save(&self.host)?;
@@ -113,6 +129,13 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 /// Whether kubelet runs, and with the kubeconfig that leads to the hub.
 pub(super) fn uses_hub(arguments: Option<&Arguments>) -> bool {
     arguments.is_some_and(|found| found.kubeconfig.as_deref() == Some(names::KUBELET_KUBECONFIG))
+}
+
+/// The node's CA in the bundle that a kubeconfig for the hub carries.
+fn node_ca(kubeconfig: &str, cluster_ca: &[u8]) -> Option<Vec<u8>> {
+    let kubeconfig::CaSource::Inline(bundle) = kubeconfig::parse(kubeconfig).ok()?.ca else { return None };
+    let rest = bundle.strip_prefix(cluster_ca.trim_ascii_end())?.trim_ascii();
+    (!rest.is_empty()).then(|| rest.to_vec())
 }
 
 fn drop_in_dir() -> &'static str {

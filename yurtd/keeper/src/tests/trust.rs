@@ -38,10 +38,12 @@ async fn a_ca_that_the_hub_made_anew_reaches_kubelet_also_without_a_link() {
     node.reach(Target::Edge).await.unwrap();
     node.world.borrow_mut().link_down = true;
     lose_the_ca(&node);
+    node.world.borrow_mut().ended.clear();
     pass(&mut node.keeper(), Target::Edge).await.unwrap();
     node.assert_converted();
     assert_eq!(bundle(&node), "certificate\nnode CA 2\n");
     assert_eq!(node.world.borrow().kubelet_restarts, 2);
+    assert_eq!(node.world.borrow().ended.len(), 2, "agents that believe the other one");
     pass(&mut node.keeper(), Target::Edge).await.unwrap();
     assert_eq!(node.world.borrow().kubelet_restarts, 2, "once");
 }
