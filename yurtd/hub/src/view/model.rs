@@ -296,11 +296,20 @@ impl World {
                     Client { known: Objects::new(), version: 0, position, streams: true, stranded: false };
             }
             Step::Reconnect(client) => {
-                let version = self.clients[*client].version;
-                match Position::after(&self.record(), 0, version) {
-                    Some(position) if !self.clients[*client].streams => {
-                        self.clients[*client].position = position;
+                let Client { version, streams, stranded, .. } = self.clients[*client];
+                let record = self.record();
+                let position = Position::after(&record, 0, version);
+                match position {
+                    // Of a history that is no more: known as long as the new one has not come so far. Then nobody can
+                    // tell, no more than the API server: a client that comes back so late has to list.
+                    Some(_) if stranded => {
+                        assert!(
+                            streams || version <= record.resource_version,
+                            "a lost history was continued"
+                        );
+                        self.clients[*client] = self.connect();
                     }
+                    Some(position) if !streams => self.clients[*client].position = position,
                     _ => self.clients[*client] = self.connect(),
                 }
             }
