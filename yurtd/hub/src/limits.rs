@@ -125,11 +125,11 @@ pub(crate) struct Share {
 }
 
 /// kubelet: a watch for every Secret and ConfigMap that its pods use.
-pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 4 };
+pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 16 };
 /// Anybody else. An operator has a watch a resource; several pods may be one identity.
-pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 2 };
+pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 16 };
 /// All others together.
-pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20, readers: 6 };
+pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20, readers: 32 };
 /// Identities that are counted before those with nothing under way are forgotten.
 pub(crate) const COUNTED: usize = 256;
 /// A body is handed to HTTP in pieces of this size, so that what waits for a reader is one of them.
