@@ -125,7 +125,8 @@ pub(crate) struct Share {
 }
 
 /// kubelet: a watch for every Secret and ConfigMap that its pods use.
-pub(crate) const KUBELET: Share = Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 16 };
+pub(crate) const KUBELET: Share =
+    Share { streams: usize::MAX, unsent: 8 << 20, lists: 16 << 20, readers: 16 };
 /// Anybody else. An operator has a watch a resource; several pods may be one identity.
 pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 16 };
 /// All others together.
