@@ -18,7 +18,7 @@ use crate::offline::{strategic, token_request};
 use crate::request::accept::Accept;
 use crate::request::authenticate::bearer_token;
 use crate::request::classify::{RequestInfo, Verb};
-use crate::request::jwt;
+use crate::caller::jwt;
 use crate::wire::endpoint_slice::{self, Edit};
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};

@@ -6,14 +6,13 @@
 pub(crate) mod accept;
 pub(crate) mod authenticate;
 pub(crate) mod classify;
-pub(crate) mod jwt;
 pub(crate) mod tokens;
 
 pub(crate) use crate::caller::authorise;
 pub(crate) use authenticate::{Authenticator, Peer};
 pub(crate) use classify::RequestInfo;
 
-/// Why a request is not anybody's: each is a 401, but for [`Self::Busy`].
+/// Why a request is not anybody's: each is a 401, but for [`Self::Busy`] and [`Self::NotReviewed`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
     /// Neither certificate nor token.
@@ -37,6 +36,9 @@ pub(crate) enum AuthError {
     /// Nobody can tell now.
     #[error("the edge node is offline and this bearer token was never seen while it was online")]
     TokenUnknown,
+    /// 503: the link is there, and the API server has decided nothing.
+    #[error("the API server could not say whose the bearer token is: {0}")]
+    NotReviewed(String),
     /// 429: too many tokens, of this address or of all, wait for the API server's review.
     #[error("too many bearer tokens that are not known wait for their review; try again")]
     Busy,

@@ -17,12 +17,11 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use yurt_node::supervise::Tasks;
 
 use super::AuthError;
-use super::jwt;
-use crate::caller::Identity;
+use crate::caller::{Identity, jwt};
 use crate::clock::unix_seconds;
 use crate::limits::{self, Reviews};
 use crate::link::Link;
@@ -129,11 +128,7 @@ impl Tokens {
                 Ok(identity)
             }
             Verdict::Refuse(error) => Err(error),
-            Verdict::Review => {
-                let reviewed = self.review_in_turn(token, hash, from);
-                let reviewed = tokio::time::timeout(limits::REVIEWED_WITHIN, reviewed).await;
-                reviewed.unwrap_or(Err(AuthError::Busy))
-            }
+            Verdict::Review => self.review_in_turn(token, hash, from).await,
         }
     }
 
@@ -143,13 +138,18 @@ impl Tokens {
         hash: Hash,
         from: IpAddr,
     ) -> Result<Identity, AuthError> {
+        let until = Instant::now() + limits::REVIEWED_WITHIN;
         let waiting = self.inner.reviews.enter(from).ok_or(AuthError::Busy)?;
-        let _turn = waiting.turn().await.ok_or(AuthError::TokenUnknown)?;
+        let turn = timeout_at(until, waiting.turn()).await.map_err(|_| AuthError::Busy)?;
+        let _turn = turn.ok_or_else(|| self.undecided("the hub ends"))?;
         // Somebody else may have asked about the same token meanwhile.
         match self.verdict(token, &hash) {
             Verdict::Accept(identity) | Verdict::AcceptAndRecheck(identity) => Ok(identity),
             Verdict::Refuse(error) => Err(error),
-            Verdict::Review if waiting.spend() => self.review(token, hash).await,
+            Verdict::Review if waiting.spend() => match timeout_at(until, self.review(token, hash)).await {
+                Ok(reviewed) => reviewed,
+                Err(_) => Err(self.undecided("its answer did not come in time")),
+            },
             Verdict::Review => Err(AuthError::Busy),
         }
     }
@@ -198,13 +198,15 @@ impl Tokens {
         let answer = self.inner.client.create("/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
         let status = match answer {
             Ok(mut answer) => answer["status"].take(),
-            Err(error @ CallError::Refused { .. }) if !error.is_transient() => {
-                tracing::warn!(%error, "the API server does not let the node review tokens");
-                return Err(AuthError::TokenRefused(error.to_string()));
-            }
+            // Nothing was decided about the token: it is neither good nor bad. That the node itself was refused says
+            // nothing of it, either; an API server that has just started does so.
             Err(error) => {
-                tracing::debug!(%error, "a token could not be reviewed");
-                return Err(AuthError::TokenUnknown);
+                if matches!(&error, CallError::Refused { .. }) && !error.is_transient() {
+                    tracing::warn!(%error, "the API server does not let the node review tokens");
+                } else {
+                    tracing::debug!(%error, "a token could not be reviewed");
+                }
+                return Err(self.undecided(&error.to_string()));
             }
         };
         match status["user"]["username"].as_str() {
@@ -218,6 +220,15 @@ impl Tokens {
                 self.refuse(hash, reason.clone()).await;
                 Err(AuthError::TokenRefused(reason))
             }
+        }
+    }
+
+    /// Why nobody can tell whose a token is: the link may have gone meanwhile.
+    fn undecided(&self, reason: &str) -> AuthError {
+        if self.inner.link.is_online() {
+            AuthError::NotReviewed(reason.chars().take(limits::REFUSAL_CHARS).collect())
+        } else {
+            AuthError::TokenUnknown
         }
     }
 

@@ -21,17 +21,18 @@ impl Reflector {
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
         let mut parameters = ListParameters { at, continue_token: None, size: PageSize::new() };
         let (mut first, mut listed, mut waiting) = (true, 0, 0);
-        if !matches!(*self.credential.borrow(), Credential::Node) && !self.store.has_room_for_others() {
+        if !self.credentials.is_node() && !self.store.has_room_for_others() {
             let error = StoreError::Full("what is left of it is kubelet's".to_owned());
             return self.store_failed(Request::List, error).await;
         }
         loop {
-            let credential = self.credential.borrow_and_update().clone();
+            let credential = self.credential();
             let page = match self.page(&credential, &parameters).await {
                 Ok(page) => page,
                 Err(FetchError::TooBig) if parameters.size.was_too_big() => continue,
                 Err(answer) => return self.answered(Request::List, answer).await,
             };
+            self.credentials.accepted(&credential);
             parameters.size.came(page.list.items.len(), page.bytes);
             listed += page.bytes as u64;
             if !self.may_store(listed) {
@@ -100,7 +101,7 @@ impl Reflector {
     /// Whether the view may have so much of the store.
     fn may_store(&self, bytes: u64) -> bool {
         let (own, others) = self.view.stored_beside();
-        let node = matches!(*self.credential.borrow(), Credential::Node);
+        let node = self.credentials.is_node();
         node || limits::may_store(own + bytes, others + bytes, self.store.stats().map_bytes)
     }
 

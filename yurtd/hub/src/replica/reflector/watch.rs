@@ -9,7 +9,6 @@ use tokio::time::{Instant, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::{IDLE_SECONDS, Reflector, Refusals};
-use crate::caller::Credential;
 use crate::clock;
 use crate::replica::fetch::{self, FetchError};
 use crate::replica::step::Outcome;
@@ -31,12 +30,13 @@ impl Reflector {
     /// The watch from the view's resourceVersion on, until it ends.
     pub(super) async fn watch(&mut self) -> Outcome {
         let version = self.view.resource_version();
-        let credential = self.credential.borrow_and_update().clone();
+        let credential = self.credential();
         let answer = fetch::watch(&self.upstream, &credential, &self.view.spec, version, jitter()).await;
         let body = match answer {
             Ok(body) => body,
             Err(answer) => return self.answered(Request::Watch, answer).await,
         };
+        self.credentials.accepted(&credential);
         let started = Instant::now();
         let (outcome, received) = self.follow(body).await;
         match outcome {
@@ -192,6 +192,7 @@ impl Reflector {
                 Ok(Some(Event::Error(status))) => {
                     taken.end = Some(match status.code {
                         410 => Outcome::Expired,
+                        401 if self.has_another() => Outcome::Rested,
                         401 => Outcome::Refused,
                         403 => Outcome::Forbidden,
                         _ => Outcome::Failed,
@@ -210,7 +211,7 @@ impl Reflector {
         if !changes.is_empty() {
             let (id, overlay) = (self.view.id, self.overlay.clone());
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
-            let node = matches!(*self.credential.borrow(), Credential::Node);
+            let node = self.credentials.is_node();
             let durability = if node { Durability::Soon } else { Durability::Relaxed };
             let record = self
                 .store
@@ -224,7 +225,7 @@ impl Reflector {
         } else if version > 0 {
             self.view.publish_bookmark(version);
         }
-        if let Some(outcome) = taken.end {
+        if let Some(outcome) = taken.end.filter(|end| *end != Outcome::Rested) {
             self.failed(Request::Watch, None, outcome).await;
         }
         Ok(taken)
