@@ -38,6 +38,9 @@ pub const ANNOTATION_AGENTS: &str = "openyurt.io/conversion-agents";
 /// Value of [`ANNOTATION_AGENTS`]: leave them as they are.
 pub const AGENTS_KEEP: &str = "keep";
 
+/// Lease annotation: `true` has the hub answer the renewals of a holder on its node while there is no link.
+pub const ANNOTATION_OFFLINE_LEASE: &str = "openyurt.io/offline-lease";
+
 /// Field manager of everything the plugin applies.
 pub const FIELD_MANAGER: &str = "kubectl-yurt";
 /// Namespace of our components unless `--yurt-namespace` says otherwise.

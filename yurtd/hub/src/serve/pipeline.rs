@@ -19,6 +19,7 @@ use super::{Body, Hub, forward};
 use crate::caller::Permit;
 use crate::filter::Filter;
 use crate::offline::journal::{Claim, ObjectKey};
+use crate::offline::leases::MAX_LEASE;
 use crate::offline::{Answer, OfflineError, Row};
 use crate::request::accept::Accept;
 use crate::request::classify::Verb;
@@ -94,7 +95,9 @@ async fn answer(
         info.accept = Accept::from_headers(&parts.headers);
     }
     let row = hub.offline.row(&info, &parts, permit);
-    let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
+    let limit = if row == Row::OfflineLease { MAX_LEASE } else { MAX_BODY };
+    let mut body =
+        if row.needs_body() { Sent::Whole(whole(body, limit).await?) } else { Sent::Stream(Some(body)) };
     if !hub.link.is_online() {
         return offline(hub, permit, &info, row, &parts, &body, &takes).await.map(without_link);
     }
@@ -280,10 +283,10 @@ impl Sent {
     }
 }
 
-async fn whole(body: Incoming) -> Result<Bytes, Failure> {
-    match Limited::new(body, MAX_BODY).collect().await {
+async fn whole(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge { limit: MAX_BODY }),
+        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge { limit }),
         Err(error) => Err(Failure::Body(error.to_string())),
     }
 }

@@ -187,6 +187,9 @@ pub(super) fn status_of(failure: &Failure) -> Status {
             OfflineError::AlreadyExists { plural, name } => {
                 Status { details: details(name, "", plural), ..Status::new(409, "AlreadyExists", text()) }
             }
+            OfflineError::Conflict { group, plural, name, .. } => {
+                Status { details: details(name, group, plural), ..Status::new(409, "Conflict", text()) }
+            }
             OfflineError::NotFound { group, plural, name } => {
                 Status { details: details(name, group, plural), ..Status::new(404, "NotFound", text()) }
             }
