@@ -34,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hub-filter", run: hub::filter },
     Target { name: "hub-endpoint-slice", run: hub::endpoint_slice },
     Target { name: "hub-token", run: hub::token },
+    Target { name: "hub-token-keys", run: hub::token_keys },
+    Target { name: "hub-lease", run: hub::lease },
     Target { name: "tunnel-frame", run: tunnel_frame },
     Target { name: "tunnel-mux", run: tunnel::mux },
     Target { name: "tunnel-websocket", run: tunnel::websocket },

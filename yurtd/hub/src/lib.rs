@@ -54,6 +54,7 @@ use self::offline::{Offline, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
+use self::request::issuer::Issuer;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
 use self::serve::metrics::Metrics;
@@ -119,7 +120,18 @@ impl Server {
         let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
-        let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
+        let (keys, ended) = (issuer.clone(), stop.clone());
+        tasks.part("the keys of the cluster's tokens", async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = keys.run() => {}
+            }
+        });
+        let pods = views.clone();
+        let has_pod = Box::new(move |uid: &str, user: &str| pods.has_pod(uid, user));
+        let tokens =
+            Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone(), issuer, has_pod).await;
         let ca = pki::read_certificates(&config.ca_file)?;
         let ca = ca.iter().map(|certificate| certificate.as_ref());
         let (guard, cluster) = cluster::Guard::new(store.clone(), client.clone(), link.clone(), node, ca);

@@ -71,6 +71,15 @@ impl NodeClient {
         self.call(Method::GET, path, "application/json", Bytes::new()).await
     }
 
+    /// GET of JSON that has another type.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(crate) async fn get_as(&self, path: &str, accept: &str) -> Result<Value, CallError> {
+        self.exchange(Method::GET, path, accept, "application/json", Bytes::new()).await
+    }
+
     /// POST of a JSON object.
     ///
     /// # Errors
@@ -106,13 +115,24 @@ impl NodeClient {
         content_type: &str,
         body: Bytes,
     ) -> Result<Value, CallError> {
+        self.exchange(method, path, "application/json", content_type, body).await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<Value, CallError> {
         let broken = |reason: String| CallError::Broken(reason);
         let body = RequestBody::new(Full::new(body).map_err(|never| match never {}));
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(CONTENT_TYPE, content_type)
-            .header(ACCEPT, "application/json")
+            .header(ACCEPT, accept)
             .header(USER_AGENT, concat!("yurtd/", env!("CARGO_PKG_VERSION")))
             .body(body)
             .map_err(|error| UpstreamError::Request(error.to_string()))?;

@@ -1,11 +1,14 @@
 //! What a request asks for ([`classify`]), who asks ([`authenticate`]) and what the asker may use ([`authorise()`]).
 //!
 //! `classify` is pure. `authenticate` knows the node's certificate and bearer tokens; it asks the API server about a
-//! token that it has not seen. Nobody is anonymous.
+//! token that it has not seen ([`tokens`]), unless the cluster's own keys say that it was forged ([`issuer`]). Nobody is
+//! anonymous.
 
 pub(crate) mod accept;
 pub(crate) mod authenticate;
 pub(crate) mod classify;
+pub(crate) mod issuer;
+pub(crate) mod jwks;
 pub(crate) mod tokens;
 
 pub(crate) use crate::caller::authorise;
@@ -33,6 +36,9 @@ pub(crate) enum AuthError {
     /// The API server does not know the token.
     #[error("the API server does not accept the bearer token: {0}")]
     TokenRefused(String),
+    /// Without the API server it is known to be nobody's.
+    #[error("the edge node is offline, and the bearer token is not good: {0}")]
+    TokenNotGood(#[from] issuer::NotGood),
     /// Nobody can tell now.
     #[error("the edge node is offline and this bearer token was never seen while it was online")]
     TokenUnknown,

@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
+use crate::caller::jwt;
 use crate::clock::unix_seconds;
 use crate::replica::OF_ONE;
-use crate::caller::jwt;
 use crate::store::{Bucket, Store, StoreError};
 use crate::wire::{WireError, proto};
 use yurt_node::token::BearerToken;

@@ -141,6 +141,8 @@ impl Health {
         let readiness = self.readiness();
         let store = self.hub.views.store_stats();
         let expires = readiness.serving_certificate_expires.as_deref();
+        let tokens = self.hub.authenticator.tokens();
+        let (token_keys, forged_tokens) = tokens.issuer().figures();
         Sample {
             online: self.hub.link.is_online(),
             ready: readiness.ready,
@@ -148,6 +150,9 @@ impl Health {
             pending_patches: readiness.pending_status_patches,
             pending_events: readiness.pending_events,
             dropped_events: readiness.dropped_events,
+            token_reviews: tokens.reviews(),
+            forged_tokens,
+            token_keys,
             store_bytes: store.file_bytes,
             store_limit: store.map_bytes,
             store_commits: store.commits,

@@ -9,6 +9,7 @@ mod freshness;
 mod identity;
 mod offline;
 mod overlay;
+mod tokens;
 mod trust;
 mod watches;
 
