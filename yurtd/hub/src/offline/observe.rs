@@ -59,20 +59,7 @@ impl Offline {
                 // A request that cannot be read is the API server's to refuse.
                 What::Token(parse_token_request(target, parts, body?).ok()?)
             }
-            (Target::Resource(target), Row::Object) => {
-                let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
-                let accept = info.accept.view_encodings();
-                // A view that is followed knows it, and will know it better.
-                if self.views.follows(permit, &target.resource, namespace, name, &accept) {
-                    return None;
-                }
-                What::Answer(
-                    key(Owner::of(permit), info, parts),
-                    Keep::of(target),
-                    Subject::of(permit, target, row),
-                )
-            }
-            (Target::Resource(target), Row::List) => What::Answer(
+            (Target::Resource(target), Row::Object | Row::List) => What::Answer(
                 key(Owner::of(permit), info, parts),
                 Keep::of(target),
                 Subject::of(permit, target, row),
