@@ -68,7 +68,7 @@ impl Offline {
             (Target::NonResource { .. }, Row::Discovery)
                 if info.query.keys().all(|name| IGNORED_PARAMETERS.contains(&name)) =>
             {
-                What::Discovery(key(Owner::Everybody, info, parts))
+                What::Discovery(key(Owner::Everybody, info, parts).asked_by(Owner::of(permit)))
             }
             _ => return None,
         };
