@@ -136,7 +136,7 @@ impl Server {
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();
-        let certificates = Certificates::open(state_dir, node, domain, SystemTime::now())
+        let certificates = Certificates::open(state_dir, &config.ca_file, node, domain, SystemTime::now())
             .context("the hub has nothing to prove itself with")?;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
