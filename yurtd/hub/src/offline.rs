@@ -21,6 +21,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod change;
+pub(crate) mod discovery;
 pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
@@ -279,8 +280,10 @@ impl Offline {
                 ))),
             },
             (Target::NonResource { path }, Row::Discovery) => {
+                let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
                 let answer = self
-                    .recall(&self.discovery, Owner::Everybody, info, parts)?
+                    .discovered(info, parts)?
+                    .and_then(|answer| answer.decompressed(accept_encoding, 16 * self.discovery.limit()))
                     .ok_or_else(|| never_cached(path))?;
                 let known = parts.headers.get(IF_NONE_MATCH).and_then(|etag| etag.to_str().ok());
                 if known.is_some() && known == answer.etag.as_deref() {
