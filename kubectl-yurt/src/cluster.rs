@@ -10,6 +10,7 @@
 pub mod access;
 pub mod autonomy;
 pub mod components;
+pub mod data_path;
 pub mod definition;
 pub mod lock;
 pub mod manifests;

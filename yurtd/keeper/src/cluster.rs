@@ -15,6 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use yurt_api::status::ConversionStatus;
 pub(crate) use yurt_node::api_client::Access;
 use yurt_node::api_client::ApiError;
@@ -74,6 +75,18 @@ impl ClusterError {
     }
 }
 
+/// How pods are led to the hub at the Service's address, as the hub says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct HubWayIn {
+    /// Somebody is.
+    #[serde(rename = "wayInOpen")]
+    pub(crate) open: bool,
+    /// Agents of this turn are as if they had begun anew.
+    #[serde(rename = "wayInTurn")]
+    pub(crate) turn: Option<i64>,
+}
+
 /// By which way a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -113,6 +126,8 @@ pub(crate) trait Cluster {
     async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError>;
     /// Whether the hub says that it is ready.
     async fn hub_ready(&mut self) -> Result<(), ClusterError>;
+    /// How pods are led to the hub; `None` when they are by their environment, or by a hub that knows nothing else.
+    async fn hub_way_in(&mut self) -> Result<Option<HubWayIn>, ClusterError>;
     /// The CA (PEM) with which the hub vouches for itself; `None` from a hub of before, which has none of its own.
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError>;
     /// From now on the hub is believed by this CA beside the cluster's.

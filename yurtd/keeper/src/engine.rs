@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub agent_settle: Duration,
     /// How long all of them may take.
     pub agents_limit: Duration,
+    /// For the hub to lead agents to itself, or no longer.
+    pub way_in_limit: Duration,
     /// Between two looks at a condition.
     pub poll: Duration,
     /// Addresses that must be free before conversion.

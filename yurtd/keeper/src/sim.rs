@@ -19,7 +19,7 @@ pub(crate) use self::cluster::FakeCluster;
 pub(crate) use self::fuse::Fuse;
 pub(crate) use self::systemd::FakeSystemd;
 use crate::agents::{Agent, Started};
-use crate::cluster::ClusterError;
+use crate::cluster::{ClusterError, HubWayIn};
 use crate::containers::{Container, End, Running};
 use crate::systemd::SystemdError;
 use crate::{arguments, kubeconfig, units};
@@ -89,6 +89,8 @@ pub(crate) struct World {
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
     pub cut_at_first_agent: bool,
+    /// How pods were led to the hub at each of these moments, if somebody asks for it.
+    pub way_in_when_an_agent_ends: Option<Vec<HubWayIn>>,
     /// Ids of the containers that were ended, in order.
     pub ended: Vec<String>,
     boots: u32,
@@ -135,6 +137,17 @@ const CLUSTER_CA: &str = "certificate";
 const CA_FILE: &str = "/var/lib/yurt/ca.pem";
 
 impl World {
+    /// A hub whose kernel can do all: it does at once what is in its configuration and in the journal.
+    pub(crate) fn way_in(&self) -> Option<HubWayIn> {
+        let file = |path: &str| self.root.join(path.trim_start_matches('/'));
+        let config = std::fs::read(file(names::EDGE_CONFIG)).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+        let course = crate::came::read(&file(names::KEEPER_JOURNAL)).ok()?;
+        let open = course.came.is_some();
+        (config["wayIn"] == "service")
+            .then(|| HubWayIn { open, turn: course.turn.filter(|_| open).map(|turn| turn.second) })
+    }
+
     /// A vanilla node as kubeadm leaves it, running.
     pub(crate) fn vanilla(root: &Path) -> Shared {
         for folder in [
@@ -200,6 +213,7 @@ impl World {
             agents_crash: false,
             delete_ended_agents: false,
             cut_at_first_agent: false,
+            way_in_when_an_agent_ends: None,
             ended: Vec::new(),
             boots: 0,
             hiccups: VecDeque::new(),

@@ -70,6 +70,7 @@ impl Node {
             agent_limit: Duration::from_millis(50),
             agent_settle: Duration::from_millis(1),
             agents_limit: Duration::from_millis(500),
+            way_in_limit: Duration::from_millis(5),
             poll: Duration::from_micros(100),
             ports: Vec::new(),
             free_bytes: 1,

@@ -58,6 +58,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
             if elsewhere {
                 journal.came = Some(now);
+                journal.left = None;
                 journal.agents_before = None;
                 journal.agents_due = true;
                 journal.agents = Agents::default();

@@ -107,6 +107,10 @@ impl Systemd for FakeSystemd {
         }
         assert_eq!(flag, "--grace-seconds");
         world.ended.push(id.clone());
+        let way_in = world.way_in();
+        if let (Some(seen), Some(way_in)) = (&mut world.way_in_when_an_agent_ends, way_in) {
+            seen.push(way_in);
+        }
         world.link_down |= std::mem::take(&mut world.cut_at_first_agent);
         if world.delete_ended_agents {
             world.agents.clear();
