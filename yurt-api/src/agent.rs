@@ -89,11 +89,13 @@ pub struct Course {
     pub came: Option<Moment>,
     /// Agents whose turn it is.
     pub turn: Option<Turn>,
+    /// Some of what runs was, or may have been, led to the hub by its environment.
+    pub environment: bool,
 }
 
 impl From<Moment> for Course {
     fn from(came: Moment) -> Self {
-        Self { came: Some(came), turn: None }
+        Self { came: Some(came), ..Self::default() }
     }
 }
 

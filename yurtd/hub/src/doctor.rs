@@ -122,7 +122,11 @@ impl Doctor {
         let known = Known {
             since: Since {
                 came: came.as_ref().ok().and_then(|course| course.came.as_ref()),
-                ca: Some(&self.ca_since).filter(|_| way_in.chosen.way == WayIn::Service),
+                // What its environment led to the hub needs no table, and was shown the certificate of then.
+                ca: Some(&self.ca_since).filter(|_| {
+                    let environment = came.as_ref().is_ok_and(|course| course.environment);
+                    way_in.chosen.way == WayIn::Service && !environment
+                }),
                 boot: Some(&*self.boot).filter(|boot| !boot.is_empty()),
             },
             host_kept: !way_in.on_host.is_empty(),

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use yurt_api::agent::{Course, Moment, Turn};
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Fields {
     #[serde(default)]
     came: Option<Moment>,
@@ -15,6 +16,8 @@ struct Fields {
     left: Option<Moment>,
     #[serde(default)]
     turn: Option<Turn>,
+    #[serde(default)]
+    environment_until: Option<Moment>,
 }
 
 /// What the keeper has written down; nothing of it where no keeper has brought kubelet to the hub, or it has left again.
@@ -25,8 +28,9 @@ struct Fields {
 pub fn read(journal: &Path) -> io::Result<Course> {
     match std::fs::read(journal) {
         Ok(text) => {
-            let Fields { came, left, turn } = serde_json::from_slice(&text)?;
-            Ok(Course { came: came.filter(|_| left.is_none()), turn })
+            let Fields { came, left, turn, environment_until } = serde_json::from_slice(&text)?;
+            let environment = environment_until.is_some();
+            Ok(Course { came: came.filter(|_| left.is_none()), turn, environment })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Course::default()),
         Err(error) => Err(error),
@@ -51,7 +55,7 @@ mod tests {
         journal["turn"] = json!({"second": 101, "pods": ["a/b"]});
         std::fs::write(&file, journal.to_string()).unwrap();
         let turn = Turn { second: 101, pods: vec!["a/b".into()] };
-        assert_eq!(read(&file).unwrap(), Course { came: Some(came), turn: Some(turn) });
+        assert_eq!(read(&file).unwrap(), Course { turn: Some(turn), ..came.into() });
         journal["left"] = json!({"bootId": "one", "second": 200});
         std::fs::write(&file, journal.to_string()).unwrap();
         assert_eq!(read(&file).unwrap().came, None);

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 use yurt_api::status::ConversionStatus;
+use yurt_api::way_in::WayIn;
 pub(crate) use yurt_node::api_client::Access;
 use yurt_node::api_client::ApiError;
 
@@ -75,11 +76,17 @@ impl ClusterError {
     }
 }
 
-/// How pods are led to the hub at the Service's address, as the hub says.
+/// By which way pods come to the hub, as it says; one of before says nothing, and knows their environment alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct HubWayIn {
-    /// Somebody is.
+    /// Which one it is.
+    #[serde(rename = "wayIn")]
+    pub(crate) way: WayIn,
+    /// Why it is not the one that it was told.
+    #[serde(rename = "wayInWhy")]
+    pub(crate) why: Option<String>,
+    /// At the Service's address they are led there.
     #[serde(rename = "wayInOpen")]
     pub(crate) open: bool,
     /// Agents of this turn are as if they had begun anew.
@@ -126,8 +133,8 @@ pub(crate) trait Cluster {
     async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError>;
     /// Whether the hub says that it is ready.
     async fn hub_ready(&mut self) -> Result<(), ClusterError>;
-    /// How pods are led to the hub; `None` when they are by their environment, or by a hub that knows nothing else.
-    async fn hub_way_in(&mut self) -> Result<Option<HubWayIn>, ClusterError>;
+    /// By which way pods come to the hub, as it says.
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError>;
     /// The CA (PEM) with which the hub vouches for itself; `None` from a hub of before, which has none of its own.
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError>;
     /// From now on the hub is believed by this CA beside the cluster's.

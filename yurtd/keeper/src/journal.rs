@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use yurt_api::agent::{Moment, Turn};
 use yurt_api::names;
 use yurt_api::status::Agents;
+use yurt_api::way_in::WayIn;
 
 use super::containers::Before;
 use super::host::{Host, HostError};
@@ -152,6 +153,13 @@ pub(crate) struct Journal {
     /// The node's agents have not followed it yet.
     #[serde(default)]
     pub agents_due: bool,
+    /// By which way kubelet has pods come to the hub; not known of one that a keeper of before has restarted: by their
+    /// environment.
+    #[serde(default)]
+    pub way_in: Option<WayIn>,
+    /// When it was restarted to have them come another way than by their environment.
+    #[serde(default)]
+    pub environment_until: Option<Moment>,
     /// The agents that are being restarted for the hub, named before the first is.
     #[serde(default)]
     pub turn: Option<Turn>,
@@ -194,6 +202,8 @@ impl Journal {
             left: None,
             agents_before: None,
             agents_due: false,
+            way_in: None,
+            environment_until: None,
             turn: None,
             keep_agents: false,
             agents: Agents::default(),

@@ -196,7 +196,7 @@ impl Cluster for ApiCluster {
         health::is_ready(Route::Hub.what()).await
     }
 
-    async fn hub_way_in(&mut self) -> Result<Option<HubWayIn>, ClusterError> {
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
         health::way_in(Route::Hub.what()).await
     }
 

@@ -8,10 +8,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use serde::Deserialize;
 use tokio::net::TcpStream;
 use yurt_api::names;
-use yurt_api::way_in::WayIn;
 use yurt_node::api_client::DEADLINE;
 
 use super::{ClusterError, HubWayIn};
@@ -27,24 +25,16 @@ pub(super) async fn is_ready(what: &'static str) -> Result<(), ClusterError> {
     }
 }
 
-/// How pods are led to it at the Service's address; nothing when they are not led so.
-pub(super) async fn way_in(what: &'static str) -> Result<Option<HubWayIn>, ClusterError> {
+/// By which way pods come to it.
+pub(super) async fn way_in(what: &'static str) -> Result<HubWayIn, ClusterError> {
     // Whether it is ready or not.
     let (_, body) = answer(what, "/readyz").await?;
     read_way_in(what, &body)
 }
 
-fn read_way_in(what: &'static str, body: &[u8]) -> Result<Option<HubWayIn>, ClusterError> {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase", default)]
-    struct Said {
-        way_in: WayIn,
-        #[serde(flatten)]
-        now: HubWayIn,
-    }
-    let said: Said = serde_json::from_slice(body)
-        .map_err(|error| ClusterError::Unreadable { what, message: error.to_string() })?;
-    Ok((said.way_in == WayIn::Service).then_some(said.now))
+fn read_way_in(what: &'static str, body: &[u8]) -> Result<HubWayIn, ClusterError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ClusterError::Unreadable { what, message: error.to_string() })
 }
 
 /// The certificate of the CA with which it vouches for itself; nothing from a hub of before, which does not know the
@@ -107,18 +97,19 @@ async fn ask(path: &'static str) -> Result<(u16, Vec<u8>), Box<dyn std::error::E
 
 #[cfg(test)]
 mod tests {
+    use yurt_api::way_in::WayIn;
+
     use super::*;
 
     #[test]
-    fn the_way_in_is_told_ready_or_not_and_a_hub_of_before_has_none() {
+    fn the_way_in_is_told_ready_or_not_and_a_hub_of_before_knows_the_environment_alone() {
         let read = |body: &str| read_way_in("the hub", body.as_bytes());
-        let now = HubWayIn { open: true, turn: Some(7) };
         let said = r#"{"ready":false,"wayIn":"service","wayInOpen":true,"wayInTurn":7}"#;
-        assert_eq!(read(said).unwrap(), Some(now));
-        assert_eq!(read(r#"{"ready":true,"wayIn":"service"}"#).unwrap(), Some(HubWayIn::default()));
-        for other in [r#"{"ready":true}"#, r#"{"ready":true,"wayIn":"environment"}"#] {
-            assert_eq!(read(other).unwrap(), None);
-        }
+        let service = HubWayIn { way: WayIn::Service, why: None, open: true, turn: Some(7) };
+        assert_eq!(read(said).unwrap(), service);
+        assert_eq!(read(r#"{"ready":true}"#).unwrap(), HubWayIn::default());
+        let unable = read(r#"{"ready":true,"wayIn":"environment","wayInWhy":"no nf_tables"}"#).unwrap();
+        assert_eq!((unable.way, unable.why.as_deref()), (WayIn::Environment, Some("no nf_tables")));
         assert!(matches!(read("<html>"), Err(ClusterError::Unreadable { .. })));
     }
 

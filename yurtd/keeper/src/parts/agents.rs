@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use yurt_api::agent::{Moment, Turn as Announced};
 use yurt_api::names;
 use yurt_api::status::{AgentFailure, ConversionState};
+use yurt_api::way_in::WayIn;
 
 use super::drop_in::uses_hub;
 use crate::agents::{Agent, began_through_hub};
@@ -122,9 +123,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let deadline = Instant::now() + self.settings.way_in_limit;
         loop {
             match self.cluster.hub_way_in().await {
-                // By their environment, or by a hub that knows nothing else: what begins is led there at once.
-                Ok(None) => return,
-                Ok(Some(way_in)) if expected(&way_in) => return,
+                // By their environment what begins is led there at once.
+                Ok(way_in) if way_in.way == WayIn::Environment || expected(&way_in) => return,
                 answer => {
                     if Instant::now() >= deadline {
                         tracing::warn!(

@@ -111,7 +111,7 @@ impl Cluster for FakeCluster {
         Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
     }
 
-    async fn hub_way_in(&mut self) -> Result<Option<HubWayIn>, ClusterError> {
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
         self.hub_ready().await?;
         Ok(self.world.borrow().way_in())
     }
