@@ -40,13 +40,16 @@ pub(super) fn get_elements(table: &str, set: &str) -> Messages {
     })
 }
 
+/// The kernel's number of a rule, and what it does.
+type SeenRule = (Vec<u8>, Vec<u8>);
+
 /// What was seen of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     /// It is there, and not switched off (`flags dormant`).
     pub(super) awake: bool,
-    /// By chain, in their order: the kernel's number of a rule, and what it does.
-    pub(super) rules: BTreeMap<Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>>,
+    /// By chain, in their order.
+    pub(super) rules: BTreeMap<Vec<u8>, Vec<SeenRule>>,
     /// By set.
     pub(super) elements: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>>,
 }
