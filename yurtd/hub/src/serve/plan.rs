@@ -189,6 +189,8 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use yurt_node::config::WayIn;
+
     use super::*;
     use crate::offline::row::row;
 
@@ -220,7 +222,7 @@ mod tests {
             Some(change) => format!(" changed {:?}", change.of),
             None => String::new(),
         };
-        match plan(asked, is_kubelet, &Filters::new("v1.36.3", "CA".into()), facts) {
+        match plan(asked, is_kubelet, &Filters::new("v1.36.3", "CA".into(), WayIn::Environment), facts) {
             Plan::Upgrade => "upgrade".into(),
             Plan::View(_) => "view".into(),
             Plan::Local(change) => format!("local{}", changed(&change)),
@@ -361,7 +363,7 @@ mod tests {
     #[test]
     fn what_is_changed_is_asked_for_in_json_and_the_rest_as_it_was() {
         let service = asked("GET", "/api/v1/namespaces/default/services/kubernetes", true, &[]);
-        let change = change(&service, true, &Filters::new("v1.36.3", "CA".into()));
+        let change = change(&service, true, &Filters::new("v1.36.3", "CA".into(), WayIn::Environment));
         let changed = service.for_change(change.as_ref());
         assert_eq!(changed.parts.headers[ACCEPT], "application/json");
         assert_eq!(changed.parts.headers[ACCEPT_ENCODING], "gzip");
