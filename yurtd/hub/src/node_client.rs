@@ -138,8 +138,8 @@ impl NodeClient {
         Err(CallError::Refused { code, message: refusal(&body) })
     }
 
-    /// GET of a document of at most `limit` bytes, as the API server sends it, perhaps compressed. Nothing when it is the
-    /// one with this ETag.
+    /// GET of a document of at most `limit` bytes, as the API server sends it, perhaps compressed. Nothing when it is
+    /// the one with this ETag.
     ///
     /// # Errors
     ///

@@ -133,8 +133,8 @@ pub(crate) fn plan<'a>(asked: &'a Asked, is_kubelet: bool, filters: &Filters, fa
     })
 }
 
-/// Whether a view may be what is asked for. An exact list is the API server's; without a link a list is what is known of
-/// it last, in whichever place.
+/// Whether a view may be what is asked for. An exact list is the API server's; without a link a list is what is known
+/// of it last, in whichever place.
 fn is_for_views(collection: &Collection, online: bool) -> bool {
     let selectors = collection.label_selector.len() + collection.field_selector.len();
     let needs_view = match &collection.read {
