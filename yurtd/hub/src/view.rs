@@ -582,4 +582,6 @@ impl Drop for Client {
 }
 
 #[cfg(test)]
+mod fan_out;
+#[cfg(test)]
 mod model;
