@@ -10,9 +10,9 @@ use crate::clock;
 use crate::limits::{self, PageSize};
 use crate::replica::fetch::{self, FetchError, ListParameters};
 use crate::replica::step::Outcome;
-use crate::store::{Durability, StoreError, Table};
+use crate::store::{Durability, StoreError, Table, Tx};
 use crate::view::record::ViewRecord;
-use crate::view::table::{Taken, ViewTable};
+use crate::view::table::{Taken, ViewTable, Written};
 use crate::view::{Request, State, Transition, ViewError};
 use crate::wire::ListPage;
 
@@ -48,8 +48,7 @@ impl Reflector {
                 Err(error) => return self.store_failed(Request::List, error).await,
             };
             self.rebuild = false;
-            self.view.publish(&taken.record);
-            match taken.page {
+            match taken {
                 Taken::Listed => {
                     self.view.sync.send_modify(|sync| {
                         sync.attempts += 1;
@@ -80,20 +79,17 @@ impl Reflector {
 
     /// Empties the view. The next list fills it page by page.
     async fn start_over(&mut self) -> Outcome {
-        let id = self.view.id;
+        let (view, told) = (Arc::clone(&self.view), Arc::clone(&self.view));
         self.is_empty();
-        let emptied = self.store.write(Durability::Soon, move |tx| {
-            let mut table = ViewTable::load(tx, id)?;
+        let empty = move |tx: &mut Tx<'_>| {
+            let mut table = view.table(tx)?;
             if table.record.state != State::Empty {
                 table.start_over()?;
             }
             table.save()
-        });
-        match emptied.await {
-            Ok(record) => {
-                self.view.publish(&record);
-                self.failed(Request::List, None, Outcome::Expired).await
-            }
+        };
+        match self.store.write_then(Durability::Soon, empty, move |written| told.publish(written)).await {
+            Ok(_) => self.failed(Request::List, None, Outcome::Expired).await,
             Err(error) => self.store_failed(Request::List, error).await,
         }
     }
@@ -144,13 +140,13 @@ impl Reflector {
     }
 
     /// A page that is not the last one.
-    async fn stage(&self, page: ListPage, first: bool) -> Result<Page, StoreError> {
+    async fn stage(&self, page: ListPage, first: bool) -> Result<Taken, StoreError> {
         let reached = self.view.resource_version();
         self.write(first && self.rebuild, move |table| table.stage(&page, first, reached)).await
     }
 
     /// The last page.
-    async fn commit(&self, page: ListPage, only: bool) -> Result<Page, StoreError> {
+    async fn commit(&self, page: ListPage, only: bool) -> Result<Taken, StoreError> {
         let reached = self.view.resource_version();
         self.write(only && self.rebuild, move |table| {
             if only {
@@ -173,25 +169,22 @@ impl Reflector {
         &self,
         rebuild: bool,
         mut take: impl FnMut(&mut ViewTable<'_, '_>) -> Result<Taken, StoreError> + Send + 'static,
-    ) -> Result<Page, StoreError> {
-        let (id, new, overlay) = (self.view.id, self.new_record(), self.overlay.clone());
-        self.store
-            .write(Durability::Soon, move |tx| {
-                if rebuild {
-                    ViewTable::reset(tx, id, &new)?;
-                } else if tx.get(Table::Views, &id.prefix())?.is_none() {
-                    tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
-                }
-                let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
-                let page = take(&mut table)?;
-                Ok(Page { page, record: table.save()? })
-            })
-            .await
+    ) -> Result<Taken, StoreError> {
+        let (view, new, overlay) = (Arc::clone(&self.view), self.new_record(), self.overlay.clone());
+        let told = Arc::clone(&self.view);
+        let job = move |tx: &mut Tx<'_>| {
+            let id = view.id;
+            if rebuild {
+                ViewTable::reset(tx, id, &new)?;
+            } else if tx.get(Table::Views, &id.prefix())?.is_none() {
+                tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
+            }
+            let mut table = view.table(tx)?.showing(overlay.book());
+            let taken = take(&mut table)?;
+            Ok((taken, table.save()?))
+        };
+        let then = move |(_, written): &mut (Taken, Written)| told.publish(written);
+        let (taken, _) = self.store.write_then(Durability::Soon, job, then).await?;
+        Ok(taken)
     }
-}
-
-/// A page that was taken, and what the view is with it.
-struct Page {
-    page: Taken,
-    record: ViewRecord,
 }

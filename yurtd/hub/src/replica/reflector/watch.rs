@@ -1,5 +1,6 @@
 //! The watch: frames off the wire, a burst a transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +13,9 @@ use super::{IDLE_SECONDS, Reflector, Refusals};
 use crate::clock;
 use crate::replica::fetch::{self, FetchError};
 use crate::replica::step::Outcome;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, Tx};
 use crate::upstream::{ResponseBody, chain, jitter};
-use crate::view::table::{Change, ViewTable};
+use crate::view::table::Change;
 use crate::view::{Request, Transition};
 use crate::wire::frame::decode_event;
 use crate::wire::{Event, FrameDecoder};
@@ -209,19 +210,17 @@ impl Reflector {
         }
         taken.more = changes.len() >= GROUP;
         if !changes.is_empty() {
-            let (id, overlay) = (self.view.id, self.overlay.clone());
+            let (view, overlay) = (Arc::clone(&self.view), self.overlay.clone());
+            let told = Arc::clone(&self.view);
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
             let node = self.credentials.is_node();
             let durability = if node { Durability::Soon } else { Durability::Relaxed };
-            let record = self
-                .store
-                .write(durability, move |tx| {
-                    let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
-                    table.apply_events(&changes, version)?;
-                    table.save()
-                })
-                .await?;
-            self.view.publish(&record);
+            let job = move |tx: &mut Tx<'_>| {
+                let mut table = view.table(tx)?.showing(overlay.book());
+                table.apply_events(&changes, version)?;
+                table.save()
+            };
+            self.store.write_then(durability, job, move |written| told.publish(written)).await?;
         } else if version > 0 {
             self.view.publish_bookmark(version);
         }
