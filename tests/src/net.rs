@@ -10,11 +10,13 @@
 //! sites may use the same subnet, as real ones do.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::paths::PREFIX;
 use crate::run::{self, sh};
+use crate::wait::until_true;
 
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 1);
 pub const MASTER: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 2);
@@ -22,6 +24,9 @@ const NOWHERE: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 254);
 
 /// The host's interface on the wide-area network.
 const HOST_INTERFACE: &str = "yurt-host";
+/// What a node that is left alone has over its uplink in that time, and a little.
+const QUIET: u64 = 6 << 10;
+const LOOK: Duration = Duration::from_secs(5);
 
 fn wan() -> String {
     format!("{PREFIX}wan")
@@ -170,6 +175,23 @@ impl Site {
         Ok((count("tx")?, count("rx")?))
     }
 
+    /// Waits until the uplink carries no more than that of a node that is left alone. After a cut, or when many objects
+    /// were made, it is busy for a while: every pod's status, Events, controllers that write at a bounded rate.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become quiet.
+    pub fn wait_quiet(&self) -> Result<()> {
+        until_true("the uplink to be quiet", Duration::from_secs(180), || {
+            let before = self.uplink_bytes()?;
+            std::thread::sleep(LOOK);
+            let after = self.uplink_bytes()?;
+            let moved = (after.0 - before.0) + (after.1 - before.1);
+            Ok((moved > QUIET).then(|| format!("{} KiB in {} s", moved >> 10, LOOK.as_secs())))
+        })?;
+        Ok(())
+    }
+
     fn nft(&self, rules: &str) -> Result<()> {
         let mut command = std::process::Command::new("ip");
         command.args(["netns", "exec", &self.namespace(), "nft", "-f", "-"]);
@@ -194,7 +216,7 @@ pub fn remove_all() -> Result<()> {
         sh("ip", &["netns", "delete", &namespace])?;
     }
     // A namespace dies when its last user does, its links a moment later.
-    crate::wait::until_true("the host's link to be gone", std::time::Duration::from_secs(10), || {
+    until_true("the host's link to be gone", Duration::from_secs(10), || {
         let links = ip(&["-j", "link", "show"])?;
         if !links.contains(&format!("\"{HOST_INTERFACE}\"")) {
             return Ok(None);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Story, seconds};
+use super::{Story, autonomy, seconds};
 use crate::cluster::EDGE;
 use crate::net::{self, Fault};
 use crate::observe::memory;
@@ -28,8 +28,6 @@ const AT_ONCE: usize = 250;
 const ROUNDS: usize = 3;
 const SECONDS: u64 = 4;
 const MINUTE: Duration = Duration::from_secs(60);
-/// After something has changed, until everybody on the node has heard of it.
-const QUIET: Duration = Duration::from_secs(10);
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const JSON: &str = "application/json";
@@ -53,12 +51,25 @@ pub(super) fn vanilla(story: &mut Story) -> Result<()> {
     create(story, reader())?;
     create(story, (0..SERVICES).map(service).collect())?;
     create(story, (0..PODS).map(pod).collect())?;
+    // The control plane writes them at a bounded rate.
+    until_true("an EndpointSlice of every Service", 5 * MINUTE, || {
+        let slices = story.cluster.kubectl.ok(["get", "endpointslices", "-n", NAMESPACE, "-o", "name"])?;
+        let slices = slices.lines().count();
+        Ok((slices < SERVICES).then(|| format!("{slices} of {SERVICES}")))
+    })?;
     uplink(story, "vanilla")
 }
 
 /// On the cluster straight after the conversion.
 pub(super) fn hub(story: &mut Story) -> Result<()> {
+    // Or the cluster evicts the pods of a node that is away, and gives it others.
+    autonomy::enable(story)?;
     uplink(story, "converted")?;
+    story.teller.step("a DNS server that a Deployment has put there goes past the hub until it begins anew");
+    let kubectl = &story.cluster.kubectl;
+    kubectl.ok(["rollout", "restart", "-n", "kube-system", "deployment/coredns-edge"])?;
+    kubectl.ok(["rollout", "status", "-n", "kube-system", "deployment/coredns-edge", "--timeout=90s"])?;
+    uplink(story, "converted, DNS restarted")?;
     story.teller.step("the same questions to the API server and to the hub, in turns");
     let load = Load::new(story)?;
     for (what, accept) in [("protobuf", PROTOBUF), ("JSON", JSON)] {
@@ -110,7 +121,7 @@ fn memory_of_hub(story: &mut Story, when: &str) -> Result<()> {
 /// Bytes over the node's uplink: idle, and after a cut in which nothing changed.
 fn uplink(story: &mut Story, what: &str) -> Result<()> {
     story.teller.step(&format!("{what}: a minute idle, a minute cut, and the minute after it"));
-    std::thread::sleep(QUIET);
+    story.cluster.shop.wait_quiet()?;
     let idle = bytes_in(story, MINUTE)?;
     story.teller.figure(&format!("{what}: uplink in an idle minute"), &kib(idle));
     story.cluster.shop.cut(Fault::BlackHole)?;

@@ -17,23 +17,13 @@ use crate::wait::{Seen, throughout, until, until_true};
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// What new TLS sessions and resumed watches may cost; one list of what a small node sees costs more.
 const BYTES: u64 = 64 << 10;
-/// What a node that is left alone has over its uplink in five seconds, and a little. After a cut it is busy for a while:
-/// every pod's status, Events, clients that come back.
-const QUIET: u64 = 6 << 10;
-const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) fn crash(story: &mut Story) -> Result<()> {
     let edge = story.cluster.edge.clone();
     let before = story.containers()?;
 
     story.teller.step("while nothing happens");
-    until_true("the uplink to be quiet", Duration::from_secs(120), || {
-        let before = story.cluster.shop.uplink_bytes()?;
-        std::thread::sleep(LOOK);
-        let after = story.cluster.shop.uplink_bytes()?;
-        let moved = (after.0 - before.0) + (after.1 - before.1);
-        Ok((moved > QUIET).then(|| format!("{} KiB in {} s", moved >> 10, LOOK.as_secs())))
-    })?;
+    story.cluster.shop.wait_quiet()?;
     let since = Since::now(&story.cluster.master, EDGE)?;
     let bytes = story.cluster.shop.uplink_bytes()?;
     let back = kill(story, &edge)?;
