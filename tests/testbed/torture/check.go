@@ -53,8 +53,8 @@ func (c *Cluster) checkOne(spec Spec, offline bool, result *Checked) error {
 	defer cancel()
 	options := metav1.ListOptions{ResourceVersion: "0", LabelSelector: spec.Labels, FieldSelector: spec.Fields}
 	list, err := hub.List(ctx, options)
-	for deadline := time.Now().Add(30 * time.Second); err != nil && !offline && time.Now().Before(deadline); {
-		// The link has just come back, or the hub: a client asks again.
+	for deadline := time.Now().Add(30 * time.Second); err != nil && (!offline || !isAnswer(err)) && time.Now().Before(deadline); {
+		// The link has just come back, or the hub: a client asks again. Without a link an answer is one.
 		time.Sleep(200 * time.Millisecond)
 		list, err = hub.List(ctx, options)
 	}
@@ -97,6 +97,12 @@ func (c *Cluster) checkOne(spec Spec, offline bool, result *Checked) error {
 	result.Lists++
 	result.Objects += len(want)
 	return nil
+}
+
+// isAnswer tells what the hub has said from a connection that broke.
+func isAnswer(err error) bool {
+	_, ok := err.(apierrors.APIStatus)
+	return ok
 }
 
 func isStatus(err error, code int32) bool {

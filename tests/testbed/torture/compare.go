@@ -28,6 +28,9 @@ type Figures struct {
 	Disordered int `json:"disordered"`
 	// Events that the API server has not sent, or not so: another object, another type.
 	Wrong int `json:"wrong"`
+	// Events after some that were passed over, with a type that does not fit what the client holds: ADDED and MODIFIED
+	// exchanged, DELETED of what it never had. client-go goes by what it holds.
+	Mistyped int `json:"mistyped"`
 	// Intermediate events that a watcher did not get although it had been there.
 	Skipped int `json:"skipped"`
 	// The same of events from before the watcher came (back).
@@ -296,7 +299,7 @@ func (f *follower) event(event Event, stretch *Stretch) {
 	case told.Type != event.Type && !skipped:
 		f.tell(&f.Wrong, "wrong", "%s %s at %d, which was %s", event.Type, event.Key, event.Version, told.Type)
 	case skipped && (event.Type == watch.Added) == held:
-		f.tell(&f.Wrong, "wrong", "%s %s at %d, and whether the client had it: %v", event.Type, event.Key, event.Version, held)
+		f.tell(&f.Mistyped, "mistyped", "%s %s at %d, and whether the client had it: %v", event.Type, event.Key, event.Version, held)
 	}
 	delete(f.passed, event.Key)
 	apply(f.state, event)

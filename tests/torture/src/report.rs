@@ -10,7 +10,9 @@ use serde_json::Value;
 const TOLD: usize = 60;
 
 /// The sums of one comparison, by the names that the clients give them.
-const FAULTS: [&str; 6] = ["lost", "doubled", "disordered", "wrong", "skipped", "unexplained"];
+const FAULTS: [&str; 7] = ["lost", "doubled", "disordered", "wrong", "unexplained", "skipped", "mistyped"];
+/// Those of them that are counted alone, if it is said so.
+const LENIENT: [&str; 2] = ["skipped", "mistyped"];
 
 /// The report.
 #[derive(Debug, Default)]
@@ -95,8 +97,7 @@ impl Report {
             let line = FAULTS.iter().map(|what| format!("{} {what}", number(what))).collect::<Vec<_>>().join(", ");
             let examples: Vec<&str> =
                 pair["examples"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let lenient = ["skipped"];
-            let wrong = FAULTS.iter().any(|what| number(what) > 0 && !(self.lenient && lenient.contains(what)));
+            let wrong = FAULTS.iter().any(|what| number(what) > 0 && !(self.lenient && LENIENT.contains(what)));
             let text = format!("{name}: {} events of {}, {line}\n      {}", number("hub"), number("direct"), examples.join("\n      "));
             if wrong {
                 self.fault(text);
