@@ -7,6 +7,7 @@
 
 mod answer;
 mod controls;
+mod discovery;
 mod encode;
 mod faults;
 mod kinds;

@@ -7,6 +7,9 @@
 //!   ▼                                     └ jumps; looked at every half minute
 //! ```
 //!
+//! A CA that cannot be read, because the disk fails or somebody has taken the right to, is not damaged: the process ends
+//! and is started again until it can. Another one in its place is believed by nobody.
+//!
 //! Nobody is asked, so all of this works without a link, and the first handshake need not wait. Who believes it: kubelet
 //! by the kubeconfig that the keeper writes with [`Certificates::ca`], pods by their `ca.crt` ([`crate::filter`]).
 //!
@@ -21,6 +24,7 @@ mod names;
 mod serving;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +53,16 @@ pub(crate) enum CertificateError {
     /// It is not what it should be.
     #[error("it cannot be used: {0}")]
     Unusable(String),
+    /// It is there, perhaps whole.
+    #[error(
+        "cannot read {path}: {source}; it is kept, and no other one is made: look at the disk and its mount"
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The disk.
     #[error("cannot keep the certificate in {path}: {source}")]
     Disk {
@@ -71,6 +85,8 @@ pub(crate) struct CertificateState {
 /// The node's CA and the hub's certificate, in use and on the disk.
 pub(crate) struct Certificates {
     state_dir: PathBuf,
+    /// File of the cluster's CA.
+    cluster_ca: PathBuf,
     names: Names,
     ca: NodeCa,
     /// Text of the CA's file.
@@ -82,18 +98,20 @@ pub(crate) struct Certificates {
 
 impl Certificates {
     /// Reads both or makes them, for a node of this name in a cluster of this domain. What cannot be written now is
-    /// tried again by [`Self::run`].
+    /// tried again by [`Self::run`]. `cluster_ca` is the file of the cluster's CA.
     ///
     /// # Errors
     ///
-    /// When there is no randomness.
+    /// When there is a CA and it cannot be read, and when there is no randomness.
     pub(crate) fn open(
         state_dir: &Path,
+        cluster_ca: &Path,
         node: &str,
         domain: Option<&str>,
         now: SystemTime,
     ) -> Result<Self, CertificateError> {
-        let read = read(&state_dir.join(CA_FILE), |text| NodeCa::parse(text).map(|ca| (ca, text.to_owned())));
+        let read =
+            read(&state_dir.join(CA_FILE), |text| NodeCa::parse(text).map(|ca| (ca, text.to_owned())))?;
         let (ca, ca_text) = match read {
             Some(read) => read,
             None => NodeCa::make()?,
@@ -107,8 +125,10 @@ impl Certificates {
             None => Serving::issue(&ca, &wanted, now)?,
         };
         let installed = Arc::new(InstalledCertificate::with_former(Former::load(state_dir)));
+        installed.compare_former(cluster_ca);
         let state = watch::Sender::default();
-        let opened = Self { state_dir: state_dir.to_owned(), names, ca, ca_text, serving, installed, state };
+        let (state_dir, cluster_ca) = (state_dir.to_owned(), cluster_ca.to_owned());
+        let opened = Self { state_dir, cluster_ca, names, ca, ca_text, serving, installed, state };
         opened.install();
         opened.kept(keep(&opened.files()));
         Ok(opened)
@@ -144,8 +164,13 @@ impl Certificates {
             let wanted = self.names.with(&service.borrow_and_update());
             self.renew(&wanted, SystemTime::now());
             let files = self.files();
+            let (installed, cluster_ca) = (self.installed.clone(), self.cluster_ca.clone());
+            let look = move || {
+                installed.compare_former(&cluster_ca);
+                keep(&files)
+            };
             // A disk may take its time, handshakes must not.
-            match tokio::task::spawn_blocking(move || keep(&files)).await {
+            match tokio::task::spawn_blocking(look).await {
                 Ok(outcome) => self.kept(outcome),
                 Err(error) => tracing::error!(%error, "the certificate's files could not be looked at"),
             }
@@ -211,23 +236,32 @@ fn keep(files: &[(PathBuf, String)]) -> Result<(), CertificateError> {
     Ok(())
 }
 
-/// What an earlier process left in a file. One that cannot be used is set aside.
-fn read<T>(path: &Path, parse: impl Fn(&str) -> Result<T, CertificateError>) -> Option<T> {
+/// What an earlier process left in a file. One whose content cannot be used is set aside.
+fn read<T>(
+    path: &Path,
+    parse: impl Fn(&str) -> Result<T, CertificateError>,
+) -> Result<Option<T>, CertificateError> {
     let read = match std::fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes)
             .map_err(|error| CertificateError::Unusable(error.to_string()))
             .and_then(|text| parse(&text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(source) => Err(CertificateError::Disk { path: path.to_owned(), source }),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        // What is in its place has no content.
+        Err(error) if error.kind() == ErrorKind::IsADirectory => {
+            Err(CertificateError::Unusable(error.to_string()))
+        }
+        Err(source) => return Err(CertificateError::Unreadable { path: path.to_owned(), source }),
     };
-    read.inspect_err(|error| {
+    let usable = read.inspect_err(|error| {
         let set_aside = files::set_aside(path);
         tracing::error!(
             path = %path.display(), %error, set_aside = %set_aside.display(),
             "damaged; another one is made, and whoever believed this one has to be told"
         );
-    })
-    .ok()
+    });
+    Ok(usable.ok())
 }
 
 /// The hub's certificate. One of another CA is no damage: this node's was made anew.

@@ -50,7 +50,7 @@ use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
 use self::offline::events::replay;
-use self::offline::{Offline, overlay, rebase};
+use self::offline::{Offline, discovery, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
@@ -136,7 +136,7 @@ impl Server {
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();
-        let certificates = Certificates::open(state_dir, node, domain, SystemTime::now())
+        let certificates = Certificates::open(state_dir, &config.ca_file, node, domain, SystemTime::now())
             .context("the hub has nothing to prove itself with")?;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
@@ -178,6 +178,9 @@ impl Server {
         tasks.part("the serving certificate", certificates.run(service, stop.clone()));
         let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
         tasks.part("the queue of Events", events);
+        let user = node_permit.identity().as_str().to_owned();
+        let reading = discovery::run(offline.clone(), client.clone(), user, link.clone(), stop.clone());
+        tasks.part("the reading of discovery", reading);
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);
         let overlay = overlay::run(offline.clone(), node_permit, stop.clone());

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
-use http::{Method, Request, StatusCode};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH, USER_AGENT};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 use yurt_node::api_client::refusal;
@@ -106,32 +106,61 @@ impl NodeClient {
         content_type: &str,
         body: Bytes,
     ) -> Result<Value, CallError> {
-        let broken = |reason: String| CallError::Broken(reason);
-        let body = RequestBody::new(Full::new(body).map_err(|never| match never {}));
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(CONTENT_TYPE, content_type)
-            .header(ACCEPT, "application/json")
-            .header(USER_AGENT, concat!("yurtd/", env!("CARGO_PKG_VERSION")))
-            .body(body)
-            .map_err(|error| UpstreamError::Request(error.to_string()))?;
-        let exchange = async {
-            let response = self.upstream.send(&Credential::Node, request).await?;
-            let code = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER)
-                .collect()
-                .await
-                .map_err(|error| broken(error.to_string()))?
-                .to_bytes();
-            Ok::<_, CallError>((code, body))
-        };
-        let (code, body) = tokio::time::timeout(DEADLINE, exchange)
-            .await
-            .map_err(|_| broken(format!("no answer within {} s", DEADLINE.as_secs())))??;
+            .header(ACCEPT, "application/json");
+        let (code, _, body) = self.exchange(request, body, MAX_ANSWER).await?;
         if code.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| broken(error.to_string()));
+            return serde_json::from_slice(&body).map_err(|error| CallError::Broken(error.to_string()));
         }
         Err(CallError::Refused { code, message: refusal(&body) })
+    }
+
+    /// GET of a document of at most `limit` bytes, as the API server sends it, perhaps compressed. Nothing when it is the
+    /// one with this ETag.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(crate) async fn read(
+        &self,
+        path: &str,
+        accept: &str,
+        etag: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<(HeaderMap, Bytes)>, CallError> {
+        let mut request = Request::builder().uri(path).header(ACCEPT, accept).header(ACCEPT_ENCODING, "gzip");
+        if let Some(etag) = etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        match self.exchange(request, Bytes::new(), limit).await? {
+            (StatusCode::NOT_MODIFIED, ..) => Ok(None),
+            (StatusCode::OK, headers, body) => Ok(Some((headers, body))),
+            (code, _, body) => Err(CallError::Refused { code, message: refusal(&body) }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: http::request::Builder,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), CallError> {
+        let broken = |reason: String| CallError::Broken(reason);
+        let request = request
+            .header(USER_AGENT, concat!("yurtd/", env!("CARGO_PKG_VERSION")))
+            .body(RequestBody::new(Full::new(body).map_err(|never| match never {})))
+            .map_err(|error| UpstreamError::Request(error.to_string()))?;
+        let exchange = async {
+            let (parts, body) = self.upstream.send(&Credential::Node, request).await?.into_parts();
+            let body =
+                Limited::new(body, limit).collect().await.map_err(|error| broken(error.to_string()))?;
+            Ok::<_, CallError>((parts.status, parts.headers, body.to_bytes()))
+        };
+        tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| broken(format!("no answer within {} s", DEADLINE.as_secs())))?
     }
 }

@@ -21,6 +21,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod change;
+pub(crate) mod discovery;
 pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
@@ -33,8 +34,7 @@ pub(crate) mod remember;
 pub(crate) mod row;
 pub(crate) mod strategic;
 pub(crate) mod token_request;
-
-use std::time::Duration;
+mod write_back;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
@@ -42,7 +42,6 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use yurt_node::link::LinkState;
 
 pub(crate) use answer::Answer;
 pub(crate) use row::Row;
@@ -66,8 +65,6 @@ use patch::{PatchError, PatchType};
 use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
-/// Between attempts to write.
-const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// Query parameters that do not change what is asked for.
 const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSeconds"];
 
@@ -177,23 +174,14 @@ impl Offline {
 
     /// Writes remembered answers, now and then, when the link is lost and when the hub stops.
     pub(crate) async fn keep_written(&self, link: &Link, stop: &CancellationToken) {
-        let mut state = link.subscribe();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = self.answers.due() => {}
-                () = self.discovery.due() => {}
-                changed = state.changed() => match changed {
-                    Ok(()) if *state.borrow_and_update() != LinkState::Offline => continue,
-                    Ok(()) => {}
-                    Err(_) => break,
-                },
-            }
-            if !self.write_back().await {
-                tokio::time::sleep(WRITE_AGAIN).await;
-            }
+        write_back::keep_written(link, stop, || self.write_due(), || self.write_back()).await;
+    }
+
+    async fn write_due(&self) {
+        tokio::select! {
+            () = self.answers.due() => {}
+            () = self.discovery.due() => {}
         }
-        self.write_back().await;
     }
 
     async fn write_back(&self) -> bool {
@@ -292,8 +280,10 @@ impl Offline {
                 ))),
             },
             (Target::NonResource { path }, Row::Discovery) => {
+                let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
                 let answer = self
-                    .recall(&self.discovery, Owner::Everybody, info, parts)?
+                    .discovered(info, parts)?
+                    .and_then(|answer| answer.decompressed(accept_encoding, 16 * self.discovery.limit()))
                     .ok_or_else(|| never_cached(path))?;
                 let known = parts.headers.get(IF_NONE_MATCH).and_then(|etag| etag.to_str().ok());
                 if known.is_some() && known == answer.etag.as_deref() {

@@ -60,24 +60,26 @@ mod tests {
         let (_state, receiver) = channel::channel(LinkState::Offline);
         let stop = CancellationToken::new();
         let watching = tokio::spawn(watch(Link::new(receiver, Arc::clone(&kicked)), stop.clone()));
-        // The first change may come before the socket listens.
         let ip = |verb: &'static str| async move {
             let words = ["address", verb, "192.0.2.7/32", "dev", "lo"];
             let status = tokio::task::spawn_blocking(move || Command::new("ip").args(words).status());
             assert!(status.await.unwrap().unwrap().success());
         };
+        let noticed = |within: Duration| {
+            let kicked = &kicked;
+            async move { tokio::time::timeout(within, kicked.notified()).await.is_ok() }
+        };
+        // Changes from before the socket listens are nobody's: until one has been noticed there is another one.
         let mut verbs = ["add", "del"].into_iter().cycle();
-        for _ in 0..2 {
-            let mut seen = false;
-            for _ in 0..10 {
-                ip(verbs.next().unwrap()).await;
-                if tokio::time::timeout(Duration::from_secs(1), kicked.notified()).await.is_ok() {
-                    seen = true;
-                    break;
-                }
-            }
-            assert!(seen, "a change of addresses was not noticed");
-        }
+        yurt_fakes::until("a change of addresses to be noticed", async || {
+            ip(verbs.next()?).await;
+            noticed(Duration::from_millis(500)).await.then_some(())
+        })
+        .await;
+        // All that came together is one kick, and what is left of it is told now.
+        while noticed(TOGETHER * 3).await {}
+        ip(verbs.next().unwrap()).await;
+        assert!(noticed(yurt_fakes::PATIENCE).await, "a change of addresses was not noticed");
         stop.cancel();
         watching.await.unwrap();
     }

@@ -1,21 +1,24 @@
 //! The hub's front: sockets, TLS, HTTP, and the way of one request through the hub.
 //!
 //! ```text
-//! sockets → listener (TLS in server_tls, one task a connection) → pipeline → read (views)      → respond
-//!                                                                  → forward (upstream) → respond
-//!                                                                  → offline            → respond
+//! sockets → listener (TLS in server_tls, one task a connection) → pipeline ⇄ plan
+//!                                                                    → read (views)          → respond
+//!                                                                    → forward (API server)  → respond
+//!                                                                    → local (what is known) → respond
 //! ```
 //!
-//! [`pipeline`] is the whole way in one function; [`respond`] is the only place where errors become HTTP. The health
+//! [`pipeline`] is the whole way in one function, which carries out what [`plan`] decides; [`respond`] is the only place where errors become HTTP. The health
 //! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
 
 pub(crate) mod connection;
 pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod local;
 pub(crate) mod metered;
 pub(crate) mod metrics;
 pub(crate) mod pipeline;
+pub(crate) mod plan;
 pub(crate) mod read;
 pub(crate) mod respond;
 pub(crate) mod server_tls;

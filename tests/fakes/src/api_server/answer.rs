@@ -22,7 +22,7 @@ use super::encode::{self, Encoding, Failure};
 use super::faults::{Fault, Line};
 use super::reviews::bearer;
 use super::rights::User;
-use super::{Seen, Shared, read, write};
+use super::{Seen, Shared, discovery, read, write};
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -116,6 +116,10 @@ pub(super) async fn answer(
     }
     if let Some(upgrade) = upgrade {
         return Ok(echo(upgrade, &header(&parts, "upgrade")));
+    }
+    let discovered = discovery::answer(&shared.state.lock().unwrap().store.kinds, &line.path, &parts.headers);
+    if let Some(response) = discovered {
+        return Ok(response);
     }
     let accept_encoding = header(&parts, "accept-encoding");
     let call = Call {

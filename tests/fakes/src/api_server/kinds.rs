@@ -118,6 +118,10 @@ impl Kinds {
         self.0.get(resource)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Resource, &Kind)> {
+        self.0.iter()
+    }
+
     pub(super) fn define(&mut self, resource: Resource, kind: Kind) {
         self.0.insert(resource, kind);
     }

@@ -1,6 +1,7 @@
 //! The serving certificate that handshakes use. It may change at any time.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,6 +22,13 @@ impl InstalledCertificate {
     /// None yet, but perhaps one of a release before.
     pub(super) fn with_former(former: Option<Former>) -> Self {
         Self { current: ArcSwapOption::empty(), former }
+    }
+
+    /// Whether anybody is shown that of the release before depends on the cluster's CA, which may be replaced.
+    pub(super) fn compare_former(&self, cluster_ca: &Path) {
+        if let Some(former) = &self.former {
+            former.compare(cluster_ca);
+        }
     }
 
     /// From now on handshakes use this certificate.

@@ -9,7 +9,7 @@ fn now() -> SystemTime {
 }
 
 fn open(dir: &Path) -> Certificates {
-    Certificates::open(dir, "edge", None, now()).unwrap()
+    Certificates::open(dir, Path::new("/nowhere"), "edge", None, now()).unwrap()
 }
 
 fn service() -> BTreeSet<IpAddr> {
@@ -31,7 +31,7 @@ fn the_first_start_makes_both_and_the_next_one_has_the_same() {
     let next = open(&state_dir);
     assert_eq!((next.ca(), &next.serving.pem), (first.ca(), &first.serving.pem));
     // The clock is no reason for another one: a board boots in 1970.
-    let early = Certificates::open(&state_dir, "edge", None, UNIX_EPOCH).unwrap();
+    let early = Certificates::open(&state_dir, Path::new("/nowhere"), "edge", None, UNIX_EPOCH).unwrap();
     assert_eq!(early.serving.pem, first.serving.pem);
 }
 
@@ -57,6 +57,32 @@ fn a_damaged_ca_is_set_aside_and_everything_is_made_anew() {
 }
 
 #[test]
+fn a_ca_that_cannot_be_read_is_kept_and_no_other_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path());
+    let (path, elsewhere) = (dir.path().join(CA_FILE), dir.path().join("elsewhere"));
+    std::fs::rename(&path, &elsewhere).unwrap();
+    // Reading the first page of the own memory is EIO, as of a disk that fails; a symlink to itself is ELOOP.
+    for target in [Path::new("/proc/self/mem"), &path] {
+        std::os::unix::fs::symlink(target, &path).unwrap();
+        let refused =
+            Certificates::open(dir.path(), Path::new("/nowhere"), "edge", None, now()).err().unwrap();
+        let text = refused.to_string();
+        assert!(text.contains("ca.pem") && text.contains("look at the disk"), "{text}");
+        assert_eq!(std::fs::read_link(&path).unwrap(), target, "it is where it was");
+        assert!(!dir.path().join("ca.pem.damaged").exists());
+        std::fs::remove_file(&path).unwrap();
+    }
+    std::fs::rename(&elsewhere, &path).unwrap();
+    let next = open(dir.path());
+    assert_eq!((next.ca(), &next.serving.pem), (first.ca(), &first.serving.pem));
+    // What is no file at all has no CA in it.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_ne!(open(dir.path()).ca(), first.ca());
+}
+
+#[test]
 fn a_damaged_certificate_costs_itself_alone() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());
@@ -78,7 +104,8 @@ fn the_services_addresses_outlive_the_process_and_another_domain() {
     first.renew(&wanted, now());
     assert_eq!(first.serving.pem, pem, "nothing has changed");
     assert_eq!(open(dir.path()).service_addresses(), service());
-    let other = Certificates::open(dir.path(), "edge", Some("shop.example"), now()).unwrap();
+    let other =
+        Certificates::open(dir.path(), Path::new("/nowhere"), "edge", Some("shop.example"), now()).unwrap();
     assert_eq!(other.service_addresses(), service());
     assert_ne!(other.serving.pem, pem);
 }

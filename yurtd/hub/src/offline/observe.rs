@@ -9,7 +9,9 @@ use http::{HeaderMap, StatusCode};
 
 use super::remember::{Keep, Key, Owner};
 use super::row::Row;
-use super::{Answer, IGNORED_PARAMETERS, Offline, key, parse_token_request, prewarm, token_request};
+use super::{
+    Answer, IGNORED_PARAMETERS, Offline, discovery, key, parse_token_request, prewarm, token_request,
+};
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::replica::Views;
 use crate::request::RequestInfo;
@@ -32,7 +34,7 @@ enum What {
     Lease,
     Token(token_request::Request),
     Answer(Key, Keep, Subject),
-    Discovery(Key),
+    Discovery(discovery::Place, Permit),
 }
 
 /// Whom an answer tells something, and of what.
@@ -59,20 +61,7 @@ impl Offline {
                 // A request that cannot be read is the API server's to refuse.
                 What::Token(parse_token_request(target, parts, body?).ok()?)
             }
-            (Target::Resource(target), Row::Object) => {
-                let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref()?);
-                let accept = info.accept.view_encodings();
-                // A view that is followed knows it, and will know it better.
-                if self.views.follows(permit, &target.resource, namespace, name, &accept) {
-                    return None;
-                }
-                What::Answer(
-                    key(Owner::of(permit), info, parts),
-                    Keep::of(target),
-                    Subject::of(permit, target, row),
-                )
-            }
-            (Target::Resource(target), Row::List) => What::Answer(
+            (Target::Resource(target), Row::Object | Row::List) => What::Answer(
                 key(Owner::of(permit), info, parts),
                 Keep::of(target),
                 Subject::of(permit, target, row),
@@ -81,7 +70,7 @@ impl Offline {
             (Target::NonResource { .. }, Row::Discovery)
                 if info.query.keys().all(|name| IGNORED_PARAMETERS.contains(&name)) =>
             {
-                What::Discovery(key(Owner::Everybody, info, parts))
+                What::Discovery(discovery::Place::of(info, parts), permit.clone())
             }
             _ => return None,
         };
@@ -149,7 +138,7 @@ impl Observer {
         match &self.what {
             What::Lease | What::Token(_) => MAX_SMALL,
             What::Answer(..) => self.offline.answers.limit(),
-            What::Discovery(_) => self.offline.discovery.limit(),
+            What::Discovery(..) => self.offline.discovery.limit(),
         }
     }
 
@@ -157,7 +146,7 @@ impl Observer {
     pub(crate) fn wants(&self, code: StatusCode) -> bool {
         match &self.what {
             What::Lease | What::Token(_) => code.is_success(),
-            What::Answer(..) | What::Discovery(_) => code == StatusCode::OK,
+            What::Answer(..) | What::Discovery(..) => code == StatusCode::OK,
         }
     }
 
@@ -199,7 +188,8 @@ impl Observer {
                 }
                 Ok(())
             }
-            What::Discovery(key) => {
+            What::Discovery(place, permit) => {
+                let key = place.key(&answer.content_type).asked_by(Owner::of(&permit));
                 self.offline.discovery.remember(&key, &answer, Keep::Stored);
                 Ok(())
             }

@@ -6,6 +6,7 @@ use http::header::ACCEPT;
 use crate::wire::Encoding;
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const JSON: &str = "application/json";
 
 /// What one clause of `Accept` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,38 @@ impl Accept {
             _ => Encoding::Json,
         }
     }
+}
+
+/// What an answer may be, of what `Accept` says, best first: the media type with what it is converted to, as
+/// [`media_type`] writes it.
+pub(crate) fn media_types(accept: &str) -> Vec<String> {
+    let weighted = accept.split(',').filter_map(|clause| {
+        let weight =
+            clause.split(';').skip(1).filter_map(|parameter| parameter.trim().strip_prefix("q=")).next();
+        let weight = weight.map_or(Some(1000), |weight| parse_weight(weight.trim()))?;
+        (weight > 0 && !clause.trim().is_empty()).then(|| (weight, media_type(clause)))
+    });
+    let mut weighted: Vec<_> = weighted.collect();
+    if weighted.is_empty() {
+        return vec![JSON.to_owned()];
+    }
+    weighted.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
+    weighted.into_iter().map(|(_, media_type)| media_type).collect()
+}
+
+/// A media type and the object that it is converted to (`g`, `v`, `as`, in this order), without anything else: equal
+/// for the `Content-Type` of an answer and the clause of `Accept` that asks for it.
+pub(crate) fn media_type(text: &str) -> String {
+    let mut parts = text.split(';').map(str::trim);
+    let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let mut text = if matches!(kind.as_str(), "*/*" | "application/*") { JSON.to_owned() } else { kind };
+    let parameters: Vec<_> = parts.filter_map(|parameter| parameter.split_once('=')).collect();
+    for wanted in ["g", "v", "as"] {
+        if let Some((_, value)) = parameters.iter().find(|(name, _)| name.trim() == wanted) {
+            text.push_str(&format!(";{wanted}={}", value.trim().trim_matches('"')));
+        }
+    }
+    text
 }
 
 /// One clause and its weight in thousandths; `None` for what is refused (`q=0`) or not understood.
@@ -182,6 +215,19 @@ mod tests {
         assert_eq!(status("application/vnd.kubernetes.protobuf,application/json"), Encoding::Protobuf);
         assert_eq!(status("application/json"), Encoding::Json);
         assert_eq!(status("text/plain"), Encoding::Json);
+    }
+
+    #[test]
+    fn what_is_asked_for_and_what_is_answered_have_one_name() {
+        let kubectl = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
+                       application/json;as=APIGroupDiscoveryList;v=v2beta1;g=apidiscovery.k8s.io;q=0.9,application/json;q=0.8";
+        let [v2, v2beta1, plain] = media_types(kubectl).try_into().unwrap();
+        assert_eq!(v2, media_type("application/json; v=v2; g=apidiscovery.k8s.io; as=APIGroupDiscoveryList"));
+        assert_eq!(v2beta1, "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList");
+        assert_eq!(plain, media_type("application/json; charset=utf-8"));
+        for nothing_said in ["", "*/*", "application/yaml;q=0, application/*"] {
+            assert_eq!(media_types(nothing_said), ["application/json"], "{nothing_said}");
+        }
     }
 
     #[test]

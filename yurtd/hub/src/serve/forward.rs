@@ -13,7 +13,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited, StreamBody};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 
 use super::respond::Failure;
@@ -182,11 +182,11 @@ pub(crate) async fn upgrade(
     hub: &Hub,
     permit: &Permit,
     mut parts: Parts,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Response<Body>, Failure> {
     let protocol = parts.headers.get(UPGRADE).cloned().ok_or(Failure::Upgrade)?;
     let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>().ok_or(Failure::Upgrade)?;
-    let mut request = Request::new(RequestBody::new(body.map_err(Into::into)));
+    let mut request = Request::new(body);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = upgrading(&parts.headers, protocol);

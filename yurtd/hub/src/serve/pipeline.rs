@@ -1,30 +1,26 @@
-//! The way of one request through the hub, in one function.
+//! The way of one request through the hub, in one function: what is to be done is a [`plan`](mod@super::plan), which is
+//! carried out here.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use super::connection::Connection;
 use super::metered::Metered;
 use super::metrics::Source;
-use super::read::{self, LastKnown};
+use super::plan::{Asked, Change, Facts, Forward, Observe, Plan, Shape, plan};
 use super::respond::{self, Failure};
-use super::{Body, Hub, forward};
+use super::{Body, Hub, forward, local, read};
 use crate::caller::Permit;
-use crate::filter::Filter;
+use crate::offline::OfflineError;
 use crate::offline::journal::{Claim, ObjectKey};
-use crate::offline::{Answer, OfflineError, Row};
-use crate::request::accept::Accept;
-use crate::request::classify::Verb;
 use crate::request::{RequestInfo, authorise};
-use crate::upstream::{RequestBody, UpstreamError};
-use crate::wire::Encoding;
+use crate::upstream::{RequestBody, ResponseBody, UpstreamError};
 use yurt_node::link::LinkState;
 
 /// Bound of a request body that the hub has to know; the API server takes no more either.
@@ -67,176 +63,136 @@ pub(crate) async fn handle(
     response
 }
 
+/// Makes plans and carries them out until one of them leads to an answer.
 async fn answer(
     hub: &Hub,
     permit: &Permit,
-    mut parts: Parts,
+    parts: Parts,
     body: Incoming,
-    mut info: RequestInfo,
+    info: RequestInfo,
 ) -> Result<(Source, Response<Body>), Failure> {
-    let upstream = |response| (Source::Upstream, response);
-    let without_link = |response| (Source::Offline, response);
-    if info.upgrade {
-        return forward::upgrade(hub, permit, parts, body).await.map(upstream);
-    }
-    if let Some(collection) = &info.collection
-        && let Some(response) = read::collection(hub, permit, collection).await?
-    {
-        return Ok((Source::View, response));
-    }
-
-    let takes = info.accept.view_encodings();
-    let filter = filter_of_forwarded(hub, permit, &info, &parts.method);
-    if filter.is_some() {
-        // What the hub is to change it has to read. It crosses the uplink compressed all the same.
-        parts.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
-        info.accept = Accept::from_headers(&parts.headers);
-    }
     let row = hub.offline.row(&info, &parts, permit);
+    let asked = Asked { parts, info, row };
     let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
-    if !hub.link.is_online() {
-        return offline(hub, permit, &info, row, &parts, &body, &takes).await.map(without_link);
+    if let Some(collection) = asked.info.collection.as_ref().filter(|_| !asked.info.upgrade) {
+        read::begins(hub, permit, collection).await;
     }
+    let mut facts = Facts { online: hub.link.is_online(), ..Facts::default() };
+    let mut unanswered = None;
+    loop {
+        match plan(&asked, permit.is_node(), &hub.filters, facts) {
+            Plan::Upgrade => {
+                let response = forward::upgrade(hub, permit, asked.parts, body.take()).await?;
+                return Ok((Source::Upstream, response));
+            }
+            Plan::View(collection) => match read::view(hub, permit, collection).await? {
+                Some(response) => return Ok((Source::View, response)),
+                None => facts = Facts { no_view: true, online: hub.link.is_online(), ..facts },
+            },
+            Plan::Forward(forward) => match ask(hub, permit, &asked, &forward, &mut body).await {
+                Ok(response) => {
+                    let response = relay(hub, permit, &asked, forward, response, body.bytes()).await?;
+                    return Ok((Source::Upstream, response));
+                }
+                Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
+                    facts.unanswered = true;
+                    unanswered = Some(error);
+                }
+                Err(error) => return Err(error.into()),
+            },
+            Plan::Local(change) => {
+                let answered = local::answer(hub, permit, &asked, change.as_ref(), body.bytes()).await;
+                return match (answered, unanswered) {
+                    // The link may be up again already: then the reason says more.
+                    (Err(Failure::Offline(OfflineError::Unavailable(_))), Some(error))
+                        if hub.link.is_online() =>
+                    {
+                        Err(error.into())
+                    }
+                    (answered, _) => answered.map(|response| (Source::Offline, response)),
+                };
+            }
+        }
+    }
+}
+
+/// Asks the API server, after whoever replays older patches of the same object; returns when the head of its answer is
+/// there.
+async fn ask(
+    hub: &Hub,
+    permit: &Permit,
+    asked: &Asked,
+    forward: &Forward,
+    body: &mut Sent,
+) -> Result<Response<ResponseBody>, UpstreamError> {
+    let older = forward.claim.as_ref().filter(|object| hub.offline.journal().has(object));
     // One of the replay at the same time could overtake it.
-    let patched = if row == Row::PatchStatus { patched_object(hub, &info) } else { None };
-    let claim = match &patched {
-        Some(object) => claim(hub, object).await,
+    let claimed = match older {
+        Some(object) => claim(hub, object).await.map(|claim| (object, claim)),
         None => None,
     };
-    let response = exchange(hub, permit, &parts, &mut body).await;
-    if let (Some(object), Some(_), Ok(response)) = (&patched, &claim, &response)
+    let parts = &asked.for_change(forward.change.as_ref()).parts;
+    let response = match forward::send(hub, permit, parts, body.take()).await {
+        Err(UpstreamError::Unreachable(_) | UpstreamError::Broken(_))
+            if forward.twice && hub.link.is_online() =>
+        {
+            forward::send(hub, permit, parts, body.take()).await
+        }
+        outcome => outcome,
+    };
+    if let (Some((object, _)), Ok(response)) = (&claimed, &response)
         && response.status().is_success()
     {
         hub.offline.superseded(permit, object).await;
     }
     // The patch may have to be answered without the API server, which claims the object, too.
-    drop(claim);
-    match response {
-        Ok(response) => {
-            let known = info.collection.as_ref().is_some_and(|list| read::is_followed(hub, permit, list));
-            let tokens = hub.authenticator.tokens();
-            let observer = if known {
-                None
-            } else {
-                hub.offline.observer(tokens, permit, &info, row, &parts, body.bytes())
-            };
-            match filter {
-                Some(filter) if info.resource().is_some_and(|target| target.verb == Verb::Watch) => {
-                    Ok(upstream(forward::relay_filtered_watch(hub, response, filter)))
-                }
-                Some(filter) => {
-                    let filter =
-                        |body| if row == Row::Object { filter.single(body) } else { filter.list(body) };
-                    forward::relay_filtered(hub, response, observer, filter).await.map(upstream)
-                }
-                None => Ok(upstream(forward::relay(hub, response, observer))),
-            }
-        }
-        Err(error @ (UpstreamError::Unreachable(_) | UpstreamError::Broken(_))) => {
-            match offline(hub, permit, &info, row, &parts, &body, &takes).await {
-                // The link may be up again already: then the reason says more.
-                Err(Failure::Offline(OfflineError::Unavailable(_))) if hub.link.is_online() => {
-                    Err(error.into())
-                }
-                other => other.map(without_link),
-            }
-        }
-        Err(error) => Err(error.into()),
-    }
+    drop(claimed);
+    response
 }
 
-/// Sends the request; a read that breaks off while the link is up is tried once more.
-async fn exchange(
+/// The API server's answer for the client.
+async fn relay(
     hub: &Hub,
     permit: &Permit,
-    parts: &Parts,
-    body: &mut Sent,
-) -> Result<Response<crate::upstream::ResponseBody>, UpstreamError> {
-    match forward::send(hub, permit, parts, body.take()).await {
-        Err(UpstreamError::Unreachable(_) | UpstreamError::Broken(_))
-            if matches!(parts.method, Method::GET | Method::HEAD) && hub.link.is_online() =>
-        {
-            forward::send(hub, permit, parts, body.take()).await
-        }
-        outcome => outcome,
-    }
-}
-
-/// `takes`: the encodings that the client takes, whatever the API server would be asked for.
-async fn offline(
-    hub: &Hub,
-    permit: &Permit,
-    info: &RequestInfo,
-    row: Row,
-    parts: &Parts,
-    body: &Sent,
-    takes: &[Encoding],
+    asked: &Asked,
+    forward: Forward,
+    response: Response<ResponseBody>,
+    body: Option<&Bytes>,
 ) -> Result<Response<Body>, Failure> {
-    let info = &info.without_api_server(parts);
-    if let Some(collection) = &info.collection {
-        let passed_by = |version| hub.offline.newer_list(permit, info, parts, version);
-        match read::last_known(hub, permit, collection, takes, passed_by).await? {
-            Some(LastKnown::Response(response)) => return Ok(response),
-            Some(LastKnown::Answer(answer)) => {
-                return Ok(respond::answer(filtered(hub, permit, info, Row::List, answer)?));
-            }
-            None => {}
+    let asked = asked.for_change(forward.change.as_ref());
+    let is_kept = match forward.observe {
+        Observe::Nothing => false,
+        Observe::UnlessFollowed => !is_followed(hub, permit, &asked.info),
+        Observe::Always => true,
+    };
+    let observer = if is_kept {
+        let tokens = hub.authenticator.tokens();
+        hub.offline.observer(tokens, permit, &asked.info, asked.row, &asked.parts, body)
+    } else {
+        None
+    };
+    match forward.change {
+        None => Ok(forward::relay(hub, response, observer)),
+        Some(Change { filter, of: Shape::Watch }) => Ok(forward::relay_filtered_watch(hub, response, filter)),
+        Some(Change { filter, of: Shape::List }) => {
+            forward::relay_filtered(hub, response, observer, |body| filter.list(body)).await
+        }
+        Some(Change { filter, of: Shape::Object }) => {
+            forward::relay_filtered(hub, response, observer, |body| filter.single(body)).await
         }
     }
-    let answer = hub.offline.answer(permit, info, row, parts, body.bytes()).await?;
-    Ok(respond::answer(filtered(hub, permit, info, row, answer)?))
 }
 
-/// The filter for a GET, list or watch of kubelet's that the API server answers; nothing when kubelet would not take JSON.
-fn filter_of_forwarded(hub: &Hub, permit: &Permit, info: &RequestInfo, method: &Method) -> Option<Filter> {
-    let target = info.resource()?;
-    let read = *method == Method::GET
-        && matches!(target.verb, Verb::Get | Verb::List | Verb::Watch)
-        && target.subresource.is_none();
-    let filterable = permit.is_node()
-        && read
-        && !info.impersonates
-        && info.accept.view_encodings().contains(&Encoding::Json);
-    if !filterable {
-        return None;
+/// Whether a view that is followed has what this asks for, and will know it better: then nothing else has to remember
+/// it.
+fn is_followed(hub: &Hub, permit: &Permit, info: &RequestInfo) -> bool {
+    if let Some(collection) = &info.collection {
+        return read::is_followed(hub, permit, collection);
     }
-    hub.filters.for_forwarded(&target.resource, target.namespace.as_deref(), target.name.as_deref())
-}
-
-/// What kubelet is answered without the API server, changed like what it reads from views.
-fn filtered(
-    hub: &Hub,
-    permit: &Permit,
-    info: &RequestInfo,
-    row: Row,
-    answer: Answer,
-) -> Result<Answer, Failure> {
-    let Some(target) = info.resource() else { return Ok(answer) };
-    let json = answer.content_type.starts_with("application/json") && answer.content_encoding.is_none();
-    if !permit.is_node() || !json {
-        return Ok(answer);
-    }
-    let Some(filter) = hub.filters.for_kubelet(&target.resource, !hub.link.is_online()) else {
-        return Ok(answer);
-    };
-    let body = match row {
-        Row::Object => filter.single(answer.body)?,
-        Row::List => filter.list(answer.body)?,
-        _ => return Ok(answer),
-    };
-    Ok(Answer { body, ..answer })
-}
-
-/// The object of a status patch that has older ones in the journal.
-fn patched_object(hub: &Hub, info: &RequestInfo) -> Option<ObjectKey> {
-    let target = info.resource()?;
-    let object = ObjectKey {
-        plural: target.resource.plural.clone(),
-        namespace: target.namespace.clone(),
-        name: target.name.clone().unwrap_or_default(),
-    };
-    hub.offline.journal().has(&object).then_some(object)
+    let Some(target) = info.resource() else { return false };
+    let Some(name) = &target.name else { return false };
+    let accept = info.accept.view_encodings();
+    hub.offline.views().follows(permit, &target.resource, target.namespace.as_deref(), name, &accept)
 }
 
 /// Waits while the object is being replayed right now, and keeps it from being replayed. Nothing if that takes too

@@ -39,29 +39,23 @@ const WATCH_AT_LEAST: Duration = Duration::from_secs(30 * 60);
 /// A watch lasts at most this long, whatever the client asks for.
 const WATCH_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Answers from a view; `None` when the request has to be forwarded.
-pub(crate) async fn collection(
+/// Nothing that a kubelet from before has ended is final to one that asks for the state of its pods: it hears so before
+/// it is answered, whoever answers.
+pub(crate) async fn begins(hub: &Hub, permit: &Permit, collection: &Collection) {
+    if permit.is_node() && begins_anew(&collection.read) {
+        for spec in &specs(permit, collection) {
+            hub.offline.kubelet_begins(permit, spec).await;
+        }
+    }
+}
+
+/// Answers from a view; `None` when there is none, or it cannot be used.
+pub(crate) async fn view(
     hub: &Hub,
     permit: &Permit,
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
-    if collection.label_selector.len() + collection.field_selector.len() > limits::SELECTOR {
-        return Ok(None);
-    }
     let specs = specs(permit, collection);
-    if permit.is_node() && begins_anew(&collection.read) {
-        for spec in &specs {
-            hub.offline.kubelet_begins(permit, spec).await;
-        }
-    }
-    // Without a link a list is what is known of it last, in whichever place: `last_known`.
-    let elsewhere = match &collection.read {
-        Read::List(freshness) => *freshness == Freshness::Consistent || !hub.link.is_online(),
-        Read::Watch(_) => false,
-    };
-    if elsewhere {
-        return Ok(None);
-    }
     let mut opened = Err(ViewError::NotAView);
     for spec in &specs {
         opened = open(hub, permit, collection, spec).await;

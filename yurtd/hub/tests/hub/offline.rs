@@ -93,6 +93,61 @@ async fn kubectl_get_at_the_node_prints_what_is_known_without_a_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_that_has_never_asked_what_there_is_finds_it_without_a_link() {
+    const KUBECTL: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
+        application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+    // The same wish, written by somebody else.
+    const ANOTHER: &str =
+        "application/json;as=APIGroupDiscoveryList;v=v2;g=apidiscovery.k8s.io, application/json;q=0.5";
+    let cluster = Cluster::new().await;
+    let hub = cluster.boot().await;
+    // Nobody but the hub asks.
+    until("the hub to ask", async || (cluster.api.seen("GET", "/apis").len() == 1).then_some(())).await;
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.get("/api/v1/nodes/edge").await.expect(200);
+    cluster.cut(&hub).await;
+    let check = async |hub: &Hub| {
+        let kubelet = cluster.client(hub, &cluster.kubelet()).await;
+        for (path, accept) in [
+            ("/apis?timeout=32s", KUBECTL),
+            ("/apis?timeout=32s", ANOTHER),
+            ("/apis/", KUBECTL),
+            ("/api?timeout=32s", KUBECTL),
+        ] {
+            let found =
+                kubelet.send(Method::GET, path, &[("accept", accept)], Bytes::new()).await.expect(200);
+            let content_type = found.headers["content-type"].to_str().unwrap().to_owned();
+            assert!(content_type.ends_with(";v=v2;as=APIGroupDiscoveryList"), "{path}: {content_type}");
+            let groups = found.json()["items"].clone();
+            let groups: Vec<_> =
+                groups.as_array().unwrap().iter().map(|group| group["metadata"]["name"].clone()).collect();
+            let expected = if path.starts_with("/apis") { "apps" } else { "" };
+            assert!(groups.contains(&json!(expected)), "{path}: {groups:?}");
+        }
+    };
+    check(&hub).await;
+    // Who takes another form alone is not given this one.
+    let protobuf = [("accept", "application/vnd.kubernetes.protobuf")];
+    kubelet.send(Method::GET, "/apis", &protobuf, Bytes::new()).await.expect(503);
+    hub.stop().await;
+    let hub = cluster.boot().await;
+    check(&hub).await;
+    // It has not changed: asking again costs a head.
+    let before = cluster.api.seen("GET", "/apis").len();
+    cluster.restore(&hub).await;
+    let asked = until("the hub to ask again", async || {
+        cluster.api.seen("GET", "/apis").get(before).map(|asked| asked.headers.clone())
+    })
+    .await;
+    assert!(asked["if-none-match"].to_str().unwrap().starts_with('"'), "{asked:?}");
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.get("/api/v1/nodes/edge").await.expect(200);
+    cluster.cut(&hub).await;
+    check(&hub).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rows_of_an_offline_reboot() {
     let cluster = Cluster::new().await;
     cluster.api.put(

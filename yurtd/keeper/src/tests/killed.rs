@@ -77,32 +77,45 @@ async fn an_undoing_killed_anywhere_is_finished() {
     }
 }
 
-#[tokio::test]
-async fn an_upgrade_killed_anywhere_is_finished_or_swapped_back() {
-    // Also from a release whose hub has a certificate of the cluster's CA.
-    for (first, broken) in
-        [("program 1", false), ("program 1", true), ("old program", false), ("old program", true)]
-    {
-        for effects in 0.. {
-            let node = Node::new();
-            node.set_program(first);
-            node.reach(Target::Edge).await.unwrap();
-            node.set_program("program 2");
-            node.world.borrow_mut().broken_program = broken.then(|| b"program 2".to_vec());
-            node.kill_after(effects);
-            let _ = pass(&mut node.keeper(), Target::Edge).await;
-            let killed = node.revive();
-            node.reach(Target::Edge).await.unwrap_or_else(|error| panic!("after {effects} effects: {error}"));
-            node.assert_converted();
-            let expected: &[u8] = if broken { first.as_bytes() } else { b"program 2" };
-            assert_eq!(
-                std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(),
-                expected,
-                "{effects}"
-            );
-            if !killed {
-                break;
-            }
+/// Upgrades a node from `first` to another program, good or broken, killed one effect later each time.
+async fn upgrade_killed_everywhere(first: &str, broken: bool) {
+    for effects in 0.. {
+        let node = Node::new();
+        node.set_program(first);
+        node.reach(Target::Edge).await.unwrap();
+        node.set_program("program 2");
+        node.world.borrow_mut().broken_program = broken.then(|| b"program 2".to_vec());
+        node.kill_after(effects);
+        let _ = pass(&mut node.keeper(), Target::Edge).await;
+        let killed = node.revive();
+        node.reach(Target::Edge).await.unwrap_or_else(|error| panic!("after {effects} effects: {error}"));
+        node.assert_converted();
+        let expected: &[u8] = if broken { first.as_bytes() } else { b"program 2" };
+        let found = std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap();
+        assert_eq!(found, expected, "{effects}");
+        if !killed {
+            return;
         }
     }
+}
+
+#[tokio::test]
+async fn an_upgrade_killed_anywhere_is_finished() {
+    upgrade_killed_everywhere("program 1", false).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_to_a_broken_program_killed_anywhere_is_swapped_back() {
+    upgrade_killed_everywhere("program 1", true).await;
+}
+
+/// Its hub has a certificate of the cluster's CA.
+#[tokio::test]
+async fn an_upgrade_from_an_older_release_killed_anywhere_is_finished() {
+    upgrade_killed_everywhere("old program", false).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_from_an_older_release_to_a_broken_program_killed_anywhere_is_swapped_back() {
+    upgrade_killed_everywhere("old program", true).await;
 }
