@@ -26,7 +26,11 @@ impl Clients {
     /// Starts them with a file of settings.
     pub(crate) fn start(program: &Path, settings: &Path, folder: &Path) -> Result<Self> {
         let mut command = Command::new(program);
-        command.arg(settings).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(process::log(&folder.join("clients.log"))?);
+        command
+            .arg(settings)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(process::log(&folder.join("clients.log"))?);
         let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
         let input = child.stdin.take().context("they have no input")?;
         let output = child.stdout.take().context("they have no output")?;
@@ -52,7 +56,9 @@ impl Clients {
         writeln!(self.input, "{command}").with_context(|| format!("asking the clients to {what}"))?;
         let line = match self.answers.recv_timeout(PATIENCE) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => bail!("the clients did not answer to {what} within {PATIENCE:?}"),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the clients did not answer to {what} within {PATIENCE:?}")
+            }
             Err(RecvTimeoutError::Disconnected) => bail!("the clients have ended; their log says why"),
         };
         let answer: Value = serde_json::from_str(&line).with_context(|| format!("the answer to {what}"))?;

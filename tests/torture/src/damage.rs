@@ -138,7 +138,7 @@ pub(crate) fn inflict(damage: Damage, state: &Path, random: &mut Random) -> Resu
         }
         Damage::Mode => {
             for path in [&data, &key, &state.join("store")] {
-                fs::set_permissions(path, fs::Permissions::from_mode(0))?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
             }
         }
         Damage::Stamp => {
@@ -217,7 +217,11 @@ mod tests {
         let mut all = Vec::new();
         for name in ["store", "store/data.mdb", "store/lock.mdb", "store.key", "ca.pem"] {
             if let Ok(metadata) = fs::metadata(folder.join(name)) {
-                all.push((name.to_owned(), metadata.permissions().mode(), fs::read(folder.join(name)).unwrap_or_default()));
+                all.push((
+                    name.to_owned(),
+                    metadata.permissions().mode(),
+                    fs::read(folder.join(name)).unwrap_or_default(),
+                ));
             }
         }
         all

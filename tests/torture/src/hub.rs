@@ -206,7 +206,10 @@ impl Shared {
                 let status = running.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
                 if let Some(status) = status {
                     running.child = None;
-                    running.ends.push(status);
+                    // It ends well when it is told to.
+                    if running.wanted || !status.success() {
+                        running.ends.push(status);
+                    }
                 }
                 status.is_some()
             };

@@ -64,7 +64,9 @@ impl Line {
                 ))?;
             }
             Trouble::Slow(delay) => self.wire.shape(Shape { delay, bits_per_second: None }),
-            Trouble::Narrow(bits) => self.wire.shape(Shape { delay: Duration::ZERO, bits_per_second: Some(bits) }),
+            Trouble::Narrow(bits) => {
+                self.wire.shape(Shape { delay: Duration::ZERO, bits_per_second: Some(bits) })
+            }
             Trouble::Breaks(bytes) => self.wire.break_after(bytes),
             Trouble::Forgotten => self.wire.forget(),
         }
@@ -82,6 +84,8 @@ impl Line {
 fn nft(rules: &str) -> Result<()> {
     let mut command = std::process::Command::new("nft");
     command.args(["-f", "-"]);
-    run::run_with(command, Some(rules.as_bytes()), run::DEFAULT_TIMEOUT)?.success().context("the link's rules")?;
+    run::run_with(command, Some(rules.as_bytes()), run::DEFAULT_TIMEOUT)?
+        .success()
+        .context("the link's rules")?;
     Ok(())
 }

@@ -46,7 +46,10 @@ mod tests {
         // The first numbers of the published algorithm from 1234567.
         let mut random = Random::new(1_234_567);
         let numbers: Vec<u64> = (0..3).map(|_| random.next()).collect();
-        assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            numbers,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
         assert_eq!(random.below(0), 0);
         let (least, most) = (Duration::from_millis(3), Duration::from_millis(5));
         assert!((0..1000).all(|_| (least..=most).contains(&random.duration(least, most))));

@@ -94,11 +94,18 @@ impl Report {
             for what in ["direct", "hub", "folded", "watches", "relists"].into_iter().chain(FAULTS) {
                 *self.sums.entry(what).or_default() += number(what);
             }
-            let line = FAULTS.iter().map(|what| format!("{} {what}", number(what))).collect::<Vec<_>>().join(", ");
+            let line =
+                FAULTS.iter().map(|what| format!("{} {what}", number(what))).collect::<Vec<_>>().join(", ");
             let examples: Vec<&str> =
                 pair["examples"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let wrong = FAULTS.iter().any(|what| number(what) > 0 && !(self.lenient && LENIENT.contains(what)));
-            let text = format!("{name}: {} events of {}, {line}\n      {}", number("hub"), number("direct"), examples.join("\n      "));
+            let wrong =
+                FAULTS.iter().any(|what| number(what) > 0 && !(self.lenient && LENIENT.contains(what)));
+            let text = format!(
+                "{name}: {} events of {}, {line}\n      {}",
+                number("hub"),
+                number("direct"),
+                examples.join("\n      ")
+            );
             if wrong {
                 self.fault(text);
             } else if !examples.is_empty() {
@@ -131,12 +138,20 @@ impl fmt::Display for Report {
             let (half, most) = (percentile(values, 50), percentile(values, 99));
             format!("p50 {} ms, p99 {} ms", half.as_millis(), most.as_millis())
         };
-        writeln!(f, "kills                 {}, killed → first list: {}", self.kills, times(&self.recoveries))?;
+        writeln!(
+            f,
+            "kills                 {}, killed → first list: {}",
+            self.kills,
+            times(&self.recoveries)
+        )?;
         writeln!(f, "status patches        {} acknowledged without a link", self.patches)?;
         writeln!(
             f,
             "damaged stores        {}, {} set aside, started → first list: {}; ends by themselves: {:?}",
-            self.stores, self.set_aside, times(&self.recoveries_of_damaged), self.ends_of_damaged
+            self.stores,
+            self.set_aside,
+            times(&self.recoveries_of_damaged),
+            self.ends_of_damaged
         )?;
         writeln!(
             f,
@@ -147,7 +162,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "compared              {} events through the hub with {} direct ones, {} writes, {} faults",
-            sum("hub"), sum("direct"), self.writes, self.faults_inflicted
+            sum("hub"),
+            sum("direct"),
+            self.writes,
+            self.faults_inflicted
         )?;
         for what in FAULTS {
             writeln!(f, "  {what:<20}{}", sum(what))?;

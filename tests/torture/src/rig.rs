@@ -190,8 +190,18 @@ fn etcd(options: &Options<'_>, folder: &Path) -> Result<Process> {
     command
         .arg("--data-dir")
         .arg(folder.join("etcd"))
-        .args(["--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379"])
-        .args(["--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380"])
+        .args([
+            "--listen-client-urls",
+            "http://127.0.0.1:2379",
+            "--advertise-client-urls",
+            "http://127.0.0.1:2379",
+        ])
+        .args([
+            "--listen-peer-urls",
+            "http://127.0.0.1:2380",
+            "--initial-advertise-peer-urls",
+            "http://127.0.0.1:2380",
+        ])
         .args(["--initial-cluster", "default=http://127.0.0.1:2380", "--log-level", "error"])
         // It lies in memory.
         .args(["--unsafe-no-fsync", "--quota-backend-bytes", "6000000000"]);
@@ -214,7 +224,10 @@ fn api_server(options: &Options<'_>, folder: &Path, files: &Files) -> Result<Pro
         .arg(flag("client-ca-file", &files.ca))
         .arg(flag("service-account-key-file", &files.accounts_public))
         .arg(flag("service-account-signing-key-file", &files.accounts))
-        .args(["--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.96.0.0/16"])
+        .args([
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.96.0.0/16",
+        ])
         // There are no controllers that would make ServiceAccounts.
         .args(["--authorization-mode=Node,RBAC", "--disable-admission-plugins=ServiceAccount"]);
     Process::start("kube-apiserver", folder, command)

@@ -27,6 +27,8 @@ fn fill(dir: &Path) {
             .environment
             .write(|tx| {
                 numbers.clone().try_for_each(|number| {
+                    // A value that is overwritten by a shorter one at once keeps the pages that it had.
+                    tx.put(Table::Objects, &key(number), &vec![2; 3 * value(number).len()])?;
                     let value = if length == 0 { value(number) } else { vec![1; length] };
                     tx.put(Table::Objects, &key(number), &value)
                 })
@@ -37,14 +39,16 @@ fn fill(dir: &Path) {
     write(RECORDS..RECORDS + 30, 700);
     store
         .environment
-        .write(|tx| (RECORDS..RECORDS + 30).try_for_each(|number| tx.delete(Table::Objects, &key(number)).map(drop)))
+        .write(|tx| {
+            (RECORDS..RECORDS + 30).try_for_each(|number| tx.delete(Table::Objects, &key(number)).map(drop))
+        })
         .unwrap();
     write(0..RECORDS, 0);
     store.environment.sync().unwrap();
 }
 
 /// What a store says of the view: all of it, or an error.
-fn read(store: &Store) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+fn read(store: &Store) -> Result<Vec<Entry>, StoreError> {
     let mut found = Vec::new();
     store.read(|reader| {
         reader.scan(Table::Objects, &7_u32.to_be_bytes(), None, |key, value| {
@@ -121,7 +125,7 @@ fn a_damaged_store_gives_what_was_stored_or_says_that_it_is_damaged() {
             (Opened::Created, _) => panic!("round {round}: it was not found"),
         }
     }
-    assert!(set_aside > 50 && refused > 20 && unharmed > 20, "{set_aside} {refused} {unharmed}");
+    assert!(set_aside > 20 && refused > 20 && unharmed > 20, "{set_aside} {refused} {unharmed}");
 }
 
 #[test]

@@ -148,9 +148,13 @@ impl<'f> Walk<'f> {
         let (mut transactions, mut taken) = ([0; META_PAGES], None);
         let mut at = 0;
         for number in 0..META_PAGES {
-            file.read_exact_at(&mut head, at).map_err(|error| format!("a meta page cannot be read: {error}"))?;
+            file.read_exact_at(&mut head, at)
+                .map_err(|error| format!("a meta page cannot be read: {error}"))?;
             let meta = &head[PAGE_HEAD..];
-            if half(&head, WORD + 2)? & KINDS != META || quad(meta, 0)? != MAGIC || quad(meta, 4)? != DATA_VERSION {
+            if half(&head, WORD + 2)? & KINDS != META
+                || quad(meta, 0)? != MAGIC
+                || quad(meta, 4)? != DATA_VERSION
+            {
                 return Err("a meta page is none".to_owned());
             }
             let trees = &meta[8 + 2 * WORD..];
@@ -193,7 +197,9 @@ impl<'f> Walk<'f> {
     fn read(&self, page: usize, length: usize) -> Checked<Vec<u8>> {
         let mut bytes = vec![0; length];
         let at = page as u64 * self.page_size as u64;
-        self.file.read_exact_at(&mut bytes, at).map_err(|error| format!("page {page} cannot be read: {error}"))?;
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(|error| format!("page {page} cannot be read: {error}"))?;
         if word(&bytes, 0)? != page {
             return Err(format!("page {page} is another one"));
         }
@@ -264,20 +270,25 @@ impl<'f> Walk<'f> {
     fn entry(&mut self, nodes: &Nodes<'_>, number: usize, kind: Kind, found: &mut Found) -> Checked<()> {
         let node = nodes.node(number)?;
         let sub_tree = node.flags & SUB_TREE != 0;
-        if node.flags & DUPLICATES != 0 || sub_tree != (kind == Kind::Tables) || sub_tree && node.flags & BIG != 0 {
+        if node.flags & DUPLICATES != 0
+            || sub_tree != (kind == Kind::Tables)
+            || sub_tree && node.flags & BIG != 0
+        {
             return Err("a value is of a kind that is not in use".to_owned());
         }
         let overflow;
         let value = if node.flags & BIG != 0 {
             let first = word(node.value, 0)?;
-            let pages = (PAGE_HEAD + node.length).div_ceil(self.page_size);
-            self.reach(first, pages)?;
-            found.overflows += pages;
             let all = if kind == Kind::Free { PAGE_HEAD + node.length } else { PAGE_HEAD };
             overflow = self.read(first, all)?;
-            if half(&overflow, WORD + 2)? & KINDS != OVERFLOW || quad(&overflow, WORD + 4)? as usize != pages {
+            let pages = quad(&overflow, WORD + 4)? as usize;
+            // More than are needed, where a longer value was overwritten in the same transaction.
+            let enough = pages >= (PAGE_HEAD + node.length).div_ceil(self.page_size);
+            if half(&overflow, WORD + 2)? & KINDS != OVERFLOW || !enough {
                 return Err(format!("page {first} is no overflow page"));
             }
+            self.reach(first, pages)?;
+            found.overflows += pages;
             &overflow[PAGE_HEAD..]
         } else {
             node.value
