@@ -34,16 +34,18 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hub-filter", run: hub::filter },
     Target { name: "hub-endpoint-slice", run: hub::endpoint_slice },
     Target { name: "hub-token", run: hub::token },
+    Target { name: "hub-token-keys", run: hub::token_keys },
+    Target { name: "hub-lease", run: hub::lease },
     Target { name: "tunnel-frame", run: tunnel_frame },
     Target { name: "tunnel-mux", run: tunnel::mux },
     Target { name: "tunnel-websocket", run: tunnel::websocket },
-    Target { name: "tunnel-nft-table", run: tunnel::nft_table },
-    Target { name: "tunnel-nft-answer", run: tunnel::nft_answer },
     Target { name: "tunnel-pod-request", run: tunnel::pod_request },
     Target { name: "keeper-kubeconfig", run: keeper::kubeconfig },
     Target { name: "node-certificate", run: node::certificate },
     Target { name: "node-api-list", run: node::api_list },
     Target { name: "node-api-watch", run: node::api_watch },
+    Target { name: "node-nft-table", run: node::nft_table },
+    Target { name: "node-nft-answer", run: node::nft_answer },
 ];
 
 /// The target of this name.

@@ -6,7 +6,7 @@
 //!
 //! - [`teller`]: what the person at the terminal reads. [`product`]: the plugin and image that are tried.
 //! - [`workload`]: the pods that stand for business.
-//! - [`vanilla`] S1–S3, [`convert`] S4, [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
+//! - [`vanilla`] S1–S3, [`convert`] S4 with [`way_in`], [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
 //! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs. [`bench`]: how fast it is.
 //!   [`flannel`]: another network.
 
@@ -24,6 +24,7 @@ mod revert;
 mod size;
 pub mod teller;
 mod vanilla;
+mod way_in;
 mod workload;
 
 use std::time::{Duration, Instant};

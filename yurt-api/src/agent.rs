@@ -71,6 +71,34 @@ impl Moment {
     }
 }
 
+/// Agents that the keeper is about to restart, all of them named before the first is. What their processes of now do in
+/// their last moments does not count: they are treated as if they had begun anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Turn {
+    /// Tells one turn from another: when it began, seconds since 1970.
+    pub second: i64,
+    /// `namespace/name`
+    pub pods: Vec<String>,
+}
+
+/// What the keeper has written down of the node's way, for who runs on the node itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Course {
+    /// When kubelet came to the hub; nothing while it does not work through it.
+    pub came: Option<Moment>,
+    /// Agents whose turn it is.
+    pub turn: Option<Turn>,
+    /// Some of what runs was, or may have been, led to the hub by its environment.
+    pub environment: bool,
+}
+
+impl From<Moment> for Course {
+    fn from(came: Moment) -> Self {
+        Self { came: Some(came), ..Self::default() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -74,6 +74,18 @@ pub struct Hub {
     /// What kubelet needs before it starts any pod, and is not stored: its Node, pods, Services.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_stored: Vec<String>,
+    /// By which way pods come to the hub: `service`, `environment`.
+    pub way_in: String,
+    /// Why it is not the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way_in_why: Option<String>,
+    /// Why pods are not led to the hub as they should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way_in_missing: Option<String>,
+    /// Pods on the host's network that run from before, `namespace/name`: because of them all of the host's own
+    /// connections keep to the API server.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_held_up_by: Vec<String>,
     /// The node's pods; nothing while they are not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<Vec<Pod>>,

@@ -38,6 +38,9 @@ pub const ANNOTATION_AGENTS: &str = "openyurt.io/conversion-agents";
 /// Value of [`ANNOTATION_AGENTS`]: leave them as they are.
 pub const AGENTS_KEEP: &str = "keep";
 
+/// Lease annotation: `true` has the hub answer the renewals of a holder on its node while there is no link.
+pub const ANNOTATION_OFFLINE_LEASE: &str = "openyurt.io/offline-lease";
+
 /// Field manager of everything the plugin applies.
 pub const FIELD_MANAGER: &str = "kubectl-yurt";
 /// Namespace of our components unless `--yurt-namespace` says otherwise.
@@ -55,6 +58,9 @@ pub const TUNNEL_SERVER_USER: &str = "yurt-tunnel-server";
 pub const CONFIG_MAP: &str = "yurt-config";
 /// Key of the JSON document in [`CONFIG_MAP`].
 pub const CONFIG_KEY: &str = "config.json";
+/// Key in [`CONFIG_MAP`] with the name of the way by which pods come to the hub ([`crate::way_in::WayIn`]); a key of its
+/// own, which components of before do not look at.
+pub const CONFIG_WAY_IN_KEY: &str = "way-in";
 /// ConfigMap that publishes the certificate of our tunnel CA (key `ca.crt`), written by the controller.
 pub const TUNNEL_CA_CONFIG_MAP: &str = "yurt-tunnel-ca";
 /// Secret with the tunnel CA's certificate and key (`tls.crt`, `tls.key`); the controller's alone.
@@ -104,6 +110,8 @@ pub const CONTROLLER_HEALTH_PORT: u16 = 10269;
 pub const KUBELET_PORT: u16 = 10250;
 /// nftables table (family `inet`) of the tunnel server.
 pub const NFT_TABLE: &str = "yurt";
+/// nftables table (family `inet`) of an edge node, which leads pods to the hub.
+pub const NFT_EDGE_TABLE: &str = "yurt-edge";
 
 /// Everything that the keeper puts on a node lives below this folder, but for the units and the
 /// kubelet drop-in in [`SYSTEMD_DIR`] and the service's state in [`STATE_DIR`].
@@ -124,6 +132,10 @@ pub const STATE_DIR: &str = "/var/lib/yurt";
 pub const RUNTIME_DIR: &str = "/run/yurt";
 /// Socket in [`RUNTIME_DIR`] at which `yurtd doctor` is told a [`crate::doctor::Report`].
 pub const DOCTOR_SOCKET: &str = "doctor.sock";
+/// What the holder of [`HUB_POD_ADDRESS`] has while it runs (`RuntimeDirectory=yurt-address`).
+pub const ADDRESS_RUNTIME_DIR: &str = "/run/yurt-address";
+/// File in [`RUNTIME_DIR`] that says who is to be led to the hub, and in [`ADDRESS_RUNTIME_DIR`] that says who is.
+pub const WAY_IN_FILE: &str = "way-in.json";
 /// Where units go.
 pub const SYSTEMD_DIR: &str = "/etc/systemd/system";
 /// The hub and tunnel agent.

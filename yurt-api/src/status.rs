@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::way_in::WayIn;
+
 /// Where a node stands between *vanilla* and *edge*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConversionState {
@@ -43,9 +45,26 @@ pub struct ConversionStatus {
     /// When kubelet came to the hub, RFC 3339: what it started since knows the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
+    /// By which way its pods come to the hub; by their environment where a keeper of before says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_in: Option<NodeWayIn>,
     /// What became of the node's infrastructure agents on its way to this state.
     #[serde(default, skip_serializing_if = "Agents::is_empty")]
     pub agents: Agents,
+}
+
+/// By which way the pods of a node come to the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeWayIn {
+    /// Those that begin now.
+    pub way: WayIn,
+    /// Why it is not the one that was chosen for the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Until when pods were led by their environment, which they keep, RFC 3339; nothing if none was, or all are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment_until: Option<String>,
 }
 
 /// What the keeper did with the node's infrastructure agents ([`crate::agent`]). Pods are named `namespace/name`.

@@ -2,11 +2,15 @@
 //!
 //! systemd is told READY when the sockets are served; whether kubelet may be sent here is what `/readyz` says.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_api::names;
 use yurt_hub::serve::sockets;
+use yurt_hub::{Came, Places, Surroundings};
 use yurt_node::config::EdgeConfig;
 use yurt_node::supervise::Tasks;
 use yurt_tunnel::agent::{self, AgentConfig, Connections};
@@ -16,13 +20,19 @@ use crate::doctor::desk::{self, Desk};
 
 /// Connections and watches have this long to end when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How soon it shows that kubelet came to the hub.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs the roles until `stop`.
 pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let config = EdgeConfig::load(&args.config)?;
     let sockets = sockets::open()?;
     let tasks = Tasks::new(stop);
-    let hub = yurt_hub::Server::start(&config, &args.state_dir, sockets, &tasks).await?;
+    let (said, came) = watch::channel(came());
+    tasks.part("the look at the keeper's journal", follow_came(said, tasks.stop().clone()));
+    let places = Places { hub: args.runtime_dir.clone(), ..Places::default() };
+    let around = Surroundings { places, came };
+    let hub = yurt_hub::Server::start(&config, &args.state_dir, around, sockets, &tasks).await?;
     let mut tunnel = Connections::default();
     if !config.tunnel_servers.is_empty() {
         let agent = AgentConfig { link: Some(hub.link()), ..AgentConfig::from(&config) };
@@ -47,6 +57,33 @@ pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Res
     }
     hub.save().await;
     Ok(outcome?)
+}
+
+/// When kubelet came to the hub, as the node's keeper has written it down.
+pub(crate) fn came() -> Came {
+    yurt_keeper::came::read(Path::new(names::KEEPER_JOURNAL)).map_err(|error| error.to_string())
+}
+
+/// Looks whether the keeper has written it down anew.
+async fn follow_came(said: watch::Sender<Came>, stop: CancellationToken) {
+    let journal = || std::fs::metadata(names::KEEPER_JOURNAL).and_then(|file| file.modified()).ok();
+    let mut seen = None;
+    loop {
+        let written = journal();
+        if written.is_none() || written != seen {
+            let now = came();
+            said.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+            seen = written;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
 }
 
 /// Tells systemd that the runtime turns, twice as often as it wants to hear it.

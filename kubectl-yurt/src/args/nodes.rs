@@ -46,6 +46,20 @@ pub struct ConvertArgs {
     /// Do not restart the nodes' infrastructure agents (kube-proxy, the CNI's): they go past the hub until somebody does
     #[arg(long)]
     pub keep_agents: bool,
+    /// How pods of edge nodes come to the hub [default: as an earlier run decided, or auto]
+    #[arg(long, value_name = "WAY")]
+    pub way_in: Option<AskedWayIn>,
+}
+
+/// `--way-in`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AskedWayIn {
+    /// At the Service's address where kube-proxy carries it, or else by their environment
+    Auto,
+    /// At the address of Service default/kubernetes, from where a table of the node's leads to the hub
+    Service,
+    /// By KUBERNETES_SERVICE_HOST in their environment
+    Environment,
 }
 
 /// `--dry-run`.

@@ -6,7 +6,7 @@ use kube::{
     core::GroupVersionKind,
 };
 use serde_json::{Value, json};
-use yurt_api::{names, status::ClusterConfig};
+use yurt_api::{names, status::ClusterConfig, way_in::WayIn};
 
 /// Placeholder for the image in the files.
 const IMAGE: &str = "YURT_IMAGE";
@@ -125,6 +125,8 @@ pub struct Settings {
     pub image: String,
     /// The cluster-wide configuration.
     pub config: ClusterConfig,
+    /// By which way pods of edge nodes come to the hub.
+    pub way_in: WayIn,
     /// The API server has MutatingAdmissionPolicy (1.36).
     pub mutating: bool,
 }
@@ -270,7 +272,7 @@ fn config_map(settings: &Settings) -> Result<Object, ManifestError> {
             "namespace": settings.namespace,
             "labels": { names::LABEL_PART_OF: names::PART_OF }
         },
-        "data": { names::CONFIG_KEY: config }
+        "data": { names::CONFIG_KEY: config, names::CONFIG_WAY_IN_KEY: settings.way_in.name() }
     }))
 }
 
@@ -299,6 +301,7 @@ mod tests {
                 tunnel_addresses: vec!["10.80.0.2:10262".into()],
                 tunnel_api_addresses: vec!["10.80.0.2:10263".into()],
             },
+            way_in: WayIn::Service,
             mutating: true,
         }
     }

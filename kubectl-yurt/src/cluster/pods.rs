@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodTemplateSpec};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
@@ -79,6 +80,15 @@ pub async fn unfinished(session: &Session) -> Result<Vec<Pod>, kube::Error> {
     let api: Api<Pod> = Api::all(session.client.clone());
     let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
     Ok(api.list(&ListParams::default().fields(unfinished)).await?.items)
+}
+
+/// When the pod's running containers started.
+pub fn starts(pod: &Pod) -> impl Iterator<Item = Timestamp> {
+    let status = pod.status.as_ref();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let main = status.and_then(|status| status.container_statuses.as_ref());
+    let all = init.into_iter().chain(main).flatten();
+    all.filter_map(|container| Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0))
 }
 
 /// How many of the pods each of these nodes has.
@@ -357,7 +367,7 @@ mod tests {
     fn a_pod_on_its_way_out_is_in_no_trouble() {
         let mut pod = pod("ImagePullBackOff", None, 0);
         pod.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         assert_eq!(trouble(&pod), None);
     }
 }

@@ -19,12 +19,14 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
-use yurt_api::names;
+use yurt_api::{names, way_in::WayIn};
 
 use crate::{
-    args::nodes::DryRun,
+    args::nodes::{AskedWayIn, DryRun},
     cluster::{
-        access, lock,
+        access,
+        data_path::DataPath,
+        lock,
         manifests::{self, Object, Settings},
         node, node_agents, objects,
         objects::Effect,
@@ -128,7 +130,9 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
     let namespaces: Api<Namespace> = Api::all(session.client.clone());
     let namespace = namespaces.get_opt(&session.yurt_namespace).await?;
     let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
-    let earlier = maps.get_opt(names::CONFIG_MAP).await?.and_then(|map| tunnel::parse_config(&map).ok());
+    let earlier = maps.get_opt(names::CONFIG_MAP).await?;
+    let way_in = way_in(session, options, earlier.as_ref()).await?;
+    let earlier = earlier.and_then(|map| tunnel::parse_config(&map).ok());
     let sets: Api<DaemonSet> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
     let keeper = sets.get_opt(names::KEEPER).await?;
     let image_before =
@@ -141,6 +145,7 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
         }),
         image: image::choose(options.image.as_deref(), image_before.as_deref()),
         config: plan::cluster_config(&nodes, &choice, options.tunnel.as_ref(), earlier)?,
+        way_in,
         mutating: version.has_mutating_policies(),
     };
     let release = image::expected_release(&settings.image, image_before.as_deref());
@@ -153,6 +158,21 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
     let agents = node_agents::on_nodes(&unfinished, &work.convert);
     let keep_agents = options.keep_agents;
     Ok(Plan { work, objects, settings, image_before, release, labels, pods, agents, keep_agents })
+}
+
+/// By which way pods come to the hub: what was asked for, what an earlier run decided, or what this cluster can.
+async fn way_in(
+    session: &Session,
+    options: &Convert,
+    earlier: Option<&ConfigMap>,
+) -> Result<WayIn, kube::Error> {
+    let earlier = earlier.and_then(|map| WayIn::of(map.data.as_ref()?.get(names::CONFIG_WAY_IN_KEY)?));
+    match (options.way_in, earlier) {
+        (Some(AskedWayIn::Service), _) => Ok(WayIn::Service),
+        (Some(AskedWayIn::Environment), _) => Ok(WayIn::Environment),
+        (None, Some(earlier)) => Ok(earlier),
+        (Some(AskedWayIn::Auto), _) | (None, None) => Ok(DataPath::of(session).await?.way_in()),
+    }
 }
 
 /// What applying each object would do.

@@ -1,6 +1,7 @@
 //! `status`: every node's role, conversion, autonomy and tunnel, and whether our components are up. Exit code 1
 //! when something is not as it should be.
 
+mod past;
 mod table;
 
 use k8s_openapi::api::{
@@ -16,7 +17,7 @@ use serde_json::json;
 use yurt_api::{
     names,
     node::Kind,
-    status::{Agents, ClusterConfig, ConversionState},
+    status::{Agents, ClusterConfig, ConversionState, NodeWayIn},
 };
 
 use crate::{
@@ -52,6 +53,12 @@ struct NodeStatus {
     /// The tunnel session is there; absent when that is not known or does not apply.
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnel: Option<bool>,
+    /// By which way its pods come to the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_in: Option<NodeWayIn>,
+    /// Pods that began before kubelet came to the hub and go past it, `namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    past_the_hub: Vec<String>,
     /// What became of its infrastructure agents on its way to where it is.
     #[serde(skip_serializing_if = "Agents::is_empty")]
     agents: Agents,
@@ -78,6 +85,8 @@ struct ComponentStatus {
 struct Found {
     nodes: Vec<Node>,
     pods: Vec<Pod>,
+    /// All that run, if they may be seen.
+    running: Vec<Pod>,
     parameter: Option<DynamicObject>,
     controller: Option<Deployment>,
     keeper: Option<DaemonSet>,
@@ -120,7 +129,10 @@ async fn look(session: &Session, console: Console) -> Result<Found, Error> {
     let sets: Api<DaemonSet> = Api::namespaced(client(), namespace);
     let every = ListParams::default();
     let ours = ListParams::default().labels(&format!("{}={}", names::LABEL_PART_OF, names::PART_OF));
-    let (nodes, pods, parameter, config, controller, keeper, tunnel_server) = tokio::try_join!(
+    // Whoever may not list all pods is not told which ones go past the hub.
+    let running = async { Ok(pods::unfinished(session).await.unwrap_or_default()) };
+    let (running, nodes, pods, parameter, config, controller, keeper, tunnel_server) = tokio::try_join!(
+        running,
         nodes.list(&every),
         pods.list(&ours),
         definition::parameter(session),
@@ -149,7 +161,17 @@ async fn look(session: &Session, console: Console) -> Result<Found, Error> {
     };
     let mut nodes = nodes.items;
     nodes.sort_by_key(|node| (node::is_edge(node), node.name_any()));
-    Ok(Found { nodes, pods: pods.items, parameter, controller, keeper, tunnel_server, config, sessions })
+    Ok(Found {
+        nodes,
+        pods: pods.items,
+        running,
+        parameter,
+        controller,
+        keeper,
+        tunnel_server,
+        config,
+        sessions,
+    })
 }
 
 fn node_status(node: &Node, found: &Found) -> NodeStatus {
@@ -181,6 +203,12 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
         conversion,
         detail,
         version: report.as_ref().map(|report| version(&report.version)),
+        // What a keeper of before does not say.
+        way_in: report
+            .as_ref()
+            .filter(|report| report.state == ConversionState::Converted)
+            .map(|report| report.way_in.clone().unwrap_or_default()),
+        past_the_hub: past::the_hub(node, &found.running),
         agents: report.map(|report| report.agents).unwrap_or_default(),
         ready: node::is_ready(node),
         tunnel: found.sessions.as_ref().filter(|_| edge).map(|found| found.agents.contains_key(&name)),
@@ -288,6 +316,7 @@ mod tests {
             parameter: None,
             controller: None,
             keeper: None,
+            running: Vec::new(),
             tunnel_server: None,
             config: None,
             sessions: sessions.map(|nodes| Sessions {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{Faults, form};
 use crate::{
-    args::nodes::{AutonomyChangeArgs, AutonomyStatusArgs, ConvertArgs, DryRun, RevertArgs},
+    args::nodes::{AskedWayIn, AutonomyChangeArgs, AutonomyStatusArgs, ConvertArgs, DryRun, RevertArgs},
     error::Error,
     output::Form,
 };
@@ -28,6 +28,8 @@ pub struct Convert {
     pub tunnel: Option<TunnelAddresses>,
     /// Leave the nodes' infrastructure agents as they are.
     pub keep_agents: bool,
+    /// How pods come to the hub; `None` for what an earlier run decided.
+    pub way_in: Option<AskedWayIn>,
 }
 
 /// How `convert` is told which nodes stay in the cloud and which do not.
@@ -76,6 +78,7 @@ impl Convert {
             max_parallel: args.max_parallel.into(),
             tunnel: tunnel?,
             keep_agents: args.keep_agents,
+            way_in: args.way_in,
         })
     }
 }

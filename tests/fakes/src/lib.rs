@@ -6,6 +6,7 @@
 //! | [`pki`] | the cluster's CA, and every certificate it signs |
 //! | [`api_server`] | kube-apiserver: list, watch and writes in JSON and protobuf, with faults |
 //! | [`cluster`] | an API server with the controllers and [`node`]s around it |
+//! | [`issuer`] | who signs ServiceAccount tokens |
 //! | [`kubelet`] | kubelet's own port: logs and streams |
 //! | [`link`] | the wire between two of them: cut, black hole, reset, slow |
 //! | [`client`] | kubelet, a pod, kubectl: who calls over TLS |
@@ -20,6 +21,7 @@
 pub mod api_server;
 pub mod client;
 pub mod cluster;
+pub mod issuer;
 pub mod kubelet;
 pub mod link;
 pub mod node;

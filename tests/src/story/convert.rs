@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Story, reads_well, seconds, workload};
+use super::{Story, reads_well, seconds, way_in, workload};
 use crate::machine::Machine;
 use crate::observe::containers::{self, Containers};
 use crate::observe::{Snapshot, node, objects};
@@ -39,6 +39,7 @@ pub(super) fn convert(story: &mut Story) -> Result<()> {
 
     is_converted(story)?;
     only_agents_restarted(story, &before, &finished)?;
+    way_in::judge(story)?;
     story.kubectl_ok(&["yurt", "status"])?;
     Ok(())
 }

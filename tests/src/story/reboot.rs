@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::workload::{NAMESPACE, PODS};
-use super::{Story, seconds};
+use super::{Story, seconds, way_in};
 use crate::cluster::EDGE;
 use crate::net::Fault;
 use crate::observe::containers::{self, Containers};
@@ -57,6 +57,7 @@ pub(super) fn comes_back(story: &mut Story) -> Result<()> {
 
     story.teller.step("judge Services and DNS on the node, still cut");
     judge_services(story)?;
+    way_in::everybody_finds_the_hub(story)?;
 
     story.cluster.wait_not_ready(EDGE, Duration::from_secs(120))?;
     story.teller.note(&format!("node NotReady {} after the cut", seconds(cut.elapsed())));

@@ -37,6 +37,15 @@ pub(super) fn apply_nginx(story: &Story) -> Result<()> {
     Ok(())
 }
 
+/// A pod in the namespace of the nginx pod.
+pub(super) fn apply_caller(story: &Story) -> Result<()> {
+    let mut pod = pod("caller", json!({}), json!({}));
+    pod["metadata"]["namespace"] = json!("default");
+    apply(&story.cluster.kubectl, vec![pod])?;
+    story.cluster.wait_pod_ready("default", "caller", Duration::from_secs(60))?;
+    Ok(())
+}
+
 /// The shop.
 pub(super) fn apply_shop(cluster: &Cluster) -> Result<()> {
     let kubectl = &cluster.kubectl;

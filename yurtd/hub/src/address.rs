@@ -5,6 +5,8 @@
 //! strangers talk to, needs no right to change the node's network. Whoever takes the address away (a network manager that
 //! sets `lo` up anew, a person), the kernel tells of it, and it is put back at once. The unit puts it there before the
 //! process starts and takes it away after it has ended, by calls of their own: a release of before knows nothing else.
+//!
+//! The same process holds the table that leads pods to that address ([`crate::way_in::hold`]).
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -19,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use yurt_api::names;
 
+use crate::way_in::{Places, hold as way_in};
+
 const PREFIX: u8 = 32;
 /// Whoever flushes addresses makes several changes; they count as one, and whoever keeps taking ours away does not make
 /// us spin.
@@ -26,7 +30,7 @@ const TOGETHER: Duration = Duration::from_millis(200);
 /// A change of which the kernel's message was lost (its queue was full) is found by looking.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Puts the address on `lo`.
+/// Puts the address on `lo`, and tries whether the kernel can lead pods there.
 ///
 /// # Errors
 ///
@@ -36,15 +40,21 @@ pub async fn add() -> anyhow::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let index = index_of(&handle, "lo").await.context("there is no link lo")?;
-    put(&handle, index, "lo", address).await.map(drop)
+    let outcome = put(&handle, index, "lo", address).await.map(drop);
+    way_in::try_out(&Places::default()).await;
+    outcome
 }
 
-/// Takes the address off `lo`.
+/// Takes the address off `lo`, and before that the table that leads there.
 ///
 /// # Errors
 ///
 /// When the kernel refuses it.
 pub async fn remove() -> anyhow::Result<()> {
+    // On a kernel that knows no tables there is none.
+    if let Err(error) = way_in::remove().await {
+        tracing::warn!(%error, "the table {} cannot be taken away", names::NFT_EDGE_TABLE);
+    }
     let address = address()?;
     let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
@@ -52,12 +62,25 @@ pub async fn remove() -> anyhow::Result<()> {
     take(&handle, index, "lo", address).await
 }
 
-/// Puts the address back whenever it is gone, until `stop`, which leaves it there.
+/// Puts address and table back whenever they are gone, until `stop`, which leaves them there.
 ///
 /// # Errors
 ///
 /// When it cannot be put on `lo`, or the kernel cannot be listened to.
 pub async fn hold(stop: CancellationToken) -> anyhow::Result<()> {
+    let places = Places::default();
+    let (outcome, ()) = tokio::join!(
+        async {
+            let outcome = hold_address(stop.clone()).await;
+            stop.cancel();
+            outcome
+        },
+        way_in::run(&places, stop.clone())
+    );
+    outcome
+}
+
+async fn hold_address(stop: CancellationToken) -> anyhow::Result<()> {
     let address = address()?;
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Link];
     let (connection, handle, mut changes) =
@@ -167,7 +190,7 @@ mod tests {
         add().await.unwrap();
         assert_eq!(held(), 1);
         let stop = CancellationToken::new();
-        let holder = tokio::spawn(hold(stop.clone()));
+        let holder = tokio::spawn(hold_address(stop.clone()));
         // Whether it listens already or not.
         ip(&["address", "del", "169.254.2.1/32", "dev", "lo"]);
         until_held().await;
@@ -177,7 +200,7 @@ mod tests {
         holder.abort();
         assert!(holder.await.unwrap_err().is_cancelled());
         assert_eq!(held(), 1);
-        let holder = tokio::spawn(hold(stop.clone()));
+        let holder = tokio::spawn(hold_address(stop.clone()));
         ip(&["address", "del", "169.254.2.1/32", "dev", "lo"]);
         until_held().await;
         stop.cancel();

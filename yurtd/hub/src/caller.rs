@@ -1,5 +1,6 @@
 //! Who asks, with what the request goes upstream, and the evidence that it may read ([`Permit`]).
 
+pub(crate) mod jwt;
 mod permit;
 
 use std::fmt;
@@ -59,6 +60,16 @@ pub(crate) enum Credential {
     Node,
     /// The caller's own bearer token.
     Bearer(BearerToken),
+}
+
+impl Credential {
+    /// When it ends by its own word, in seconds since 1970; the node's certificate and legacy tokens do not.
+    pub(crate) fn expires(&self) -> Option<i64> {
+        match self {
+            Self::Node => None,
+            Self::Bearer(token) => jwt::claims(token.expose())?.exp,
+        }
+    }
 }
 
 /// An authenticated caller.

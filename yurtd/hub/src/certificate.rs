@@ -7,11 +7,12 @@
 //!   ▼                                     └ jumps; looked at every half minute
 //! ```
 //!
-//! A CA that cannot be read, because the disk fails or somebody has taken the right to, is not damaged: the process ends
-//! and is started again until it can. Another one in its place is believed by nobody.
+//! A CA that cannot be read, because the disk fails or somebody has taken the right to, is not damaged: the process
+//! ends and is started again until it can. Another one in its place is believed by nobody.
 //!
-//! Nobody is asked, so all of this works without a link, and the first handshake need not wait. Who believes it: kubelet
-//! by the kubeconfig that the keeper writes with [`Certificates::ca`], pods by their `ca.crt` ([`crate::filter`]).
+//! Nobody is asked, so all of this works without a link, and the first handshake need not wait. Who believes it:
+//! kubelet by the kubeconfig that the keeper writes with [`Certificates::ca`], pods by their `ca.crt`
+//! ([`crate::filter`]).
 //!
 //! Key and certificate are one file each, 0600, replaced by a rename, so that they always belong together; a file that
 //! vanishes or is damaged under a running hub is put back.

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use yurt_api::agent::Moment;
+use yurt_api::agent::{Course, Moment};
 use yurt_api::doctor::{
     Certificate, Hub, Link, LinkState as Told, Pod, Store, View as ToldView, ViewState, Waiting,
 };
+use yurt_node::config::WayIn;
 use yurt_node::link::LinkState;
 
 use self::pods::{Known, Stored};
@@ -22,10 +23,11 @@ use crate::replica::needs::{Need, NeedKind};
 use crate::serve::health::Health;
 use crate::store::StoreError;
 use crate::view::{Lookup, Question, State, View, ViewSpec, Why};
+use crate::way_in::Since;
 use crate::wire::{Encoding, Resource};
 
-/// When kubelet came to the hub, as its keeper wrote it down, or why that cannot be read.
-pub type Came = Result<Option<Moment>, String>;
+/// When kubelet came to the hub, and more, as its keeper wrote it down, or why that cannot be read.
+pub type Came = Result<Course, String>;
 
 /// Looks at the hub. Cheap to clone.
 #[derive(Clone)]
@@ -33,12 +35,15 @@ pub struct Doctor {
     pub(crate) health: Arc<Health>,
     /// This boot of the node; empty where it has no name.
     pub(crate) boot: Arc<str>,
+    /// Since when the node's CA is there.
+    pub(crate) ca_since: Moment,
 }
 
 impl Doctor {
     /// What there is to say now. It reads the store, so it is no work for an async worker.
     pub fn look(&self, came: &Came) -> Hub {
         let readiness = self.health.readiness();
+        let way_in = self.health.way_in.borrow().clone();
         let hub = &self.health.hub;
         let (node, name) = &self.health.node;
         let store = hub.views.store_stats();
@@ -82,9 +87,13 @@ impl Doctor {
             },
             not_stored: self.not_stored(node, readiness.node_known, pods.is_some()),
             pods,
+            way_in: way_in.chosen.way.name().to_owned(),
+            way_in_why: way_in.chosen.why,
+            way_in_missing: way_in.missing,
+            host_held_up_by: way_in.on_host.into_iter().collect(),
             ways_unknown: match came {
-                Ok(Some(_)) => None,
-                Ok(None) => Some("the keeper has not written down when kubelet came to the hub".to_owned()),
+                Ok(Course { came: Some(_), .. }) => None,
+                Ok(_) => Some("the keeper has not written down when kubelet came to the hub".to_owned()),
                 Err(error) => Some(format!("the keeper's journal cannot be read: {error}")),
             },
             views,
@@ -109,9 +118,18 @@ impl Doctor {
         let Some(view) = hub.views.pods_view().filter(|view| view.may_answer(Question::AsLastKnown)) else {
             return Ok(None);
         };
+        let way_in = self.health.way_in.borrow().clone();
         let known = Known {
-            came: came.as_ref().ok().and_then(Option::as_ref),
-            boot: Some(&*self.boot).filter(|boot| !boot.is_empty()),
+            since: Since {
+                came: came.as_ref().ok().and_then(|course| course.came.as_ref()),
+                // What its environment led to the hub needs no table, and was shown the certificate of then.
+                ca: Some(&self.ca_since).filter(|_| {
+                    let environment = came.as_ref().is_ok_and(|course| course.environment);
+                    way_in.chosen.way == WayIn::Service && !environment
+                }),
+                boot: Some(&*self.boot).filter(|boot| !boot.is_empty()),
+            },
+            host_kept: !way_in.on_host.is_empty(),
             stored: &|need| self.stored(need),
             token: &|request| hub.offline.replies().lasts(request, SystemTime::now()),
             ended_here: &|namespace, name| {

@@ -7,7 +7,7 @@
 //!
 //! | filter | object | change |
 //! |---|---|---|
-//! | [`Filter::HubAsService`] | Service `default/kubernetes` | cluster IP and port lead to the hub: kubelet makes `KUBERNETES_SERVICE_HOST` and `_PORT` of them |
+//! | [`Filter::HubAsService`] | Service `default/kubernetes`, in the way by the environment alone ([`crate::way_in`]) | cluster IP and port lead to the hub: kubelet makes `KUBERNETES_SERVICE_HOST` and `_PORT` of them |
 //! | [`Filter::ConfigMaps`] | ConfigMap `kube-system/kube-proxy` | `server:` of its kubeconfig is the hub on loopback |
 //! | | ConfigMap `kube-root-ca.crt` of every namespace | the node's CA is appended to `ca.crt`, which kubelet writes into pods beside their tokens |
 //! | [`Filter::TokenSecrets`] | Secrets of type `kubernetes.io/service-account-token` | the same |
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_PORT, HUB_PORT};
+use yurt_node::config::WayIn;
 
 use crate::wire::Resource;
 
@@ -68,17 +69,22 @@ impl Filter {
 #[derive(Debug, Clone)]
 pub(crate) struct Filters {
     pull_if_not_present: bool,
+    hub_as_service: bool,
     node_ca: Arc<str>,
 }
 
 impl Filters {
-    /// `kubelet_version` as the Node reports it, `v1.36.3`; `node_ca` in PEM.
-    pub(crate) fn new(kubelet_version: &str, node_ca: Arc<str>) -> Self {
+    /// `kubelet_version` as the Node reports it, `v1.36.3`; `node_ca` in PEM; the way by which pods come to the hub.
+    pub(crate) fn new(kubelet_version: &str, node_ca: Arc<str>, way_in: WayIn) -> Self {
         let minor = kubelet_version
             .strip_prefix("v1.")
             .and_then(|rest| rest.split('.').next())
             .and_then(|minor| minor.parse::<u32>().ok());
-        Self { pull_if_not_present: minor.is_some_and(|minor| minor >= PULL_POLICY_FREE_OF_HASH), node_ca }
+        Self {
+            pull_if_not_present: minor.is_some_and(|minor| minor >= PULL_POLICY_FREE_OF_HASH),
+            hub_as_service: way_in == WayIn::Environment,
+            node_ca,
+        }
     }
 
     /// The filter that may touch objects of `resource`, `None` when there is none.
@@ -87,7 +93,7 @@ impl Filters {
             return None;
         }
         match resource.plural.as_str() {
-            "services" => Some(Filter::HubAsService),
+            "services" if self.hub_as_service => Some(Filter::HubAsService),
             "configmaps" => Some(Filter::ConfigMaps(self.node_ca.clone())),
             "secrets" => Some(Filter::TokenSecrets(self.node_ca.clone())),
             "pods" if offline && self.pull_if_not_present => Some(Filter::PullIfNotPresent),
@@ -394,7 +400,7 @@ mod tests {
     }
 
     fn filters(version: &str) -> Filters {
-        Filters::new(version, NODE_CA.into())
+        Filters::new(version, NODE_CA.into(), WayIn::Environment)
     }
 
     fn bytes(value: &Value) -> Bytes {

@@ -12,13 +12,15 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use serde_json::Value;
 
+use crate::caller::jwt;
 use crate::filter::Filter;
 use crate::offline::patch::{self, PatchType};
-use crate::offline::{strategic, token_request};
+use crate::offline::{leases, strategic, token_request};
 use crate::request::accept::Accept;
 use crate::request::authenticate::bearer_token;
 use crate::request::classify::{RequestInfo, Verb};
-use crate::request::jwt;
+use crate::request::issuer::claims_of;
+use crate::request::jwks::{Keys, MAX_KEYS, Signature};
 use crate::wire::endpoint_slice::{self, Edit};
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
@@ -267,6 +269,36 @@ pub fn filter(input: &[u8]) {
         assert!(serde_json::from_slice::<Value>(&filtered).is_ok());
     }
     let _ = filter.transition(&body, true);
+}
+
+/// A key set and tokens that are verified by it, one a line: whatever is changed about a genuine token is not genuine
+/// any more, and nothing is by keys that cannot be used.
+pub fn token_keys(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let (set, tokens) = text.split_once('\n').unwrap_or((text, ""));
+    let keys = serde_json::from_str(set).map_or(Err(String::new()), |set| Keys::parse(&set));
+    let Ok(keys) = keys else { return };
+    assert!((1..=MAX_KEYS).contains(&keys.len()));
+    for token in tokens.lines() {
+        let signature = keys.verify(token);
+        let _ = claims_of(token);
+        let dots = token.matches('.').count();
+        assert!(dots == 2 || signature == Signature::Forged, "{dots} dots in {token:?}");
+        if signature == Signature::Genuine {
+            assert!(token.len() <= jwt::MAX_TOKEN);
+            let at = token.rfind('.').unwrap_or_default();
+            let longer = format!("{}e30{}", &token[..at], &token[at..]);
+            assert_ne!(keys.verify(&longer), Signature::Genuine);
+            assert_ne!(keys.verify(&token[..=at]), Signature::Genuine);
+        }
+    }
+}
+
+/// A Lease of a leader election, in either encoding, and a patch of it.
+pub fn lease(input: &[u8]) {
+    let Some((choice, body)) = choice(input) else { return };
+    let encoding = if choice % 2 == 0 { Encoding::Protobuf } else { Encoding::Json };
+    leases::fuzz(encoding.content_type(), &Bytes::copy_from_slice(body));
 }
 
 /// TokenRequests, the token in a reply, and the claims in a token.

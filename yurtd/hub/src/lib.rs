@@ -28,6 +28,7 @@ mod service_addresses;
 mod store;
 mod upstream;
 mod view;
+mod way_in;
 mod wire;
 
 use std::path::Path;
@@ -35,9 +36,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_api::agent::Moment;
 use yurt_node::config::EdgeConfig;
 use yurt_node::link::LinkState;
 use yurt_node::pki;
@@ -54,6 +57,7 @@ use self::offline::{Offline, discovery, overlay, rebase};
 use self::replica::Views;
 use self::request::Authenticator;
 use self::request::authenticate::NodeVerifier;
+use self::request::issuer::Issuer;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
 use self::serve::metrics::Metrics;
@@ -62,19 +66,31 @@ use self::serve::{Hub, listener, server_tls};
 use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
+use self::way_in::{CaSince, Keeper as WayInKeeper, State};
 
 pub use self::doctor::{Came, Doctor};
 pub use self::serve::health::Readiness;
+pub use self::way_in::Places;
 
 /// Names this boot of the node: from the unit, which may not read the kernel's own file.
 const BOOT_VARIABLE: &str = "YURT_BOOT_ID";
 const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What is around the hub on its node, beside its state.
+pub struct Surroundings {
+    /// Where the holder of its address is told who is to be led there.
+    pub places: Places,
+    /// When kubelet came to the hub.
+    pub came: watch::Receiver<Came>,
+}
 
 /// The running hub. Its tasks belong to whoever started it.
 pub struct Server {
     health: Arc<Health>,
     /// Names this boot of the node.
     boot: Arc<str>,
+    /// Since when the node's CA is there.
+    ca_since: Moment,
 }
 
 impl Server {
@@ -86,6 +102,7 @@ impl Server {
     pub async fn start(
         config: &EdgeConfig,
         state_dir: &Path,
+        around: Surroundings,
         sockets: Sockets,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
@@ -119,7 +136,18 @@ impl Server {
         let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
-        let tokens = Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone()).await;
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
+        let (keys, ended) = (issuer.clone(), stop.clone());
+        tasks.part("the keys of the cluster's tokens", async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = keys.run() => {}
+            }
+        });
+        let pods = views.clone();
+        let has_pod = Box::new(move |uid: &str, user: &str| pods.has_pod(uid, user));
+        let tokens =
+            Tokens::open(store.clone(), client.clone(), link.clone(), tasks.clone(), issuer, has_pod).await;
         let ca = pki::read_certificates(&config.ca_file)?;
         let ca = ca.iter().map(|certificate| certificate.as_ref());
         let (guard, cluster) = cluster::Guard::new(store.clone(), client.clone(), link.clone(), node, ca);
@@ -138,6 +166,8 @@ impl Server {
         let domain = config.cluster_domain.as_deref();
         let certificates = Certificates::open(state_dir, &config.ca_file, node, domain, SystemTime::now())
             .context("the hub has nothing to prove itself with")?;
+        // Before anybody reads the Service.
+        let chosen = way_in::choose(config.way_in, &around.places).await;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
             accounts: Accounts::new(),
@@ -147,7 +177,7 @@ impl Server {
             link: link.clone(),
             cluster,
             offline: offline.clone(),
-            filters: Filters::new(&config.kubelet_version, certificates.ca()),
+            filters: Filters::new(&config.kubelet_version, certificates.ca(), chosen.way),
             metrics: Metrics::default(),
             stop: stop.clone(),
             tasks: tasks.clone(),
@@ -161,8 +191,24 @@ impl Server {
             client: client.clone(),
             link: link.clone(),
             known,
+            endpoints: watch::Sender::default(),
             stop: stop.clone(),
         };
+        let boot: Arc<str> = boot.trim().into();
+        let now = Moment { boot_id: Some(boot.to_string()), second: Timestamp::now().as_second() };
+        let way_in = WayInKeeper {
+            views: hub.views.clone(),
+            services: learning.endpoints.subscribe(),
+            came: around.came,
+            ca: CaSince::open(state_dir, &certificates.ca(), now).since,
+            boot: boot.clone(),
+            places: around.places,
+            state: watch::Sender::new(State::new(chosen)),
+            stop: stop.clone(),
+        };
+        let way_in_state = way_in.state.subscribe();
+        let ca_since = way_in.ca.clone();
+        tasks.part("the way in", way_in.run());
         tasks.part("the API server's addresses for pods", learning.run());
         let addresses = sockets.hub.iter().map(|socket| socket.local_addr().map(|address| address.ip()));
         let addresses = addresses.collect::<Result<_, _>>().context("a hub socket has no address")?;
@@ -173,6 +219,7 @@ impl Server {
             certificate_state: certificates.state(),
             node: (node_permit.clone(), node.clone()),
             addresses,
+            way_in: way_in_state,
         });
         let tls = Arc::new(server_tls::server_config(certificates.installed())?);
         tasks.part("the serving certificate", certificates.run(service, stop.clone()));
@@ -200,7 +247,7 @@ impl Server {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));
         }
-        Ok(Self { health, boot: boot.trim().into() })
+        Ok(Self { health, boot, ca_since })
     }
 
     /// Whether the API servers can be reached, now and whenever it changes.
@@ -210,7 +257,7 @@ impl Server {
 
     /// Who looks at it for a person.
     pub fn doctor(&self) -> Doctor {
-        Doctor { health: self.health.clone(), boot: self.boot.clone() }
+        Doctor { health: self.health.clone(), boot: self.boot.clone(), ca_since: self.ca_since.clone() }
     }
 
     /// What `/readyz` shows now.

@@ -17,6 +17,7 @@
 //! | requests that wait for a review | [`REVIEWS_WAITING`] × 40 KiB | none |
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
 //! | whole lists that are being sent | [`OTHERS`]`.lists` | [`KUBELET`]`.lists` |
+//! | events for watchers that keep up | [`RINGS`] | [`RINGS`] |
 //! | pages of upstream's lists | [`LARGE_PAGES`] × about 6 × [`PAGE_BYTES`] | the same |
 //! | answers to be remembered | [`OBSERVED`] and 2 × [`UNWRITTEN`], together with kubelet | |
 
@@ -152,6 +153,12 @@ pub(crate) const FORWARDED: usize = 200;
 pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
+
+/// Bytes of events that a view keeps in memory for watchers that keep up: two of the largest bursts that come from
+/// upstream at once, so that one is sent while the next is written.
+pub(crate) const RING: usize = 512 << 10;
+/// And those of all of kubelet's views, and of everybody else's. Beyond that each has an equal part.
+pub(crate) const RINGS: usize = 3 << 20;
 
 /// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
 pub(crate) const VIEWS: usize = if cfg!(test) { 20 } else { 2000 };

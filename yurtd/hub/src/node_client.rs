@@ -71,6 +71,15 @@ impl NodeClient {
         self.call(Method::GET, path, "application/json", Bytes::new()).await
     }
 
+    /// GET of JSON that has another type.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub(crate) async fn get_as(&self, path: &str, accept: &str) -> Result<Value, CallError> {
+        self.json(Method::GET, path, accept, "application/json", Bytes::new()).await
+    }
+
     /// POST of a JSON object.
     ///
     /// # Errors
@@ -106,11 +115,22 @@ impl NodeClient {
         content_type: &str,
         body: Bytes,
     ) -> Result<Value, CallError> {
+        self.json(method, path, "application/json", content_type, body).await
+    }
+
+    async fn json(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<Value, CallError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(CONTENT_TYPE, content_type)
-            .header(ACCEPT, "application/json");
+            .header(ACCEPT, accept);
         let (code, _, body) = self.exchange(request, body, MAX_ANSWER).await?;
         if code.is_success() {
             return serde_json::from_slice(&body).map_err(|error| CallError::Broken(error.to_string()));
@@ -118,8 +138,8 @@ impl NodeClient {
         Err(CallError::Refused { code, message: refusal(&body) })
     }
 
-    /// GET of a document of at most `limit` bytes, as the API server sends it, perhaps compressed. Nothing when it is the
-    /// one with this ETag.
+    /// GET of a document of at most `limit` bytes, as the API server sends it, perhaps compressed. Nothing when it is
+    /// the one with this ETag.
     ///
     /// # Errors
     ///

@@ -9,6 +9,7 @@
 //! | GET of an object | from views and the last answer seen, whichever is newest; 404 where a view proves it |
 //! | PATCH of a status | applied to the stored object, in the [`journal`], replayed by [`rebase`] |
 //! | the node's Lease | [`lease`] |
+//! | the Lease of a leader election on this node that asked for it | [`leases`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
 //! | PUT or PATCH that changes nothing of the CSINode | 200 |
 //! | POST of an Event by kubelet | queued: [`events`]; a PATCH of one is 404, upon which kubelet posts it |
@@ -25,6 +26,7 @@ pub(crate) mod discovery;
 pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
+pub(crate) mod leases;
 pub(crate) mod observe;
 pub(crate) mod overlay;
 pub(crate) mod patch;
@@ -61,6 +63,7 @@ use crate::wire::{Encoding, Resource, WireError};
 use events::{EventError, EventQueue};
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
+use leases::{LeaseError, OfflineLeases};
 use patch::{PatchError, PatchType};
 use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
@@ -84,6 +87,18 @@ pub(crate) enum OfflineError {
         plural: String,
         /// Name.
         name: String,
+    },
+    /// 409: it is not as the client believes.
+    #[error("the edge node is offline, and {plural} {name:?} cannot be changed: {reason}")]
+    Conflict {
+        /// API group.
+        group: String,
+        /// Resource.
+        plural: String,
+        /// Name.
+        name: String,
+        /// Why.
+        reason: &'static str,
     },
     /// 404: a view that may say so does not have it.
     #[error("{plural} {name:?} not found")]
@@ -142,6 +157,7 @@ pub(crate) struct Offline {
     journal: Journal,
     events: EventQueue,
     lease: NodeLease,
+    leases: OfflineLeases,
     replies: Replies,
     answers: Remembered,
     discovery: Remembered,
@@ -166,6 +182,7 @@ impl Offline {
             journal,
             events: EventQueue::open(store.clone()).await,
             lease: NodeLease::open(store.clone(), node_name),
+            leases: OfflineLeases::default(),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
             discovery: Remembered::open(store, Bucket::Discovery, DISCOVERY),
@@ -240,7 +257,15 @@ impl Offline {
 
     /// The row of a request.
     pub(crate) fn row(&self, info: &RequestInfo, parts: &Parts, permit: &Permit) -> Row {
-        row::row(info, &parts.method, permit.is_node(), &self.node_name)
+        let row = row::row(info, &parts.method, permit.is_node(), &self.node_name);
+        let renews = |target: &ResourceTarget| {
+            let (namespace, name) = names(target);
+            self.leases.may_renew(permit.identity(), namespace, name)
+        };
+        match row {
+            Row::OthersLease if info.resource().is_some_and(renews) => Row::OfflineLease,
+            row => row,
+        }
     }
 
     /// Answers without the API server. `body` is there when [`Row::needs_body`] says so.
@@ -273,7 +298,8 @@ impl Offline {
                     .filter(|answer| !answer.is_page())
                     .map(|answer| self.remembered(target, answer))
                     .ok_or_else(|| never_cached(&describe(target))),
-                Row::Discovery | Row::None => Err(OfflineError::Unavailable(format!(
+                Row::OfflineLease => self.renew(permit, target, info, parts, body),
+                Row::Discovery | Row::OthersLease | Row::None => Err(OfflineError::Unavailable(format!(
                     "{} {} needs the API server",
                     parts.method,
                     describe(target)
@@ -316,6 +342,12 @@ impl Offline {
         parts: &Parts,
     ) -> Result<Answer, OfflineError> {
         let name = target.name.as_deref().unwrap_or_default();
+        if target.is("coordination.k8s.io", "leases", None)
+            && let Some(lease) = self.leases.get(permit.identity(), names(target).0, name)
+            && info.accept.accepts(&lease.content_type)
+        {
+            return Ok(lease);
+        }
         let accept = info.accept.view_encodings();
         let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
         // Of what views know and what passed by the newer counts.
@@ -435,6 +467,39 @@ impl Offline {
             _ => None,
         };
         answer.ok_or_else(|| never_cached(&describe(target)))
+    }
+
+    fn renew(
+        &self,
+        permit: &Permit,
+        target: &ResourceTarget,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Answer, OfflineError> {
+        let content_type = header(&parts.headers, CONTENT_TYPE);
+        let answer_type = if PatchType::from_content_type(content_type).is_some() {
+            Encoding::Json.content_type()
+        } else {
+            content_type
+        };
+        if !info.accept.accepts(answer_type) {
+            let reason = format!("{} is answered as it was sent alone", describe(target));
+            return Err(OfflineError::Unavailable(reason));
+        }
+        let renewed = self.leases.renew(permit.identity(), names(target), content_type, body);
+        renewed.map_err(|error| match error {
+            LeaseError::NotHere(reason) => {
+                OfflineError::Unavailable(format!("{} cannot be renewed: {reason}", describe(target)))
+            }
+            LeaseError::Conflict(reason) => OfflineError::Conflict {
+                group: target.resource.group.clone(),
+                plural: target.resource.plural.clone(),
+                name: target.name.clone().unwrap_or_default(),
+                reason,
+            },
+            LeaseError::Patch(error) => error.into(),
+        })
     }
 
     fn token(
@@ -567,6 +632,11 @@ fn not_found(target: &ResourceTarget) -> OfflineError {
         plural: target.resource.plural.clone(),
         name: target.name.clone().unwrap_or_default(),
     }
+}
+
+/// Namespace and name, empty where there is none.
+fn names(target: &ResourceTarget) -> (&str, &str) {
+    (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default())
 }
 
 /// `pods shop/web-0`, for people.

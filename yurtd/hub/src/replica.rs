@@ -7,11 +7,12 @@
 //!   difference reaches local watchers as ordinary events (`view::table`),
 //! - sleeps while the link is down, and while its credential is refused; a 403 is marked in the store, and the view
 //!   served to nobody until a list succeeds,
-//! - uses the freshest credential that the identity has shown,
+//! - uses whichever credential of the identity's last few the API server accepts (`credentials`),
 //! - ends when nobody has used its view for a while, unless kubelet needs it (`kept`) or a pod of its identity is on the
 //!   node (`accounts`). The view stays in the store.
 
 mod accounts;
+mod credentials;
 mod fetch;
 mod followers;
 mod housekeeping;
@@ -24,6 +25,7 @@ mod reflector;
 mod step;
 mod views;
 
+pub(crate) use credentials::OF_ONE;
 pub(crate) use local::Present;
 pub(crate) use overlay::Publishing;
 use step::Start;

@@ -7,8 +7,9 @@
 //!                                                                    → local (what is known) → respond
 //! ```
 //!
-//! [`pipeline`] is the whole way in one function, which carries out what [`plan`] decides; [`respond`] is the only place where errors become HTTP. The health
-//! port ([`health`]) is another listener altogether: no tokens, no objects, nothing secret.
+//! [`pipeline`] is the whole way in one function, which carries out what [`plan`] decides; [`respond`] is the only
+//! place where errors become HTTP. The health port ([`health`]) is another listener altogether: no tokens, no objects,
+//! nothing secret.
 
 pub(crate) mod connection;
 pub(crate) mod forward;

@@ -1,11 +1,11 @@
-//! Under which addresses pods know the API server: the ClusterIPs of Service `default/kubernetes`, learnt from upstream
-//! while there is a link. Whoever needs them follows them; they outlive the process in the hub's certificate.
+//! Where pods look for the API server: the ClusterIPs of Service `default/kubernetes` and its port, learnt from upstream
+//! while there is a link. Whoever needs them follows them; the addresses outlive the process in the hub's certificate.
 //!
 //! kubelet's own view of all Services has the object, so that following it costs nothing. Before kubelet comes through
 //! the hub it is asked for once each time the link comes up.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -25,6 +25,8 @@ const PATH: &str = "/api/v1/namespaces/default/services/kubernetes";
 const LOOK: Duration = Duration::from_secs(10);
 /// A Service has one address a family.
 const MOST: usize = 4;
+/// Where everybody looks for it.
+const TLS: u16 = 443;
 
 /// Learns the addresses.
 pub(crate) struct ServiceAddresses {
@@ -38,6 +40,8 @@ pub(crate) struct ServiceAddresses {
     pub(crate) link: Link,
     /// Who follows them. Before the first look: as last known.
     pub(crate) known: watch::Sender<BTreeSet<IpAddr>>,
+    /// And who wants to know the port as well. Before the first look there are none.
+    pub(crate) endpoints: watch::Sender<BTreeSet<SocketAddr>>,
     /// Ends it.
     pub(crate) stop: CancellationToken,
 }
@@ -59,12 +63,18 @@ impl ServiceAddresses {
             }
             asked &= online;
             if let Some(found) = found {
+                let addresses = found.iter().map(SocketAddr::ip).collect();
                 self.known.send_if_modified(|known| {
-                    let changed = *known != found;
+                    let changed = *known != addresses;
                     if changed {
-                        tracing::info!(addresses = ?found, "the API server's addresses for pods");
-                        *known = found;
+                        tracing::info!(?addresses, "the API server's addresses for pods");
+                        *known = addresses;
                     }
+                    changed
+                });
+                self.endpoints.send_if_modified(|known| {
+                    let changed = *known != found;
+                    *known = found;
                     changed
                 });
             }
@@ -76,17 +86,17 @@ impl ServiceAddresses {
         }
     }
 
-    fn in_view(&self) -> Option<BTreeSet<IpAddr>> {
+    fn in_view(&self) -> Option<BTreeSet<SocketAddr>> {
         let services = Resource::new("", "v1", "services");
         match self.views.lookup(&self.node, &services, Some("default"), "kubernetes", &[Encoding::Json]) {
-            Lookup::Found { body, .. } => addresses_of(&serde_json::from_slice(&body).ok()?),
+            Lookup::Found { body, .. } => endpoints_of(&serde_json::from_slice(&body).ok()?),
             _ => None,
         }
     }
 
-    async fn ask(&self) -> Option<BTreeSet<IpAddr>> {
+    async fn ask(&self) -> Option<BTreeSet<SocketAddr>> {
         match self.client.get(PATH).await {
-            Ok(service) => addresses_of(&service),
+            Ok(service) => endpoints_of(&service),
             Err(error) => {
                 tracing::debug!(%error, "the Service default/kubernetes could not be read; asking again");
                 None
@@ -95,12 +105,18 @@ impl ServiceAddresses {
     }
 }
 
-/// The ClusterIPs of a Service; nothing when it has none.
-fn addresses_of(service: &Value) -> Option<BTreeSet<IpAddr>> {
+/// The ClusterIPs of a Service, and its port for TLS; nothing when it has none.
+fn endpoints_of(service: &Value) -> Option<BTreeSet<SocketAddr>> {
     let spec = &service["spec"];
     let all = spec["clusterIPs"].as_array().into_iter().flatten().chain([&spec["clusterIP"]]);
-    let addresses: BTreeSet<IpAddr> =
-        all.filter_map(|address| address.as_str()?.parse().ok()).take(MOST).collect();
+    let ports = spec["ports"].as_array().into_iter().flatten();
+    let mut ports = ports.filter_map(|port| Some((port, u16::try_from(port["port"].as_u64()?).ok()?)));
+    let tls = ports.find(|(port, number)| port["name"] == "https" || *number == TLS);
+    let port = tls.map_or(TLS, |(_, number)| number);
+    let addresses: BTreeSet<SocketAddr> = all
+        .filter_map(|address| Some(SocketAddr::new(address.as_str()?.parse().ok()?, port)))
+        .take(MOST)
+        .collect();
     (!addresses.is_empty()).then_some(addresses)
 }
 
@@ -112,11 +128,12 @@ mod tests {
 
     #[test]
     fn the_addresses_of_both_families_are_read_and_a_headless_service_has_none() {
-        let read = |spec: Value| addresses_of(&json!({ "spec": spec }));
-        let of = |addresses: &[&str]| Some(addresses.iter().map(|text| text.parse().unwrap()).collect());
+        let read = |spec: Value| endpoints_of(&json!({ "spec": spec }));
+        let of = |endpoints: &[&str]| Some(endpoints.iter().map(|text| text.parse().unwrap()).collect());
         let both = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"]});
-        assert_eq!(read(both), of(&["10.96.0.1", "fd00::1"]));
-        assert_eq!(read(json!({"clusterIP": "10.96.0.1"})), of(&["10.96.0.1"]));
+        assert_eq!(read(both), of(&["10.96.0.1:443", "[fd00::1]:443"]));
+        let other = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "x", "port": 9}, {"name": "https", "port": 8443}]});
+        assert_eq!(read(other), of(&["10.96.0.1:8443"]));
         for none in [
             json!({"clusterIP": "None", "clusterIPs": ["None"]}),
             json!({}),

@@ -193,7 +193,22 @@ impl Store {
         durability: Durability,
         job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.writer.write(durability, job).await
+        self.writer.write(durability, job, |_| ()).await
+    }
+
+    /// The same; `then` is called when the transaction is committed, for one job after the other in the order in which they
+    /// were, whoever waits for them. It must not take long: nothing is written meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing has changed.
+    pub(crate) async fn write_then<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        then: impl FnOnce(&mut T) + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(durability, job, then).await
     }
 
     /// Seals and opens values.

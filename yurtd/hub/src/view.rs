@@ -1,8 +1,8 @@
 //! Views: what local clients list and watch, by identity, collection, selectors and encoding.
 //!
 //! A view is a part of the store (`record`, `table`) that one reflector (`replica`) keeps equal to the API
-//! server's collection, and any number of watchers follow (`feed`, `stream`). [`catalogue`] knows them all. It outlives its clients, the link and the
-//! process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
+//! server's collection, and any number of watchers follow (`stream`): those who keep up in memory (`ring`), others in
+//! the store (`feed`). [`catalogue`] knows them all. It outlives its clients, the link and the process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
 //! [`Permit`](crate::caller::Permit). What is in a view is written by
 //! `replica` alone, through `table`; a view itself only reads.
 
@@ -12,6 +12,7 @@ mod list;
 mod lookup;
 pub(crate) mod overlay;
 pub(crate) mod record;
+mod ring;
 pub(crate) mod spec;
 pub(crate) mod state;
 mod stream;
@@ -28,8 +29,10 @@ use tokio::time::Instant;
 
 use crate::caller::{Identity, rights_last};
 use crate::clock::{DAY, now, steady, today};
-use crate::store::{ReadOnlyStore, Reader, StoreError, Table};
+use crate::store::{ReadOnlyStore, Reader, StoreError, Table, Tx};
 use record::{ObjectRecord, ViewId, ViewRecord};
+use ring::{Ring, Rings};
+use table::{ViewTable, Written};
 
 pub(crate) use list::{Patience, Piece};
 pub(crate) use lookup::Lookup;
@@ -162,6 +165,8 @@ pub(crate) struct View {
     pub(crate) spec: ViewSpec,
     store: ReadOnlyStore,
     pub(crate) progress: watch::Sender<Progress>,
+    /// Its last events, for those who watch.
+    ring: Arc<Ring>,
     pub(crate) sync: watch::Sender<Sync>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
@@ -184,19 +189,21 @@ pub(crate) struct View {
     counts: Stored,
 }
 
-/// Bytes that views have in the store.
+/// Bytes that views have in the store, and in memory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stored {
     /// Those of one identity.
     own: Arc<AtomicU64>,
     /// Those of everybody but kubelet.
     others: Arc<AtomicU64>,
+    /// Events in memory: kubelet's, or everybody else's.
+    rings: Arc<Rings>,
 }
 
 impl Stored {
     /// The same for another identity.
     fn of_another(&self) -> Self {
-        Self { own: Arc::default(), others: Arc::clone(&self.others) }
+        Self { own: Arc::default(), others: Arc::clone(&self.others), rings: Arc::clone(&self.rings) }
     }
 }
 
@@ -225,11 +232,13 @@ impl View {
         });
         let state = record.map_or(State::Empty, |record| record.state.found());
         let sync = Sync { state, ..Sync::default() };
+        let ring = Ring::new(spec.encoding(), record, &counts.rings);
         let view = Self {
             id,
             identity,
             spec,
             store,
+            ring,
             stored: AtomicU64::new(0),
             counts,
             progress: watch::channel(progress).0,
@@ -502,9 +511,21 @@ impl View {
         self.used.store(seconds, Ordering::Relaxed);
     }
 
-    /// What a transaction has made of the view, told to its watchers.
-    pub(crate) fn publish(&self, record: &ViewRecord) {
+    /// The view's part of a transaction, which notes what watchers are to be told.
+    pub(crate) fn table<'t, 'e>(&self, tx: &'t mut Tx<'e>) -> Result<ViewTable<'t, 'e>, StoreError> {
+        Ok(ViewTable::load(tx, self.id)?.told(self.ring.is_listened_to()))
+    }
+
+    /// What was a while in memory for those who watch, since before this time of [`steady`], is there no longer.
+    pub(crate) fn forget_events(&self, before: u64) {
+        self.ring.forget(before);
+    }
+
+    /// What a transaction has made of the view, told to its watchers once it is committed, in the order of commits.
+    pub(crate) fn publish(&self, written: &mut Written) {
+        let Written { record, news } = written;
         self.count_stored(record.bytes);
+        let moved = self.ring.append(record, news);
         self.progress.send_if_modified(|progress| {
             let reset = record.reset_sequence > progress.sequence;
             let version = if reset {
@@ -517,9 +538,13 @@ impl View {
                 Progress { sequence: record.sequence.max(progress.sequence), resource_version: version };
             std::mem::replace(progress, new) != new
         });
+        // Last: who is woken finds everything as it is now.
+        if moved {
+            self.ring.wake();
+        }
     }
 
-    /// A bookmark from upstream: nothing has changed up to there.
+    /// A bookmark from upstream: nothing has changed up to there. Watchers sleep on: they look when they send one.
     pub(crate) fn publish_bookmark(&self, version: u64) {
         self.progress.send_if_modified(|progress| {
             let newer = version > progress.resource_version;
@@ -556,5 +581,7 @@ impl Drop for Client {
     }
 }
 
+#[cfg(test)]
+mod fan_out;
 #[cfg(test)]
 mod model;

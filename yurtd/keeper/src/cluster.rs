@@ -15,7 +15,9 @@ mod tests;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use yurt_api::status::ConversionStatus;
+use yurt_api::way_in::WayIn;
 pub(crate) use yurt_node::api_client::Access;
 use yurt_node::api_client::ApiError;
 
@@ -74,6 +76,24 @@ impl ClusterError {
     }
 }
 
+/// By which way pods come to the hub, as it says; one of before says nothing, and knows their environment alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct HubWayIn {
+    /// Which one it is.
+    #[serde(rename = "wayIn")]
+    pub(crate) way: WayIn,
+    /// Why it is not the one that it was told.
+    #[serde(rename = "wayInWhy")]
+    pub(crate) why: Option<String>,
+    /// At the Service's address they are led there.
+    #[serde(rename = "wayInOpen")]
+    pub(crate) open: bool,
+    /// Agents of this turn are as if they had begun anew.
+    #[serde(rename = "wayInTurn")]
+    pub(crate) turn: Option<i64>,
+}
+
 /// By which way a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -113,6 +133,8 @@ pub(crate) trait Cluster {
     async fn report(&mut self, status: &ConversionStatus) -> Result<(), ClusterError>;
     /// Whether the hub says that it is ready.
     async fn hub_ready(&mut self) -> Result<(), ClusterError>;
+    /// By which way pods come to the hub, as it says.
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError>;
     /// The CA (PEM) with which the hub vouches for itself; `None` from a hub of before, which has none of its own.
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError>;
     /// From now on the hub is believed by this CA beside the cluster's.

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use yurt_api::status::{Agents, ConversionState, ConversionStatus};
+use yurt_api::agent::Moment;
+use yurt_api::status::{Agents, ConversionState, ConversionStatus, NodeWayIn};
 
 use super::cluster::{Access, Cluster, ClusterError, OwnNode};
 use super::host::{Host, HostError};
@@ -87,6 +88,8 @@ pub(crate) struct Settings {
     pub agent_settle: Duration,
     /// How long all of them may take.
     pub agents_limit: Duration,
+    /// For the hub to lead agents to itself, or no longer.
+    pub way_in_limit: Duration,
     /// Between two looks at a condition.
     pub poll: Duration,
     /// Addresses that must be free before conversion.
@@ -121,6 +124,8 @@ pub(crate) struct Engine<S, C> {
     pub(super) verified: Option<[i64; 4]>,
     /// State, automatic restarts and last words of the hub when they were last shown.
     pub(super) hub_said: Option<(String, u32, String)>,
+    /// Why pods come to the hub by another way than the hub was told.
+    pub(super) way_in_why: Option<String>,
 }
 
 impl<S: Systemd, C: Cluster> Engine<S, C> {
@@ -147,6 +152,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             keep_agents: false,
             verified: None,
             hub_said: None,
+            way_in_why: None,
         }
     }
 
@@ -324,6 +330,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let status = ConversionStatus {
             agents: journal.agents.clone(),
             since: since(&journal),
+            way_in: self.way_in(&journal),
             ..self.status(ConversionState::Converted, "")
         };
         self.say_status(status).await;
@@ -402,6 +409,15 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         self.say_status(status).await
     }
 
+    /// By which way pods come to the hub, as it is reported.
+    pub(super) fn way_in(&self, journal: &Journal) -> Option<NodeWayIn> {
+        Some(NodeWayIn {
+            way: journal.way_in?,
+            why: self.way_in_why.clone(),
+            environment_until: journal.environment_until.as_ref().and_then(reported),
+        })
+    }
+
     /// A state that has been entered now.
     pub(super) fn status(&self, state: ConversionState, message: &str) -> ConversionStatus {
         ConversionStatus {
@@ -414,6 +430,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             time: (self.settings.now)().to_string(),
             agents: Agents::default(),
             since: None,
+            way_in: None,
         }
     }
 
@@ -441,6 +458,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 
 /// When kubelet came to the hub, as it is reported.
 pub(super) fn since(journal: &Journal) -> Option<String> {
-    let came = journal.came.as_ref()?;
-    Timestamp::from_second(came.second).ok().map(|time| time.to_string())
+    reported(journal.came.as_ref()?)
+}
+
+fn reported(moment: &Moment) -> Option<String> {
+    Timestamp::from_second(moment.second).ok().map(|time| time.to_string())
 }

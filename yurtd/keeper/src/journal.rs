@@ -12,9 +12,10 @@
 //! the steps that the journal names. The journal is written first and removed last.
 
 use serde::{Deserialize, Serialize};
-use yurt_api::agent::Moment;
+use yurt_api::agent::{Moment, Turn};
 use yurt_api::names;
 use yurt_api::status::Agents;
+use yurt_api::way_in::WayIn;
 
 use super::containers::Before;
 use super::host::{Host, HostError};
@@ -152,6 +153,16 @@ pub(crate) struct Journal {
     /// The node's agents have not followed it yet.
     #[serde(default)]
     pub agents_due: bool,
+    /// By which way kubelet has pods come to the hub; not known of one that a keeper of before has restarted: by their
+    /// environment.
+    #[serde(default)]
+    pub way_in: Option<WayIn>,
+    /// When it was restarted to have them come another way than by their environment.
+    #[serde(default)]
+    pub environment_until: Option<Moment>,
+    /// The agents that are being restarted for the hub, named before the first is.
+    #[serde(default)]
+    pub turn: Option<Turn>,
     /// The node's agents stay as they are.
     #[serde(default)]
     pub keep_agents: bool,
@@ -191,6 +202,9 @@ impl Journal {
             left: None,
             agents_before: None,
             agents_due: false,
+            way_in: None,
+            environment_until: None,
+            turn: None,
             keep_agents: false,
             agents: Agents::default(),
             kubelet_version,
@@ -269,7 +283,10 @@ mod tests {
         journal.came = Some(Moment { boot_id: Some("one".into()), second: 7 });
         journal.save(&Host::with_fuse(folder.path(), Fuse::default())).unwrap();
         let file = folder.path().join(names::KEEPER_JOURNAL.trim_start_matches('/'));
-        assert_eq!(crate::came::read(&file).unwrap(), journal.came);
+        assert_eq!(crate::came::read(&file).unwrap().came, journal.came);
+        journal.turn = Some(Turn { second: 8, pods: vec!["kube-system/kube-proxy-x".into()] });
+        journal.save(&Host::with_fuse(folder.path(), Fuse::default())).unwrap();
+        assert_eq!(crate::came::read(&file).unwrap().turn, journal.turn);
     }
 
     #[test]

@@ -113,6 +113,7 @@ fn settings() -> Settings {
         agent_limit: Duration::from_secs(90),
         agent_settle: Duration::from_secs(5),
         agents_limit: Duration::from_secs(180),
+        way_in_limit: Duration::from_secs(10),
         poll: Duration::from_millis(500),
         ports: vec![
             loopback(names::HUB_PORT),

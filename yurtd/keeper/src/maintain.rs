@@ -60,6 +60,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             version: journal.release.version.clone(),
             agents: journal.agents.clone(),
             since: since(journal),
+            way_in: self.way_in(journal),
             ..self.status(ConversionState::Converted, message)
         };
         self.say_status(status).await;

@@ -14,12 +14,13 @@ use std::rc::Rc;
 use jiff::{SignedDuration, Timestamp};
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
+use yurt_api::way_in::WayIn;
 
 pub(crate) use self::cluster::FakeCluster;
 pub(crate) use self::fuse::Fuse;
 pub(crate) use self::systemd::FakeSystemd;
 use crate::agents::{Agent, Started};
-use crate::cluster::ClusterError;
+use crate::cluster::{ClusterError, HubWayIn};
 use crate::containers::{Container, End, Running};
 use crate::systemd::SystemdError;
 use crate::{arguments, kubeconfig, units};
@@ -89,6 +90,12 @@ pub(crate) struct World {
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
     pub cut_at_first_agent: bool,
+    /// The hub's address is on `lo`, and the table leads there.
+    pub address_held: bool,
+    /// The hub leads pods by their environment whatever it is told.
+    pub kernel_knows_no_tables: bool,
+    /// How pods were led to the hub at each of these moments, if somebody asks for it.
+    pub way_in_when_an_agent_ends: Option<Vec<HubWayIn>>,
     /// Ids of the containers that were ended, in order.
     pub ended: Vec<String>,
     boots: u32,
@@ -135,6 +142,21 @@ const CLUSTER_CA: &str = "certificate";
 const CA_FILE: &str = "/var/lib/yurt/ca.pem";
 
 impl World {
+    /// A hub whose kernel can do all: it does at once what is in its configuration and in the journal.
+    pub(crate) fn way_in(&self) -> HubWayIn {
+        let file = |path: &str| self.root.join(path.trim_start_matches('/'));
+        let config = std::fs::read(file(names::EDGE_CONFIG)).unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+        if config["wayIn"] != "service" || self.kernel_knows_no_tables {
+            let why = (config["wayIn"] == "service").then(|| "no nf_tables".to_owned());
+            return HubWayIn { why, ..HubWayIn::default() };
+        }
+        let course = crate::came::read(&file(names::KEEPER_JOURNAL)).unwrap_or_default();
+        let open = course.came.is_some();
+        let turn = course.turn.filter(|_| open).map(|turn| turn.second);
+        HubWayIn { way: WayIn::Service, why: None, open, turn }
+    }
+
     /// A vanilla node as kubeadm leaves it, running.
     pub(crate) fn vanilla(root: &Path) -> Shared {
         for folder in [
@@ -200,6 +222,9 @@ impl World {
             agents_crash: false,
             delete_ended_agents: false,
             cut_at_first_agent: false,
+            address_held: false,
+            kernel_knows_no_tables: false,
+            way_in_when_an_agent_ends: None,
             ended: Vec::new(),
             boots: 0,
             hiccups: VecDeque::new(),
@@ -271,6 +296,7 @@ impl World {
         let agents: Vec<String> =
             self.agents.iter().flat_map(|agent| &agent.containers).map(|it| it.id.clone()).collect();
         self.active.clear();
+        self.address_held = false;
         self.loaded.clear();
         self.hub_program = None;
         self.reload();
@@ -395,6 +421,7 @@ impl World {
                 self.active.remove(unit);
                 return Err(SystemdError::Simulated(format!("{unit} failed to start: exit status 2")));
             }
+            self.address_held = true;
         }
         if unit == units::SERVICE.name {
             let program = self.program("/opt/yurt/current/yurtd");

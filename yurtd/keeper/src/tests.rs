@@ -70,6 +70,7 @@ impl Node {
             agent_limit: Duration::from_millis(50),
             agent_settle: Duration::from_millis(1),
             agents_limit: Duration::from_millis(500),
+            way_in_limit: Duration::from_millis(5),
             poll: Duration::from_micros(100),
             ports: Vec::new(),
             free_bytes: 1,
@@ -154,7 +155,7 @@ impl Node {
             .collect();
         assert!(differing.is_empty(), "{differing:#?}");
         let world = self.world.borrow();
-        assert!(!world.kubelet_uses_hub() && world.kubelet_works());
+        assert!(!world.kubelet_uses_hub() && world.kubelet_works() && !world.address_held);
         assert_eq!(world.agents_left_behind(), [""; 0]);
         for unit in units::ALL {
             assert!(!world.is_active(unit.name), "{}", unit.name);

@@ -87,6 +87,8 @@ mod tests {
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
         assert_eq!(names::RUNTIME_DIR, "/run/yurt");
         assert!(SERVICE.text.contains("\nRuntimeDirectory=yurt\nRuntimeDirectoryMode=0700\n"));
+        assert_eq!(names::ADDRESS_RUNTIME_DIR, "/run/yurt-address");
+        assert!(ADDRESS.text.contains("\nRuntimeDirectory=yurt-address\n"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+pub use yurt_api::way_in::WayIn;
 
 /// What the hub and the tunnel agent need to know about their node and cluster. A newer keeper may have written it, and
 /// swapped this release back: fields that are not known are not read.
@@ -34,6 +35,9 @@ pub struct EdgeConfig {
     /// The cluster's domain, from kubelet's configuration; `cluster.local` when it is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_domain: Option<String>,
+    /// By which way pods come to the hub.
+    #[serde(default, skip_serializing_if = "WayIn::is_environment")]
+    pub way_in: WayIn,
 }
 
 /// Why a configuration cannot be used.
@@ -120,6 +124,7 @@ mod tests {
             kubelet_address: "127.0.0.1:10250".into(),
             kubelet_version: "v1.36.3".into(),
             cluster_domain: None,
+            way_in: WayIn::default(),
         }
     }
 
@@ -131,7 +136,9 @@ mod tests {
     #[test]
     fn what_a_newer_keeper_has_written_is_read_too() {
         let mut text = serde_json::to_value(valid()).unwrap();
-        assert!(text.get("clusterDomain").is_none(), "a hub of before refuses what it does not know");
+        for field in ["clusterDomain", "wayIn"] {
+            assert!(text.get(field).is_none(), "a hub of before refuses what it does not know");
+        }
         text["fromTheFuture"] = serde_json::json!(1);
         assert_eq!(serde_json::from_value::<EdgeConfig>(text).unwrap(), valid());
     }

@@ -4,6 +4,7 @@
 use rustls_pki_types::CertificateDer;
 
 pub use crate::api_client::fuzzing::{api_list, api_watch};
+pub use crate::nft::fuzzing::{nft_answer, nft_table};
 
 /// Whose node a certificate is: if it is one's, its name can be a Node's.
 pub fn certificate(input: &[u8]) {

@@ -38,6 +38,7 @@ pub(super) fn attention(report: &Report) -> Vec<Attention> {
         let advice = "`systemctl restart yurt-address`; if it goes again, find out who removes it";
         all.push(item(format!("the node does not have {addresses}, at which pods look for the hub"), advice));
     }
+    way_in(hub, &mut all);
     all.extend(certificate(&hub.certificate));
     store(hub, &mut all);
     waiting(hub, &mut all);
@@ -69,6 +70,26 @@ fn link(hub: &Hub, all: &mut Vec<Attention>) {
         LinkState::Unknown => {
             all.push(item("it is not known yet whether there is a link", "ask again in a few seconds"));
         }
+    }
+}
+
+/// How pods are led to the hub.
+fn way_in(hub: &Hub, all: &mut Vec<Attention>) {
+    if let Some(missing) = &hub.way_in_missing {
+        all.push(item(
+            format!("pods are not led to the hub as they should be: {missing}"),
+            "look at `systemctl status yurt-address` and `journalctl -u yurt-address`",
+        ));
+    }
+    if !hub.host_held_up_by.is_empty() {
+        let (pods, count) = (&hub.host_held_up_by, hub.host_held_up_by.len());
+        let named = pods.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
+        all.push(item(
+            format!("whatever uses the host's network talks past the hub at the Service's address, because of {named}{more}, \
+                which began before the conversion"),
+            "while there is a link, restart it: delete the pod, or what began it",
+        ));
     }
 }
 
@@ -258,10 +279,12 @@ mod tests {
     fn every_trouble_is_named_with_what_to_do() {
         /// What is made wrong, and what is said of it.
         type Row = (fn(&mut Hub), &'static str, &'static str);
-        let table: [Row; 14] = [
+        let table: [Row; 16] = [
             (|hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200 }, "for 2 h", "uplink"),
             (|hub| hub.link = Link::default(), "not known yet", "ask again"),
             (|hub| hub.missing_addresses = vec!["169.254.2.1".into()], "169.254.2.1", "yurt-address"),
+            (|hub| hub.way_in_missing = Some("no nf_tables".into()), "no nf_tables", "yurt-address"),
+            (|hub| hub.host_held_up_by = vec!["shop/exporter".into()], "shop/exporter", "restart it"),
             (|hub| hub.certificate.present = false, "no serving certificate", "journalctl"),
             (|hub| hub.certificate.error = Some("EROFS".into()), "EROFS", "/var/lib/yurt"),
             (|hub| hub.certificate.ends_in_seconds = Some(60), "ends in 1 min", "clock"),

@@ -69,10 +69,8 @@ pub(crate) async fn serve(listener: UnixListener, desk: Desk, stop: Cancellation
 async fn answer(desk: &Desk, mut stream: UnixStream) -> anyhow::Result<()> {
     let (hub, sessions) = (desk.hub.clone(), desk.tunnel.sessions());
     let text = tokio::task::spawn_blocking(move || {
-        let came =
-            yurt_keeper::came::read(Path::new(names::KEEPER_JOURNAL)).map_err(|error| error.to_string());
-        let report =
-            Report { version: VERSION, hub: Some(hub.look(&came)), tunnel: sessions, ..Report::default() };
+        let hub = hub.look(&crate::edge::came());
+        let report = Report { version: VERSION, hub: Some(hub), tunnel: sessions, ..Report::default() };
         serde_json::to_vec(&report)
     })
     .await??;

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use yurt_api::doctor::{Hub, LinkState, Outside, Pod, Reboot, Report, TunnelSession, View, ViewState, Way};
 
+use yurt_api::way_in::WayIn;
+
 use super::words::{count, size, span, table};
 
 /// The whole text.
@@ -67,6 +69,10 @@ fn summary(hub: &Hub, tunnel: &[TunnelSession]) -> Vec<Vec<String>> {
         (Some(ends), _) => format!("ended {ends}"),
         (None, _) => "none".to_owned(),
     };
+    if !hub.way_in.is_empty() {
+        let why = hub.way_in_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+        rows.push(row(["way in", &format!("{}{why}", way_in(&hub.way_in))]));
+    }
     rows.push(row(["certificate", &certificate]));
     let store = &hub.store;
     let full = if store.full { ", FULL" } else { "" };
@@ -100,6 +106,15 @@ fn pods(hub: &Hub, text: &mut String) {
         "  Not checked: whether images are on the node, and volumes of claims and CSI drivers. kubelet before 1.31 \
          pulls\n  anew what has imagePullPolicy Always, and so does not start it without a link.\n",
     );
+}
+
+/// How pods are led to the hub.
+fn way_in(name: &str) -> &str {
+    match WayIn::of(name) {
+        Some(WayIn::Service) => "at the address of Service default/kubernetes, by table inet yurt-edge",
+        Some(WayIn::Environment) => "by pods' environment",
+        None => name,
+    }
 }
 
 fn way(way: Way) -> &'static str {
@@ -187,6 +202,7 @@ mod tests {
                 events: 2,
                 dropped_events: 3,
             },
+            way_in: "service".into(),
             pods: Some(vec![
                 Pod {
                     way: Way::Past,
@@ -230,6 +246,7 @@ edge-1: 1 thing needs attention
   time         2026-11-28T01:00:00Z
   link         offline for 2 h 1 min
   tunnel       cloud:10262 connected for 5 s
+  way in       at the address of Service default/kubernetes, by table inet yurt-edge
   certificate  good until 2027-11-28T01:00:00Z (365 d)
   store        1.0 MiB in use, 3.0 MiB on the disk, at most 1.0 GiB
   waiting      1 status change, 2 Events (3 were dropped)

@@ -1,4 +1,4 @@
-//! What a fuzzer may call: one function a parser of what comes over a wire, and the writer of netlink messages.
+//! What a fuzzer may call: one function a parser of what comes over a wire.
 //!
 //! Each takes any bytes and panics when what must hold of every input does not. `fuzz/` calls them; nothing else does,
 //! and a program that does not call them does not contain them.
@@ -9,7 +9,6 @@ use crate::mux::websocket::{Decoder, Event, MAX_HEADER, Side, close_frame, frame
 
 pub use crate::mux::fuzzing::mux;
 pub use crate::server::api::fuzzing::pod_request;
-pub use crate::server::nft::fuzzing::{nft_answer, nft_table};
 
 /// The WebSocket decoder: events are the same however the bytes are cut, no longer than what came, and what one side
 /// frames the other reads.

@@ -14,7 +14,7 @@ mod client_ca;
 mod connections;
 mod intercept;
 mod listeners;
-pub(crate) mod nft;
+mod nft;
 mod nodes;
 mod registry;
 
@@ -114,7 +114,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         parts.part("the listener for redirected connections", serve);
     }
     // The rules come after the port that they lead to.
-    match nft::Table::new(names::NFT_TABLE, options.intercept_port) {
+    match nft::Redirect::new(names::NFT_TABLE, options.intercept_port) {
         Ok(table) => parts.part("the redirect", nft::keep(table, endpoints.subscribe(), stop.clone())),
         Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
     }

@@ -1,6 +1,7 @@
-//! Which pods have to be restarted after a revert. A container that started while its node was an edge node keeps
-//! what kubelet gave it then: the hub as the API server (`KUBERNETES_SERVICE_HOST`, for kube-proxy its kubeconfig),
-//! which is gone with the hub. Pods on the host's network are given the same. The keeper restarts the node's own agents;
+//! Which pods have to be restarted after a revert. A container that started while pods of its node were led to the hub by
+//! their environment keeps what kubelet gave it then: the hub as the API server (`KUBERNETES_SERVICE_HOST`), which is gone
+//! with the hub. Pods on the host's network are given the same. Whatever the way, kube-proxy keeps a kubeconfig that
+//! leads there. Pods that are led there at the Service's address need nothing. The keeper restarts the node's own agents;
 //! everything else is the user's to restart. Pure.
 
 use std::collections::BTreeMap;
@@ -10,7 +11,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 use yurt_api::{
     names,
-    status::{Agents, ConversionState},
+    status::{Agents, ConversionState, NodeWayIn},
+    way_in::WayIn,
 };
 
 use crate::{
@@ -27,6 +29,37 @@ struct Window {
     since: Timestamp,
     /// Not yet over without it.
     until: Option<Timestamp>,
+    led: Led,
+}
+
+/// When pods were led to the hub by their environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Led {
+    Always,
+    Never,
+    /// The second counts.
+    Until(Timestamp),
+}
+
+impl Led {
+    fn of(way_in: Option<&NodeWayIn>) -> Self {
+        match way_in {
+            // A keeper of before knows no other way.
+            None | Some(NodeWayIn { way: WayIn::Environment, .. }) => Self::Always,
+            Some(NodeWayIn { environment_until: None, .. }) => Self::Never,
+            Some(NodeWayIn { environment_until: Some(until), .. }) => {
+                until.parse().map_or(Self::Always, Self::Until)
+            }
+        }
+    }
+
+    fn holds(self, started: Timestamp) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Until(until) => started.as_second() <= until.as_second(),
+        }
+    }
 }
 
 /// When each node was an edge node, and what its keeper did with its agents when that was over.
@@ -45,7 +78,8 @@ impl Windows {
             let status =
                 node::conversion(node).filter(|status| status.state == ConversionState::Converted)?;
             let since: Timestamp = status.since.as_ref().unwrap_or(&status.time).parse().ok()?;
-            Some((node.name_any(), Window { since, until: None }))
+            let led = Led::of(status.way_in.as_ref());
+            Some((node.name_any(), Window { since, until: None, led }))
         });
         Self { windows: entries.collect(), ..Self::default() }
     }
@@ -99,7 +133,11 @@ pub fn stale(pods: &[Pod], windows: &Windows) -> Vec<Stale> {
         window.is_some_and(|window| {
             // Starts are told in whole seconds.
             let since = window.since.as_second();
-            starts(pod).any(|time| time.as_second() >= since && window.until.is_none_or(|until| time < until))
+            pods::starts(pod).any(|time| {
+                time.as_second() >= since
+                    && window.until.is_none_or(|until| time < until)
+                    && (window.led.holds(time) || is_kube_proxy(pod))
+            })
         })
     };
     // Begun anew after kubelet had left the hub, and before its node was vanilla.
@@ -124,13 +162,11 @@ pub fn stale(pods: &[Pod], windows: &Windows) -> Vec<Stale> {
     found
 }
 
-/// When the pod's running containers started.
-fn starts(pod: &Pod) -> impl Iterator<Item = Timestamp> {
-    let status = pod.status.as_ref();
-    let init = status.and_then(|status| status.init_container_statuses.as_ref());
-    let main = status.and_then(|status| status.container_statuses.as_ref());
-    let all = init.into_iter().chain(main).flatten();
-    all.filter_map(|container| Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0))
+/// Whether the pod has the kubeconfig that the hub changes for kubelet: kubeadm's kube-proxy.
+fn is_kube_proxy(pod: &Pod) -> bool {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+    let mut maps = volumes.filter_map(|volume| volume.config_map.as_ref());
+    pod.namespace().as_deref() == Some("kube-system") && maps.any(|map| map.name == "kube-proxy")
 }
 
 /// `default/a, default/b, and 3 more`
@@ -256,6 +292,33 @@ mod tests {
             pod("same-second", "2026-01-01T12:00:00Z", |_| ()),
         ];
         assert_eq!(names_of(&pods, &Windows::of(&[node])), ["agent", "same-second"]);
+    }
+
+    #[test]
+    fn only_what_was_led_by_its_environment_holds_an_address_that_is_gone() {
+        let windows = |way_in: Value| {
+            let mut node = edge("Converted", LATER);
+            let report = json!({ "state": "Converted", "version": "0.1.0", "time": LATER,
+                "since": "2026-01-01T12:00:00Z", "wayIn": way_in });
+            node.annotations_mut().insert(names::ANNOTATION_CONVERSION.into(), report.to_string());
+            Windows::of(&[node])
+        };
+        let pods = [
+            pod("early", "2026-01-01T13:00:00Z", |_| ()),
+            pod("late", LATER, |_| ()),
+            pod("kube-proxy-x", LATER, |pod| {
+                pod["metadata"]["namespace"] = json!("kube-system");
+                let map = json!({ "name": "c", "configMap": { "name": "kube-proxy" } });
+                pod["spec"]["volumes"].as_array_mut().unwrap().push(map);
+            }),
+        ];
+        let of = |way_in| names_of(&pods, &windows(way_in));
+        let all = ["kube-proxy-x", "early", "late"];
+        assert_eq!(of(json!({ "way": "environment" })), all);
+        assert_eq!(of(Value::Null), all, "a keeper of before says nothing");
+        assert_eq!(of(json!({ "way": "service" })), ["kube-proxy-x"]);
+        let until = json!({ "way": "service", "environmentUntil": "2026-01-01T13:00:00Z" });
+        assert_eq!(of(until), ["kube-proxy-x", "early"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{ComponentStatus, NodeStatus, is_healthy, role};
 use crate::{
     cluster::node_agents,
     error::Error,
-    output::{Console, Table, Tone, plain},
+    output::{Console, Table, Tone, plain, words::count_of},
 };
 
 /// Prints both tables, and what is wrong below them.
@@ -45,7 +45,7 @@ pub(super) fn print(
     }
     let mut headings = vec!["NODE", "ROLE", "STATE", "READY", "AUTONOMY", "TUNNEL", "VERSION"];
     if wide {
-        headings.extend(["KUBELET", "DETAIL"]);
+        headings.extend(["KUBELET", "WAY IN", "DETAIL"]);
     }
     let mut table = Table::new(&headings);
     for node in nodes {
@@ -78,7 +78,12 @@ pub(super) fn print(
             plain(or_none(node.version.as_deref())),
         ];
         if wide {
-            row.extend([plain(&node.kubelet), plain(or_none(node.detail.as_deref()))]);
+            let way_in = node.way_in.as_ref().map(|way_in| way_in.way.name());
+            row.extend([
+                plain(&node.kubelet),
+                plain(or_none(way_in)),
+                plain(or_none(node.detail.as_deref())),
+            ]);
         }
         table.row(row);
     }
@@ -96,6 +101,19 @@ pub(super) fn print(
     });
     for trouble in of_components.chain(of_nodes).chain(of_agents) {
         console.warn(trouble);
+    }
+    for node in nodes {
+        let name = &node.name;
+        if let Some(why) = node.way_in.as_ref().and_then(|way_in| way_in.why.as_ref()) {
+            console.note(format!("node {name}: pods are led to the hub by their environment: {why}"));
+        }
+        if !node.past_the_hub.is_empty() {
+            console.note(format!(
+                "node {name}: without a link the API server is gone for {}, which began before the conversion: {}",
+                count_of(node.past_the_hub.len(), "pod"),
+                node_agents::listed(&node.past_the_hub)
+            ));
+        }
     }
     Ok(())
 }

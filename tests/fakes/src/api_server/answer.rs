@@ -23,6 +23,7 @@ use super::faults::{Fault, Line};
 use super::reviews::bearer;
 use super::rights::User;
 use super::{Seen, Shared, discovery, read, write};
+use crate::issuer::ISSUER;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -166,6 +167,7 @@ fn handle(shared: &Arc<Shared>, call: Call) -> Result<Reply, Failure> {
                     "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
             ));
         }
+        "/.well-known/openid-configuration" | "/openid/v1/jwks" => return openid(shared, &call),
         _ => {}
     }
     if call.method == Method::GET {
@@ -174,6 +176,18 @@ fn handle(shared: &Arc<Shared>, call: Call) -> Result<Reply, Failure> {
     let reply = write::answer(shared, &call);
     shared.react();
     reply
+}
+
+/// The keys have a type of their own, and are given to nobody who does not take it (`pkg/routes/openidmetadata.go`).
+fn openid(shared: &Arc<Shared>, call: &Call) -> Result<Reply, Failure> {
+    let keys = shared.state.lock().unwrap().people.keys.clone();
+    let keys = keys.ok_or_else(|| Failure::new(404, "the server could not find the requested resource"))?;
+    let accept = if call.path == "/openid/v1/jwks" { "application/jwk-set+json" } else { "application/json" };
+    if !call.accept.contains(accept) && !call.accept.contains("*/*") {
+        return Err(Failure::new(406, "Not Acceptable"));
+    }
+    let configuration = json!({"issuer": ISSUER, "jwks_uri": "https://elsewhere/openid/v1/jwks"});
+    Ok(Reply::Object(200, if call.path == "/openid/v1/jwks" { keys } else { configuration }))
 }
 
 fn header(parts: &Parts, name: &str) -> String {

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::faults::{Fault, Listening, When};
 use super::rights::{Rights, User};
 use super::{FakeApi, Seen};
+use crate::issuer::SigningKey;
 use crate::pki::TestCa;
 
 /// People.
@@ -20,6 +23,12 @@ impl FakeApi {
     /// From now on nobody is this.
     pub fn refuse_token(&self, token: &str) {
         self.state().people.refused_tokens.insert(token.to_owned());
+    }
+
+    /// Publishes these keys as those of the issuer of tokens, and no others.
+    pub fn publish(&self, keys: &[&SigningKey]) {
+        let keys: Vec<_> = keys.iter().map(|key| key.public()).collect();
+        self.state().people.keys = Some(json!({"keys": keys}));
     }
 
     /// Nobody but administrators may do anything that is not [allowed](Self::allow).

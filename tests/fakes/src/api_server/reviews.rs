@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::resource::Resource;
 use super::rights::{Rights, User};
 use super::store::Store;
+use crate::issuer::ISSUER;
 use crate::pki::TestCa;
 
 /// The signer of client certificates.
@@ -37,6 +38,8 @@ pub(super) struct People {
     pub(super) anonymous: Option<User>,
     pub(super) rights: Rights,
     pub(super) signers: HashMap<String, Arc<TestCa>>,
+    /// The keys of its tokens, if they are published.
+    pub(super) keys: Option<Value>,
 }
 
 impl People {
@@ -60,7 +63,8 @@ impl People {
         let token = review["spec"]["token"].as_str().unwrap_or_default();
         review["status"] = match self.known(token) {
             Some(user) => {
-                json!({"authenticated": true, "user": {"username": user.name, "groups": user.groups}})
+                json!({"authenticated": true, "user": {"username": user.name, "groups": user.groups},
+                    "audiences": [ISSUER]})
             }
             None => json!({"authenticated": false, "error": "unknown token"}),
         };

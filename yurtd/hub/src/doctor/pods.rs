@@ -1,16 +1,13 @@
 //! What there is to say of a pod of the node: by which way it reaches the API server, and what becomes of it in a reboot
 //! without a link. Pure.
 
-use std::collections::BTreeMap;
-
-use jiff::Timestamp;
-use serde::Deserialize;
-use yurt_api::agent::{Moment, Volume};
+use yurt_api::agent::Volume;
 use yurt_api::doctor::{Pod as Told, Reboot, Way};
-use yurt_api::names;
 
 use crate::offline::TokenRequest;
 use crate::replica::needs::{Need, NeedKind, Start};
+use crate::way_in::Since;
+use crate::way_in::pod::Pod;
 
 /// On what kubelet shows of a pod that it has from a file.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -26,10 +23,10 @@ pub(super) enum Stored {
 
 /// What else is known.
 pub(super) struct Known<'a> {
-    /// When kubelet came to the hub.
-    pub(super) came: Option<&'a Moment>,
-    /// This boot.
-    pub(super) boot: Option<&'a str>,
+    /// Since when what begins goes through the hub.
+    pub(super) since: Since<'a>,
+    /// The host's own connections keep to the API server, because of some pod on its network.
+    pub(super) host_kept: bool,
     pub(super) stored: &'a dyn Fn(&Need) -> Stored,
     /// For how many seconds the reply to this TokenRequest is good.
     pub(super) token: &'a dyn Fn(&TokenRequest) -> Option<i64>,
@@ -37,92 +34,29 @@ pub(super) struct Known<'a> {
     pub(super) ended_here: &'a dyn Fn(&str, &str) -> bool,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Pod {
-    metadata: Metadata,
-    spec: Spec,
-    status: Status,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Metadata {
-    namespace: String,
-    name: String,
-    uid: String,
-    labels: Option<BTreeMap<String, String>>,
-    annotations: Option<BTreeMap<String, String>>,
-    owner_references: Option<Vec<Owner>>,
-    deletion_timestamp: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Owner {
-    controller: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Spec {
-    restart_policy: String,
-    volumes: Option<Vec<Volume>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Status {
-    phase: String,
-    container_statuses: Option<Vec<Container>>,
-    init_container_statuses: Option<Vec<Container>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Container {
-    state: State,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct State {
-    running: Option<Running>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Running {
-    /// RFC 3339
-    started_at: Option<String>,
-}
-
-impl Pod {
-    fn way(&self, known: &Known<'_>) -> Way {
-        let part_of = self.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_PART_OF));
-        if part_of.is_some_and(|part_of| part_of == names::PART_OF) {
+impl Known<'_> {
+    fn way(&self, pod: &Pod) -> Way {
+        if pod.is_ours() {
             return Way::Own;
         }
-        if !self.spec.volumes.iter().flatten().any(Volume::uses_api) {
+        if !pod.spec.volumes.iter().flatten().any(Volume::uses_api) {
             return Way::None;
         }
-        let Some(came) = known.came else { return Way::Unknown };
-        let statuses = [&self.status.init_container_statuses, &self.status.container_statuses];
-        let running =
-            statuses.into_iter().flatten().flatten().filter_map(|container| container.state.running.as_ref());
-        let mut starts =
-            running.filter_map(|running| running.started_at.as_deref()?.parse::<Timestamp>().ok());
-        let past = starts.any(|started| came.is_after(started.as_second(), known.boot));
-        if past { Way::Past } else { Way::Hub }
+        match self.since.began_before(&pod.status) {
+            None => Way::Unknown,
+            Some(true) => Way::Past,
+            Some(false) if pod.spec.host_network && self.host_kept => Way::Past,
+            Some(false) => Way::Hub,
+        }
     }
 
     /// Whether kubelet has nothing more to do for it, also in its next life.
-    fn has_ended(&self, known: &Known<'_>) -> bool {
-        let terminal = matches!(&*self.status.phase, "Succeeded" | "Failed");
+    fn has_ended(&self, pod: &Pod) -> bool {
+        let terminal = matches!(&*pod.status.phase, "Succeeded" | "Failed");
         // The next kubelet does not hear of an end that was one without a link.
-        let taken_back = self.spec.restart_policy == "Always"
-            && (known.ended_here)(&self.metadata.namespace, &self.metadata.name);
-        self.metadata.deletion_timestamp.is_some() || (terminal && !taken_back)
+        let taken_back = pod.spec.restart_policy == "Always"
+            && (self.ended_here)(&pod.metadata.namespace, &pod.metadata.name);
+        pod.metadata.deletion_timestamp.is_some() || (terminal && !taken_back)
     }
 }
 
@@ -160,7 +94,7 @@ pub(super) fn tell(json: &[u8], known: &Known<'_>) -> Result<Told, serde_json::E
     let is_mirror = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MIRROR));
     let reboot = if is_mirror {
         Reboot::Static
-    } else if pod.has_ended(known) {
+    } else if known.has_ended(&pod) {
         Reboot::Ended
     } else if not_stored.is_empty() {
         Reboot::ComesBack
@@ -168,7 +102,7 @@ pub(super) fn tell(json: &[u8], known: &Known<'_>) -> Result<Told, serde_json::E
         Reboot::DoesNot
     };
     Ok(Told {
-        way: if reboot == Reboot::Ended { Way::None } else { pod.way(known) },
+        way: if reboot == Reboot::Ended { Way::None } else { known.way(&pod) },
         controlled: metadata.owner_references.iter().flatten().any(|owner| owner.controller),
         reboot,
         not_stored: if reboot == Reboot::DoesNot { not_stored } else { Vec::new() },
@@ -182,6 +116,8 @@ pub(super) fn tell(json: &[u8], known: &Known<'_>) -> Result<Told, serde_json::E
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use yurt_api::agent::Moment;
+    use yurt_api::names;
 
     use super::*;
 
@@ -202,8 +138,8 @@ mod tests {
         change(&mut pod);
         let came = Moment { boot_id: Some("1-a".into()), second: 100 };
         let known = Known {
-            came: Some(&came),
-            boot: Some("1a"),
+            since: Since { came: Some(&came), ca: None, boot: Some("1a") },
+            host_kept: true,
             stored: &|need| if need.name == "settings" { stored } else { Stored::Yes },
             token: &|request| {
                 let expected = TokenRequest::of_pod("shop", "web", "", Some(3607), ("web-0", "u"));
@@ -228,12 +164,17 @@ mod tests {
         assert_eq!(way(&|pod| pod["status"] = json!({"phase": "Pending"})), Way::Hub, "it will begin there");
         assert_eq!(way(&|pod| pod["spec"]["volumes"] = Value::Null), Way::None);
         assert_eq!(
+            way(&|pod| pod["spec"]["hostNetwork"] = json!(true)),
+            Way::Past,
+            "another one keeps the host"
+        );
+        assert_eq!(
             way(&|pod| pod["metadata"]["labels"] = json!({names::LABEL_PART_OF: names::PART_OF})),
             Way::Own
         );
         let known = Known {
-            came: None,
-            boot: None,
+            since: Since { came: None, ca: None, boot: None },
+            host_kept: false,
             stored: &|_| Stored::Yes,
             token: &|_| None,
             ended_here: &|_, _| false,

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use super::remember::{Keep, Key, Owner};
 use super::row::Row;
 use super::{
-    Answer, IGNORED_PARAMETERS, Offline, discovery, key, parse_token_request, prewarm, token_request,
+    Answer, IGNORED_PARAMETERS, Offline, discovery, key, names, parse_token_request, prewarm, token_request,
 };
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::replica::Views;
@@ -32,6 +32,8 @@ pub(crate) struct Observer {
 
 enum What {
     Lease,
+    /// A write of somebody else's.
+    OthersLease(Identity, ResourceTarget),
     Token(token_request::Request),
     Answer(Key, Keep, Subject),
     Discovery(discovery::Place, Permit),
@@ -42,6 +44,8 @@ struct Subject {
     permit: Permit,
     resource: Resource,
     row: Row,
+    /// Namespace and name of the Lease that it is.
+    lease: Option<(String, String)>,
 }
 
 impl Offline {
@@ -57,6 +61,9 @@ impl Offline {
     ) -> Option<Observer> {
         let what = match (&info.target, row) {
             (Target::Resource(_), Row::Lease) => What::Lease,
+            (Target::Resource(target), Row::OthersLease | Row::OfflineLease) => {
+                What::OthersLease(permit.identity().clone(), target.clone())
+            }
             (Target::Resource(target), Row::Token) => {
                 // A request that cannot be read is the API server's to refuse.
                 What::Token(parse_token_request(target, parts, body?).ok()?)
@@ -111,7 +118,10 @@ impl Offline {
 
 impl Subject {
     fn of(permit: &Permit, target: &ResourceTarget, row: Row) -> Self {
-        Self { permit: permit.clone(), resource: target.resource.clone(), row }
+        let lease = (row == Row::Object && target.is("coordination.k8s.io", "leases", None))
+            .then(|| names(target))
+            .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+        Self { permit: permit.clone(), resource: target.resource.clone(), row, lease }
     }
 
     /// Views that are not followed learn that there is something newer.
@@ -136,7 +146,7 @@ impl Observer {
     /// How much of an answer is taken; longer ones are not kept.
     pub(crate) fn limit(&self) -> usize {
         match &self.what {
-            What::Lease | What::Token(_) => MAX_SMALL,
+            What::Lease | What::OthersLease(..) | What::Token(_) => MAX_SMALL,
             What::Answer(..) => self.offline.answers.limit(),
             What::Discovery(..) => self.offline.discovery.limit(),
         }
@@ -145,22 +155,33 @@ impl Observer {
     /// Whether an answer with this status is worth keeping.
     pub(crate) fn wants(&self, code: StatusCode) -> bool {
         match &self.what {
-            What::Lease | What::Token(_) => code.is_success(),
+            What::Lease | What::OthersLease(..) | What::Token(_) => code.is_success(),
             What::Answer(..) | What::Discovery(..) => code == StatusCode::OK,
         }
     }
 
     /// Whether an answer with this status says that an earlier one no longer holds.
     pub(crate) fn refutes(&self, code: StatusCode) -> bool {
-        matches!(&self.what, What::Answer(..))
-            && matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)
+        let gone = matches!(code, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN);
+        match &self.what {
+            What::Answer(..) => gone,
+            What::OthersLease(..) => gone || code == StatusCode::CONFLICT,
+            What::Lease | What::Token(_) | What::Discovery(..) => false,
+        }
     }
 
     /// Forgets the earlier answer, that was refuted with `code`. Who is refused one object of a resource may have lost the
     /// right to all of them: what is remembered of them goes, and comes back with the next GET. Not for kubelet, which is
     /// refused what no pod of its node refers to any more.
     pub(crate) async fn forget(self, code: StatusCode) {
+        if let What::OthersLease(identity, target) = &self.what {
+            let (namespace, name) = names(target);
+            self.offline.leases.forget(identity, namespace, name);
+        }
         let What::Answer(key, _, subject) = &self.what else { return };
+        if let Some((namespace, name)) = &subject.lease {
+            self.offline.leases.forget(subject.permit.identity(), namespace, name);
+        }
         let answers = &self.offline.answers;
         let forgotten = if code == StatusCode::FORBIDDEN && !subject.permit.is_node() {
             answers.forget_subject(key).await
@@ -182,6 +203,11 @@ impl Observer {
                     self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
                 }
                 subject.heard(&self.offline.views, &answer).await;
+                if subject.lease.is_some()
+                    && let Some(answer) = answer.clone().decompressed("", MAX_SMALL)
+                {
+                    self.offline.leases.seen(subject.permit.identity(), false, answer);
+                }
                 // The rest of it is asked for by a token that nobody knows here.
                 if !(subject.row == Row::List && answer.is_page()) {
                     self.offline.answers.remember(&key, &answer, keep);
@@ -191,6 +217,12 @@ impl Observer {
             What::Discovery(place, permit) => {
                 let key = place.key(&answer.content_type).asked_by(Owner::of(&permit));
                 self.offline.discovery.remember(&key, &answer, Keep::Stored);
+                Ok(())
+            }
+            What::OthersLease(identity, _) => {
+                if let Some(answer) = answer.decompressed("", MAX_SMALL) {
+                    self.offline.leases.seen(&identity, true, answer);
+                }
                 Ok(())
             }
             What::Lease => match answer.decompressed("", MAX_SMALL) {

@@ -120,6 +120,19 @@ pub(crate) fn changes_nothing(
     patch_type: PatchType,
     body: &[u8],
 ) -> Result<bool, PatchError> {
+    Ok(apply_as_merge(object, patch_type, body)? == *object)
+}
+
+/// Applies `body` to the whole object, a strategic merge patch as a plain merge: the same where no list is touched.
+///
+/// # Errors
+///
+/// [`PatchError`].
+pub(crate) fn apply_as_merge(
+    object: &Value,
+    patch_type: PatchType,
+    body: &[u8],
+) -> Result<Value, PatchError> {
     let mut patched = object.clone();
     match patch_type {
         PatchType::StrategicMerge | PatchType::Merge => {
@@ -129,7 +142,7 @@ pub(crate) fn changes_nothing(
             apply_json_patch(&mut patched, body)?;
         }
     }
-    Ok(patched == *object)
+    Ok(patched)
 }
 
 fn apply_json_patch(object: &mut Value, body: &[u8]) -> Result<(), PatchError> {

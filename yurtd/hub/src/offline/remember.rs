@@ -4,8 +4,9 @@
 //! Key: whose answer it is (nobody's for discovery, which every authenticated user may read), of which resource, path,
 //! canonical query, `Accept` ([`Key`]). The memory is bounded ([`index`]); the answers that were seen longest ago go
 //! first. A quarter is kubelet's alone, and nobody else has more than a quarter: a client that asks for ten thousand
-//! different things forgets its own answers and nobody else's. Of discovery that is what it has asked for. Answers of those who have a pod on the node go after all others: it asks again when it starts.
-//! When an answer was seen last is known in memory alone; after a restart all are equally old.
+//! different things forgets its own answers and nobody else's. Of discovery that is what it has asked for. Answers of
+//! those who have a pod on the node go after all others: it asks again when it starts. When an answer was seen last is
+//! known in memory alone; after a restart all are equally old.
 //!
 //! # Writing
 //!
@@ -13,9 +14,9 @@
 //! election reads its Lease every two seconds, and finds it changed. It stays in memory, and what has waited for a
 //! minute is written together with all that waits ([`Remembered::write_back`]); so is everything when the link is lost,
 //! and when the hub stops. The first answer to a question of somebody who has a pod on the node is written at once: the
-//! link and the power may go together. A process that is killed in between has the answers of a minute ago. What waits is bounded as
-//! well ([`UNWRITTEN`]): behind a disk that hangs the oldest answers are dropped, which costs nothing but them. What is
-//! worth nothing after a restart ([`Keep::InMemory`]) is never written.
+//! link and the power may go together. A process that is killed in between has the answers of a minute ago. What waits
+//! is bounded as well ([`UNWRITTEN`]): behind a disk that hangs the oldest answers are dropped, which costs nothing but
+//! them. What is worth nothing after a restart ([`Keep::InMemory`]) is never written.
 
 mod index;
 mod key;

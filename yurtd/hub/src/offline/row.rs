@@ -18,6 +18,10 @@ pub(crate) enum Row {
     PatchStatus,
     /// GET, POST or PUT of the node's own Lease.
     Lease,
+    /// A write of another Lease: what passes by may have to be known.
+    OthersLease,
+    /// PUT or PATCH of a Lease whose holder is known to be here, and has asked to be answered.
+    OfflineLease,
     /// POST of a TokenRequest.
     Token,
     /// PUT or PATCH of the node's own CSINode, which is answered if it changes nothing.
@@ -44,6 +48,7 @@ pub(crate) fn row(info: &RequestInfo, method: &Method, is_node: bool, node_name:
         Target::NonResource { .. } => Row::None,
         Target::Resource(target) => match kubelet_row(target, node_name).filter(|_| is_node) {
             Some(row) => row,
+            None if is_others_lease(target) => Row::OthersLease,
             None if *method != Method::GET => Row::None,
             None => match (target.verb, &target.subresource) {
                 // Long-running ones (log, proxy) are never remembered; of the others status is the one that is read.
@@ -83,6 +88,12 @@ fn kubelet_row(target: &ResourceTarget, node_name: &str) -> Option<Row> {
     }
 }
 
+fn is_others_lease(target: &ResourceTarget) -> bool {
+    target.is("coordination.k8s.io", "leases", None)
+        && target.namespace.is_some()
+        && matches!(target.verb, Verb::Create | Verb::Update | Verb::Patch)
+}
+
 fn is_event(target: &ResourceTarget) -> bool {
     target.is("", "events", None) || target.is("events.k8s.io", "events", None)
 }
@@ -103,7 +114,15 @@ fn is_discovery(path: &str) -> bool {
 impl Row {
     /// Whether the hub must have the whole request to answer it without the API server.
     pub(crate) fn needs_body(self) -> bool {
-        matches!(self, Self::PatchStatus | Self::Lease | Self::Token | Self::Unchanged | Self::Event)
+        matches!(
+            self,
+            Self::PatchStatus
+                | Self::Lease
+                | Self::OfflineLease
+                | Self::Token
+                | Self::Unchanged
+                | Self::Event
+        )
     }
 }
 
@@ -164,9 +183,19 @@ mod tests {
             ("PATCH", "/api/v1/namespaces/d/pods/p/status"),
             ("POST", "/api/v1/namespaces/d/serviceaccounts/s/token"),
             ("POST", "/api/v1/namespaces/d/events"),
-            ("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge"),
         ] {
             assert_eq!(find(method, uri, false), Row::None, "{method} {uri}");
+        }
+        let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+        let lease = format!("{leases}/edge");
+        for (method, uri, row) in [
+            ("PUT", &*lease, Row::OthersLease),
+            ("PATCH", &lease, Row::OthersLease),
+            ("POST", leases, Row::OthersLease),
+            ("GET", &lease, Row::Object),
+            ("DELETE", &lease, Row::None),
+        ] {
+            assert_eq!(find(method, uri, false), row, "{method} {uri}");
         }
         assert_eq!(find("GET", "/api/v1/namespaces/d/configmaps/c", false), Row::Object);
     }

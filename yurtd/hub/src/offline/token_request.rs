@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
+use crate::caller::jwt;
 use crate::clock::unix_seconds;
-use crate::request::jwt;
+use crate::replica::OF_ONE;
 use crate::store::{Bucket, Store, StoreError};
 use crate::wire::{WireError, proto};
 use yurt_node::token::BearerToken;
@@ -376,26 +377,28 @@ impl Replies {
         (left > 0).then_some(left)
     }
 
-    /// The good tokens for the API server, one a service account: the one that lasts longest.
+    /// The good tokens for the API server: of each service account the few that last longest. Its pods each have one,
+    /// which ends with the pod.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     pub(crate) fn tokens(&self) -> Result<Vec<(Request, BearerToken)>, StoreError> {
         let now = SystemTime::now();
-        let mut best: HashMap<String, (i64, Request, Answer)> = HashMap::new();
+        let mut best: HashMap<String, Vec<(i64, Request, Answer)>> = HashMap::new();
         self.each(|_, reply| {
             let Some((head, answer)) = reply else { return };
             if has_expired(head.expires, now) || !head.request.is_for_api_server() {
                 return;
             }
-            let user = head.request.user();
-            if best.get(&user).is_none_or(|(expires, ..)| *expires < head.expires) {
-                best.insert(user, (head.expires, head.request, answer));
-            }
+            let of_user = best.entry(head.request.user()).or_default();
+            of_user.push((head.expires, head.request, answer));
+            of_user.sort_by_key(|(expires, ..)| std::cmp::Reverse(*expires));
+            of_user.truncate(OF_ONE);
         })?;
         Ok(best
             .into_values()
+            .flatten()
             .filter_map(|(_, request, answer)| {
                 let token = token_in(is_protobuf(&answer.content_type), &answer.body).ok()?;
                 Some((request, token))

@@ -2,8 +2,8 @@
 //! a restart of the hub, for as long as the pod is there. An agent or an operator finds after an offline reboot what it
 //! asks for at its start.
 //!
-//! Each identity's views are followed with a credential of its own: the one that it came with last, or after a restart
-//! the token in a stored reply to a TokenRequest for its pod ([`Views::lend`]). Nothing is read across identities.
+//! Each identity's views are followed with credentials of its own: those that it came with last, and after a restart
+//! the tokens in stored replies to TokenRequests for its pods ([`Views::lend`]). Nothing is read across identities.
 //!
 //! What is kept has bounds, an identity's share and that of all of them; the views that were used last come first. What is
 //! beyond is a view like any other: followed while somebody uses it.

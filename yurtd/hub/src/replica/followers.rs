@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
+use super::credentials::Credentials;
 use super::reflector::{Reflector, Refusals};
-use crate::caller::{Caller, Credential, Identity, Permit, authorise};
+use crate::caller::{Identity, Permit};
 use crate::limits::LARGE_PAGES;
 use crate::link::Link;
 use crate::store::Store;
@@ -18,36 +19,6 @@ use crate::upstream::Upstream;
 use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
 use crate::view::{Transition, View, Why};
-
-/// The freshest credential that each identity has shown.
-#[derive(Default)]
-struct Credentials {
-    known: Mutex<HashMap<Identity, watch::Sender<Credential>>>,
-}
-
-impl Credentials {
-    /// Hands the permit's credential to everything that runs for its identity.
-    fn show(&self, permit: &Permit) -> watch::Receiver<Credential> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = known
-            .entry(permit.identity().clone())
-            .or_insert_with(|| watch::channel(permit.credential().clone()).0);
-        sender.send_if_modified(|known| {
-            let newer = known != permit.credential();
-            if newer {
-                *known = permit.credential().clone();
-            }
-            newer
-        });
-        sender.subscribe()
-    }
-
-    /// The freshest one of an identity.
-    fn of(&self, identity: &Identity) -> Option<Credential> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(identity).map(|sender| sender.borrow().clone())
-    }
-}
 
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
@@ -92,7 +63,7 @@ impl Followers {
     /// Hands the credential to the reflectors of the identity, and starts this view's if it does not run. Never that of a
     /// view that has [ended](Self::end) for good: it would write a record that is nobody's.
     pub(super) fn start(&self, permit: &Permit, view: &Arc<View>, start: Start) {
-        let credential = self.credentials.show(permit);
+        let credentials = self.credentials.show(permit);
         let mut tasks = self.lock();
         if view.is_gone() || tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
             return;
@@ -103,7 +74,8 @@ impl Followers {
             overlay: self.overlay.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
-            credential,
+            credentials,
+            used: permit.credential().clone(),
             large: self.large[usize::from(!permit.is_node())].clone(),
             rebuild: false,
             refusals: Refusals::default(),
@@ -125,10 +97,9 @@ impl Followers {
         drop(self.credentials.show(permit));
     }
 
-    /// An identity with the freshest credential that it has shown.
+    /// An identity with the best credential that it has shown.
     pub(super) fn permit_of(&self, identity: &Identity) -> Option<Permit> {
-        let credential = self.credentials.of(identity)?;
-        Some(authorise(Caller { identity: identity.clone(), credential }))
+        self.credentials.permit_of(identity)
     }
 
     /// Whether the view's reflector runs.

@@ -15,6 +15,8 @@ use crate::view::{State, Transition, View};
 /// So long after the link is back nothing is written about views that nobody follows.
 const CATCH_UP: Duration = Duration::from_secs(30);
 const HOUSEKEEP_EVERY: Duration = Duration::from_secs(60);
+/// Seconds that an event is in memory for those who keep up; they take it in milliseconds. It may be of a Secret.
+const EVENTS_FOR: u64 = 60;
 /// What has changed in records but not in objects (bookmarks, last use) is stored every so many rounds.
 const SAVE_EVERY: u32 = 5;
 /// A stored view that nobody has used for so long is forgotten, while online.
@@ -29,6 +31,8 @@ impl Views {
             self.follow_needed();
             tokio::time::sleep(HOUSEKEEP_EVERY).await;
             rounds = rounds.wrapping_add(1);
+            let before = clock::steady().saturating_sub(EVENTS_FOR);
+            self.inner.catalogue.all().iter().for_each(|view| view.forget_events(before));
             if self.inner.store.stats().full
                 && self.inner.link.is_online()
                 && let Err(error) = self.forget(FORGET_WHEN_FULL).await

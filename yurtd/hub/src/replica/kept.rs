@@ -145,6 +145,13 @@ impl Views {
         self.pods_view().and_then(|view| self.pods_of(&view))
     }
 
+    /// Whether the node has the pod of this UID, and one of this user, as last known; nothing while no complete view has
+    /// its pods.
+    pub(crate) fn has_pod(&self, uid: &str, account: &str) -> Option<bool> {
+        let pods = self.node_pods()?;
+        Some(pods.uids.contains(uid) && pods.accounts.contains(account))
+    }
+
     /// The view of the node's pods that has something to tell.
     pub(crate) fn pods_view(&self) -> Option<Arc<View>> {
         let node_name = self.node_name()?;

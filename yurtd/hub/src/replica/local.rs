@@ -8,8 +8,8 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 
 use crate::caller::Permit;
-use crate::store::{Durability, StoreError, Table};
-use crate::view::table::ViewTable;
+use crate::store::{Durability, StoreError, Table, Tx};
+use crate::view::table::{ViewTable, Written};
 use crate::view::{Progress, Question, View};
 use crate::wire::object::object_key;
 use crate::wire::{Encoding, Resource};
@@ -159,28 +159,21 @@ impl Views {
         change: impl Fn(&mut ViewTable<'_, '_>) -> Result<bool, StoreError> + Send + 'static,
     ) -> Result<usize, StoreError> {
         let views = self.in_json(permit, resource);
-        let ids: Vec<_> = views.iter().map(|view| view.id).collect();
-        // Durable: a status that kubelet was told is stored has to survive a power cut.
-        let records = self
-            .inner
-            .store
-            .write(Durability::Durable, move |tx| {
-                let mut records = Vec::with_capacity(ids.len());
-                for id in &ids {
-                    let mut table = ViewTable::load(tx, *id)?;
-                    let found = change(&mut table)?;
-                    records.push(if found { Some(table.save()?) } else { None });
+        let job = move |tx: &mut Tx<'_>| {
+            let mut changed = Vec::new();
+            for view in &views {
+                let mut table = view.table(tx)?;
+                if change(&mut table)? {
+                    changed.push((Arc::clone(view), table.save()?));
                 }
-                Ok(records)
-            })
-            .await?;
-        let mut found = 0;
-        for (view, record) in views.iter().zip(records) {
-            if let Some(record) = record {
-                view.publish(&record);
-                found += 1;
             }
-        }
-        Ok(found)
+            Ok(changed)
+        };
+        let then = |changed: &mut Vec<(Arc<View>, Written)>| {
+            changed.iter_mut().for_each(|(view, written)| view.publish(written));
+        };
+        // Durable: a status that kubelet was told is stored has to survive a power cut.
+        let changed = self.inner.store.write_then(Durability::Durable, job, then).await?;
+        Ok(changed.len())
     }
 }

@@ -2,12 +2,13 @@
 //! `view::overlay`; here it is written over the slices, and taken off again.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::Views;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, Tx};
 use crate::view::overlay::{Book, Overlay};
 use crate::view::record::ViewId;
-use crate::view::table::ViewTable;
+use crate::view::table::Written;
 use crate::view::{Question, View};
 use crate::wire::endpoint_slice::{is_slice, publishes_not_ready};
 use crate::wire::object::meta;
@@ -40,16 +41,20 @@ impl Views {
         }
     }
 
-    async fn show_in(&self, view: &View) -> Result<(), StoreError> {
-        let (id, overlay) = (view.id, self.inner.overlay.clone());
-        // It can be made again from the journal.
-        let job = move |tx: &mut crate::store::Tx<'_>| {
-            let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
+    async fn show_in(&self, view: &Arc<View>) -> Result<(), StoreError> {
+        let (view, overlay) = (Arc::clone(view), self.inner.overlay.clone());
+        let told = Arc::clone(&view);
+        let job = move |tx: &mut Tx<'_>| {
+            let mut table = view.table(tx)?.showing(overlay.book());
             if table.overlay()? { table.save().map(Some) } else { Ok(None) }
         };
-        if let Some(record) = self.inner.store.write(Durability::Soon, job).await? {
-            view.publish(&record);
-        }
+        let then = move |written: &mut Option<Written>| {
+            if let Some(written) = written {
+                told.publish(written);
+            }
+        };
+        // It can be made again from the journal.
+        self.inner.store.write_then(Durability::Soon, job, then).await?;
         Ok(())
     }
 

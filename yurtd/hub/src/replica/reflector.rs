@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::Start;
+use super::credentials::Live;
 use super::fetch::FetchError;
 use super::step::{Action, Outcome, Step};
 use crate::caller::Credential;
@@ -50,7 +51,9 @@ pub(super) struct Reflector {
     pub(super) overlay: Overlay,
     pub(super) upstream: Upstream,
     pub(super) link: channel::Receiver<LinkState>,
-    pub(super) credential: channel::Receiver<Credential>,
+    pub(super) credentials: Live,
+    /// The one that the last request went with.
+    pub(super) used: Credential,
     /// Large pages that may be in memory at a time.
     pub(super) large: Arc<Semaphore>,
     /// What is stored of the view cannot be read: its next list replaces everything.
@@ -139,7 +142,7 @@ impl Reflector {
         tokio::select! {
             () = sleep_until(until) => {}
             () = self.view.poke.notified() => {}
-            _ = self.credential.changed() => {}
+            () = self.credentials.changed() => {}
             _ = self.link.wait_for(|state| *state == LinkState::Offline) => {}
         }
         Outcome::Rested
@@ -170,7 +173,7 @@ impl Reflector {
 
     /// How long after the link is back the watch is resumed: not all of a node's at the same moment, kubelet's first.
     fn turn(&self) -> Duration {
-        let node = matches!(*self.credential.borrow(), Credential::Node);
+        let node = self.credentials.is_node();
         let most = if node { Duration::from_millis(250) } else { Duration::from_secs(1) };
         most.mul_f64(jitter())
     }
@@ -179,15 +182,13 @@ impl Reflector {
     /// permissions may be given later: now and then it tries by itself.
     async fn await_credential(&mut self) -> Outcome {
         sleep(PATIENCE).await;
-        let node = matches!(*self.credential.borrow(), Credential::Node);
+        let node = self.credentials.is_node();
         let pause = self.refusals.pause().unwrap_or(if node { NODE_AGAIN } else { BEARER_AGAIN });
         let again = Instant::now() + pause.mul_f64(0.75 + 0.5 * jitter());
         loop {
             tokio::select! {
                 () = sleep_until(again) => return Outcome::Rested,
-                changed = self.credential.changed() => {
-                    return if changed.is_ok() { Outcome::Rested } else { Outcome::Closed };
-                }
+                () = self.credentials.changed() => return Outcome::Rested,
                 () = self.view.poke.notified() => return Outcome::Rested,
                 () = sleep(Duration::from_secs(60)) => if self.view.idle() > IDLE_SECONDS {
                     return Outcome::Closed;
@@ -237,6 +238,22 @@ impl Reflector {
         outcome
     }
 
+    /// Takes the credential that the next request goes with.
+    fn credential(&mut self) -> Credential {
+        self.used = self.credentials.best();
+        self.used.clone()
+    }
+
+    /// The credential was refused. Whether there is another one, which is tried at once: there are so many that this
+    /// comes to an end.
+    fn has_another(&self) -> bool {
+        let another = self.credentials.refused(&self.used);
+        if another {
+            tracing::debug!(view = %self.view.name(), "a credential is refused; another one is tried");
+        }
+        another
+    }
+
     /// Stores what the view is worth.
     async fn keep_state(&self, durability: Durability) {
         let (id, state) = (self.view.id, self.view.state());
@@ -273,6 +290,8 @@ impl Reflector {
                 let outcome = if self.offline() { Outcome::Unreachable } else { Outcome::Broken };
                 self.failed(request, None, outcome).await
             }
+            // Views are the identity's, and not this credential's.
+            FetchError::Refused(response) if response.code == 401 && self.has_another() => Outcome::Rested,
             FetchError::Refused(response) => {
                 let outcome = match (response.code.as_u16(), request) {
                     (401, _) => Outcome::Refused,

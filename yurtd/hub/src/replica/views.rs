@@ -112,7 +112,7 @@ impl Views {
     }
 
     /// Finds or starts the view (with the permit's credential when online) and waits for its first complete list, or
-    /// until one from before is up to date again. A newer credential of the same identity replaces the reflector's.
+    /// until one from before is up to date again. The reflector may use the credential from now on.
     ///
     /// # Errors
     ///

@@ -3,8 +3,8 @@
 //!
 //! - `/healthz`: the process lives and its runtime turns.
 //! - `/readyz`: 200 when kubelet can be sent here: the serving certificate is there and either the API server has
-//!   answered or the node's own Node is known, and the node has the addresses that are listened on. The body says what
-//!   is missing.
+//!   answered or the node's own Node is known, the node has the addresses that are listened on, and pods are led here if
+//!   they are to be. The body says what is missing.
 //! - `/ca.crt`: the certificate of the node's CA, with which the hub is verified. The keeper reads it here, for kubelet.
 
 use std::net::{IpAddr, UdpSocket};
@@ -25,6 +25,7 @@ use crate::caller::Permit;
 use crate::certificate::{CertificateState, InstalledCertificate};
 use crate::offline::Answer;
 use crate::view::Lookup;
+use crate::way_in::State;
 use crate::wire::{Encoding, Resource};
 use yurt_node::link::LinkState;
 
@@ -58,6 +59,19 @@ pub struct Readiness {
     /// Addresses that are listened on and that the node does not have: nobody comes in there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing_addresses: Vec<IpAddr>,
+    /// By which way pods come to the hub: `service`, `environment`.
+    pub way_in: &'static str,
+    /// Why it is not the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way_in_why: Option<String>,
+    /// Why pods are not led here as they should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way_in_missing: Option<String>,
+    /// Whether pods are led here at the Service's address.
+    pub way_in_open: bool,
+    /// The agents that the keeper is about to restart are led here as if they had begun anew: which turn of theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way_in_turn: Option<i64>,
     /// Whether the node's own Node is known without the API server.
     pub node_known: bool,
     /// Collections that are kept.
@@ -90,6 +104,8 @@ pub(crate) struct Health {
     pub(crate) node: (Permit, String),
     /// What the hub listens on.
     pub(crate) addresses: Vec<IpAddr>,
+    /// How the way in is.
+    pub(crate) way_in: tokio::sync::watch::Receiver<State>,
 }
 
 /// Whether an address is one of this machine's. Asked of the kernel, which lets a socket be bound to no other (but for
@@ -113,10 +129,12 @@ impl Health {
         let (views, complete_views) = self.hub.views.count();
         let missing_addresses: Vec<_> = self.addresses.iter().copied().filter(|ip| !is_local(*ip)).collect();
         let store = self.hub.views.store_stats();
+        let way_in = self.way_in.borrow().clone();
         Readiness {
             ready: serving_certificate
                 && (link == LinkState::Online || node_known)
-                && missing_addresses.is_empty(),
+                && missing_addresses.is_empty()
+                && way_in.missing.is_none(),
             link: match link {
                 LinkState::Online => "online",
                 LinkState::Offline => "offline",
@@ -126,6 +144,11 @@ impl Health {
             serving_certificate_expires: state.expires,
             serving_certificate_error: state.error,
             missing_addresses,
+            way_in: way_in.chosen.way.name(),
+            way_in_why: way_in.chosen.why,
+            way_in_missing: way_in.missing,
+            way_in_open: way_in.open,
+            way_in_turn: way_in.turn,
             node_known,
             views,
             complete_views,
@@ -141,6 +164,8 @@ impl Health {
         let readiness = self.readiness();
         let store = self.hub.views.store_stats();
         let expires = readiness.serving_certificate_expires.as_deref();
+        let tokens = self.hub.authenticator.tokens();
+        let (token_keys, forged_tokens) = tokens.issuer().figures();
         Sample {
             online: self.hub.link.is_online(),
             ready: readiness.ready,
@@ -148,6 +173,9 @@ impl Health {
             pending_patches: readiness.pending_status_patches,
             pending_events: readiness.pending_events,
             dropped_events: readiness.dropped_events,
+            token_reviews: tokens.reviews(),
+            forged_tokens,
+            token_keys,
             store_bytes: store.file_bytes,
             store_limit: store.map_bytes,
             store_commits: store.commits,

@@ -11,8 +11,8 @@ use crate::caller::Permit;
 use crate::offline::{Answer, Row};
 use crate::request::RequestInfo;
 
-/// Answers; `body` is there when [`Row::needs_body`] says so. `change` is what the API server would have been asked for:
-/// what was remembered of its answers was asked for the same way.
+/// Answers; `body` is there when [`Row::needs_body`] says so. `change` is what the API server would have been asked
+/// for: what was remembered of its answers was asked for the same way.
 pub(crate) async fn answer(
     hub: &Hub,
     permit: &Permit,

@@ -62,6 +62,9 @@ pub(crate) struct Sample {
     pub(crate) pending_patches: usize,
     pub(crate) pending_events: usize,
     pub(crate) dropped_events: u64,
+    pub(crate) token_reviews: u64,
+    pub(crate) forged_tokens: u64,
+    pub(crate) token_keys: usize,
     pub(crate) store_bytes: u64,
     pub(crate) store_limit: u64,
     pub(crate) store_commits: u64,
@@ -130,6 +133,21 @@ impl Metrics {
             "dropped_events",
             "Events that were dropped because too many waited",
             counter(sample.dropped_events),
+        );
+        all.register(
+            "token_reviews",
+            "TokenReviews that the API server was asked for",
+            counter(sample.token_reviews),
+        );
+        all.register(
+            "forged_tokens",
+            "Requests whose bearer token was refused by the cluster's own keys, without a TokenReview",
+            counter(sample.forged_tokens),
+        );
+        all.register(
+            "token_keys",
+            "Keys of the cluster's tokens that are known; with none, no new token is good without a link",
+            count(sample.token_keys),
         );
         all.register_with_unit(
             "store",

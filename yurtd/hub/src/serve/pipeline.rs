@@ -17,8 +17,9 @@ use super::plan::{Asked, Change, Facts, Forward, Observe, Plan, Shape, plan};
 use super::respond::{self, Failure};
 use super::{Body, Hub, forward, local, read};
 use crate::caller::Permit;
-use crate::offline::OfflineError;
 use crate::offline::journal::{Claim, ObjectKey};
+use crate::offline::leases::MAX_LEASE;
+use crate::offline::{OfflineError, Row};
 use crate::request::{RequestInfo, authorise};
 use crate::upstream::{RequestBody, ResponseBody, UpstreamError};
 use yurt_node::link::LinkState;
@@ -73,7 +74,9 @@ async fn answer(
 ) -> Result<(Source, Response<Body>), Failure> {
     let row = hub.offline.row(&info, &parts, permit);
     let asked = Asked { parts, info, row };
-    let mut body = if row.needs_body() { Sent::Whole(whole(body).await?) } else { Sent::Stream(Some(body)) };
+    let limit = if row == Row::OfflineLease { MAX_LEASE } else { MAX_BODY };
+    let mut body =
+        if row.needs_body() { Sent::Whole(whole(body, limit).await?) } else { Sent::Stream(Some(body)) };
     if let Some(collection) = asked.info.collection.as_ref().filter(|_| !asked.info.upgrade) {
         read::begins(hub, permit, collection).await;
     }
@@ -236,10 +239,10 @@ impl Sent {
     }
 }
 
-async fn whole(body: Incoming) -> Result<Bytes, Failure> {
-    match Limited::new(body, MAX_BODY).collect().await {
+async fn whole(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge { limit: MAX_BODY }),
+        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge { limit }),
         Err(error) => Err(Failure::Body(error.to_string())),
     }
 }

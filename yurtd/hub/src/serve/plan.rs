@@ -120,7 +120,9 @@ pub(crate) fn plan<'a>(asked: &'a Asked, is_kubelet: bool, filters: &Filters, fa
         twice: matches!(asked.parts.method, Method::GET | Method::HEAD),
         observe: match asked.row {
             Row::Object | Row::List => Observe::UnlessFollowed,
-            Row::Lease | Row::Token | Row::Discovery => Observe::Always,
+            Row::Lease | Row::OthersLease | Row::OfflineLease | Row::Token | Row::Discovery => {
+                Observe::Always
+            }
             Row::RegisterNode
             | Row::PatchStatus
             | Row::Unchanged
@@ -131,8 +133,8 @@ pub(crate) fn plan<'a>(asked: &'a Asked, is_kubelet: bool, filters: &Filters, fa
     })
 }
 
-/// Whether a view may be what is asked for. An exact list is the API server's; without a link a list is what is known of
-/// it last, in whichever place.
+/// Whether a view may be what is asked for. An exact list is the API server's; without a link a list is what is known
+/// of it last, in whichever place.
 fn is_for_views(collection: &Collection, online: bool) -> bool {
     let selectors = collection.label_selector.len() + collection.field_selector.len();
     let needs_view = match &collection.read {
@@ -187,6 +189,8 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use yurt_node::config::WayIn;
+
     use super::*;
     use crate::offline::row::row;
 
@@ -218,7 +222,7 @@ mod tests {
             Some(change) => format!(" changed {:?}", change.of),
             None => String::new(),
         };
-        match plan(asked, is_kubelet, &Filters::new("v1.36.3", "CA".into()), facts) {
+        match plan(asked, is_kubelet, &Filters::new("v1.36.3", "CA".into(), WayIn::Environment), facts) {
             Plan::Upgrade => "upgrade".into(),
             Plan::View(_) => "view".into(),
             Plan::Local(change) => format!("local{}", changed(&change)),
@@ -310,7 +314,7 @@ mod tests {
                 "forward twice observe unless followed",
             ),
             ("PATCH", "/api/v1/namespaces/shop/pods/web-0/status", "forward"),
-            ("PUT", LEASE, "forward"),
+            ("PUT", LEASE, "forward observe"),
             ("GET", "/api/v1/services?resourceVersion=0", "view"),
         ] {
             assert_eq!(told(&asked(method, uri, false, &[]), false, ONLINE), expected, "{method} {uri}");
@@ -359,7 +363,7 @@ mod tests {
     #[test]
     fn what_is_changed_is_asked_for_in_json_and_the_rest_as_it_was() {
         let service = asked("GET", "/api/v1/namespaces/default/services/kubernetes", true, &[]);
-        let change = change(&service, true, &Filters::new("v1.36.3", "CA".into()));
+        let change = change(&service, true, &Filters::new("v1.36.3", "CA".into(), WayIn::Environment));
         let changed = service.for_change(change.as_ref());
         assert_eq!(changed.parts.headers[ACCEPT], "application/json");
         assert_eq!(changed.parts.headers[ACCEPT_ENCODING], "gzip");

@@ -12,7 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -27,7 +27,9 @@ use crate::offline::{Answer, OfflineError};
 use crate::request::classify::{Collection, Freshness, Read, Watch};
 use crate::store::StoreError;
 use crate::upstream::jitter;
-use crate::view::{Patience, Piece, Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions};
+use crate::view::{
+    self, Patience, Piece, Question, Since, View, ViewError, ViewSpec, WatchError, WatchOptions,
+};
 use crate::wire::Encoding;
 use crate::wire::frame::encode_error;
 use yurt_node::link::LinkState;
@@ -300,7 +302,6 @@ async fn watch(
     };
     let frames = view.watch(options)?;
     let frames = Frames {
-        went_back: frames.went_back(),
         frames,
         filter: FilterFor::of(hub, permit, view),
         stop: Box::pin(hub.stop.clone().cancelled_owned()),
@@ -360,31 +361,35 @@ impl FilterFor {
         self.filters.for_kubelet(self.view.spec().resource(), !self.link.is_online())
     }
 
-    /// Puts the events of a link that has come or gone into the queue.
-    fn poll_transition(&mut self, context: &mut Context<'_>) -> Result<(), BoxError> {
-        while let Poll::Ready(Some(_)) = self.changes.poll_next_unpin(context) {
-            let now = self.now().is_some();
-            let touched = self.filters.for_kubelet(self.view.spec().resource(), true);
-            if let Some(filter) = touched.filter(|filter| filter.depends_on_link() && now != self.shown) {
-                self.events.extend(filter.transition(&self.view.list()?.body, now)?);
-                self.shown = now;
-            }
+    /// Puts the events of a link that has come or gone into the queue, when the watcher has been sent exactly the state
+    /// that they are made of.
+    fn poll_transition(
+        &mut self,
+        frames: &view::WatchStream,
+        context: &mut Context<'_>,
+    ) -> Result<(), BoxError> {
+        while let Poll::Ready(Some(_)) = self.changes.poll_next_unpin(context) {}
+        let now = self.now().is_some();
+        let touched = self.filters.for_kubelet(self.view.spec().resource(), true);
+        if let Some(filter) = touched.filter(|filter| filter.depends_on_link() && now != self.shown)
+            && let Some(list) = frames.state()?
+        {
+            self.events.extend(filter.transition(&list.body, now)?);
+            self.shown = now;
         }
         Ok(())
     }
 }
 
 /// The frames of one watch, filtered, until the hub stops.
-struct Frames<S> {
-    frames: S,
-    /// Told when the filter has made events of its own, which have resourceVersions from long ago.
-    went_back: Arc<Notify>,
+struct Frames {
+    frames: view::WatchStream,
     filter: Option<FilterFor>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     failed: bool,
 }
 
-impl<S: Stream<Item = Bytes> + Unpin> Frames<S> {
+impl Frames {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
         let Some(filter) = &mut self.filter else {
             return self.frames.poll_next_unpin(context).map(|frame| frame.map(Ok));
@@ -402,17 +407,16 @@ impl<S: Stream<Item = Bytes> + Unpin> Frames<S> {
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => {}
         }
-        // The filter's own events show the newest state: whatever the view had for this watcher comes before them.
-        if let Err(error) = filter.poll_transition(context) {
+        if let Err(error) = filter.poll_transition(&self.frames, context) {
             return Poll::Ready(Some(Err(error)));
         }
         let Some(event) = filter.events.pop_front() else { return Poll::Pending };
-        self.went_back.notify_one();
+        self.frames.went_back();
         Poll::Ready(Some(Ok(event)))
     }
 }
 
-impl<S: Stream<Item = Bytes> + Unpin> Stream for Frames<S> {
+impl Stream for Frames {
     type Item = Result<Bytes, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

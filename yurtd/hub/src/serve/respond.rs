@@ -126,7 +126,8 @@ pub(crate) fn failure(failure: Failure, encoding: Encoding) -> Response<Body> {
         encoding.content_type(),
         status.encode(encoding),
     ));
-    if status.code == 429 {
+    let again = status.details.as_ref().is_some_and(|details| details.retry_after_seconds > 0);
+    if status.code == 429 || (status.code == 503 && again) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if status.code == 401 {
@@ -147,6 +148,11 @@ pub(super) fn status_of(failure: &Failure) -> Status {
         })
     };
     match failure {
+        // Nothing was decided, so it is worth to come again soon; without a link (below) it is not.
+        Failure::Auth(AuthError::NotReviewed(_)) => Status {
+            details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
+            ..Status::new(503, "ServiceUnavailable", text())
+        },
         Failure::Auth(AuthError::Busy) | Failure::Busy => Status {
             details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
             ..Status::new(429, "TooManyRequests", text())
@@ -180,6 +186,9 @@ pub(super) fn status_of(failure: &Failure) -> Status {
             OfflineError::Refused(_) => Status::new(403, "Forbidden", text()),
             OfflineError::AlreadyExists { plural, name } => {
                 Status { details: details(name, "", plural), ..Status::new(409, "AlreadyExists", text()) }
+            }
+            OfflineError::Conflict { group, plural, name, .. } => {
+                Status { details: details(name, group, plural), ..Status::new(409, "Conflict", text()) }
             }
             OfflineError::NotFound { group, plural, name } => {
                 Status { details: details(name, group, plural), ..Status::new(404, "NotFound", text()) }
@@ -258,6 +267,10 @@ mod tests {
             (&response.headers()[RETRY_AFTER], response.status().as_u16()),
             (&"1".parse().unwrap(), 429)
         );
+        let undecided = AuthError::NotReviewed("the API server answered 500".into());
+        let (response, status) = refused(undecided.into(), Encoding::Json).await;
+        assert_eq!((status.code, &*status.reason), (503, "ServiceUnavailable"));
+        assert_eq!(&response.headers()[RETRY_AFTER], "1");
         let (response, status) = refused(AuthError::Nobody.into(), Encoding::Json).await;
         assert_eq!((status.code, &*status.reason), (401, "Unauthorized"));
         assert!(response.headers().contains_key(WWW_AUTHENTICATE));

@@ -83,18 +83,21 @@ trait Job: Send {
     fn finish(self: Box<Self>, outcome: Result<(), StoreError>);
 }
 
-struct Work<T, F> {
+struct Work<T, F, G> {
     job: F,
+    /// Once it is committed.
+    then: G,
     durability: Durability,
     value: Option<T>,
     done: oneshot::Sender<Result<T, StoreError>>,
     _room: OwnedSemaphorePermit,
 }
 
-impl<T, F> Job for Work<T, F>
+impl<T, F, G> Job for Work<T, F, G>
 where
     T: Send,
     F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send,
+    G: FnOnce(&mut T) + Send,
 {
     fn durability(&self) -> Durability {
         self.durability
@@ -106,8 +109,13 @@ where
     }
 
     fn finish(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let Self { value, done, .. } = *self;
-        let outcome = outcome.and_then(|()| value.ok_or(StoreError::Closed));
+        let Self { value, then, done, .. } = *self;
+        let mut outcome = outcome.and_then(|()| value.ok_or(StoreError::Closed));
+        if let Ok(value) = &mut outcome
+            && catch_unwind(AssertUnwindSafe(|| then(value))).is_err()
+        {
+            tracing::error!("what is told of a write panicked");
+        }
         // Whoever waited may have gone.
         let _ = done.send(outcome);
     }
@@ -143,11 +151,12 @@ impl Writer {
         &self,
         durability: Durability,
         job: impl FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        then: impl FnOnce(&mut T) + Send + 'static,
     ) -> Result<T, StoreError> {
         let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let (done, outcome) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
-        jobs.send(Box::new(Work { job, durability, value: None, done, _room: room }))
+        jobs.send(Box::new(Work { job, then, durability, value: None, done, _room: room }))
             .map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
     }

@@ -1,7 +1,21 @@
-//! What one watcher gets: the state first if it wants it, then the log from where it stands, read from the store in
-//! small batches whenever the view has moved. A slow watcher costs nothing but its position.
+//! What one watcher gets out of the store: the state first if it wants it, then the log from where it stands, in small
+//! batches. One that keeps up is served from memory (`ring`) instead. A slow watcher costs nothing but its position.
 //!
 //! Pure over a [`Reader`]; the stream around it is in `stream`.
+//!
+//! ```text
+//! the log   1 ── 2 ── 3 ── 4 ── 5 ── 6 ── 7 ── 8 ── 9        one entry an object, where it changed last
+//!                     ▲              ▲         ▲
+//!                 sequence        started    the ring's floor
+//!
+//! since = 70     a resourceVersion. Up to `started` the watcher is known by it: what is not newer is skipped
+//! joins_at = 6   what is behind is not read here: the ring has every event of it
+//! state          objects are still sent one by one: everything that was there at `started`
+//! ```
+//!
+//! `sequence` moves to the right: everything up to there was sent or skipped. Behind `started` the watcher is known by it
+//! alone: it can have seen nothing that has come later. Once nothing is left in the log it stands where the transaction stood that has read it, and goes on in the
+//! ring from there.
 
 use std::borrow::Cow;
 
@@ -49,6 +63,8 @@ pub(crate) struct Position {
     started: u64,
     /// resourceVersion that the watcher came with; 0 after the state was sent.
     since: u64,
+    /// What is behind it is not the log's to say: the ring has every event of it. 0 if that is not so.
+    joins_at: u64,
     state: Option<StatePart>,
 }
 
@@ -72,8 +88,6 @@ pub(crate) struct Batch {
     pub(crate) local: bool,
     /// Deletions may have been missed: the watch must end with 410.
     pub(crate) expired: bool,
-    /// The collection's resourceVersion behind the frames, if drained.
-    pub(crate) version: u64,
     bytes: usize,
 }
 
@@ -102,15 +116,33 @@ impl Position {
             sequence: 0,
             started: record.sequence,
             since,
+            joins_at: 0,
             state: None,
         })
+    }
+
+    /// The same for one who has seen all that upstream did up to a sequence number, and whom the ring tells the rest.
+    /// What the hub made itself and nothing has replaced is still the log's.
+    pub(crate) fn joining(self, seen: u64) -> Self {
+        Self { joins_at: seen, ..self }
     }
 
     /// The whole state first. `known` is the collection's resourceVersion.
     pub(crate) fn from_state(record: &ViewRecord, known: u64, announce_end: bool) -> Self {
         let version = record.resource_version.max(known);
         let state = Some(StatePart { after: None, version, announce_end });
-        Self { sequence: record.sequence, started: record.sequence, since: 0, state }
+        let sequence = record.sequence;
+        Self { sequence, started: sequence, since: 0, joins_at: 0, state }
+    }
+
+    /// Everything up to here was sent or skipped.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// What is up to there was sent or skipped, by the ring.
+    pub(super) fn pass(&mut self, sequence: u64) {
+        self.sequence = self.sequence.max(sequence);
     }
 
     /// resourceVersion below which this watcher must not be sent bookmarks: it is there already.
@@ -118,15 +150,19 @@ impl Position {
         self.since
     }
 
-    /// Reads on. `known` is the collection's resourceVersion, read before the transaction began.
-    pub(crate) fn read(&mut self, reader: &Reader<'_>, id: ViewId, known: u64) -> Result<Batch, StoreError> {
+    /// Reads on.
+    pub(crate) fn read(&mut self, reader: &Reader<'_>, id: ViewId) -> Result<Batch, StoreError> {
         let record = load(reader, id)?;
         let mut batch = Batch::default();
-        let Some(kind) = record.kind.clone() else { return Ok(batch) };
+        let Some(kind) = record.kind.clone() else {
+            // Nothing was ever listed.
+            batch.drained = true;
+            return Ok(batch);
+        };
         let expired = if self.started < record.reset_sequence {
             true
         } else if self.sequence < self.started {
-            self.since < record.horizon
+            self.since < record.horizon && self.sequence < record.horizon_sequence
         } else {
             self.sequence < record.horizon_sequence
         };
@@ -140,9 +176,6 @@ impl Position {
         }
         if self.state.is_none() && !batch.is_full() {
             self.read_log(&view, &mut batch)?;
-        }
-        if batch.drained {
-            batch.version = record.resource_version.max(known);
         }
         Ok(batch)
     }
@@ -185,6 +218,7 @@ impl Position {
 
     fn read_log(&mut self, view: &Source<'_, '_>, batch: &mut Batch) -> Result<(), StoreError> {
         let began = self.sequence;
+        let end = if began < self.joins_at { self.joins_at } else { u64::MAX };
         let mut looked_at = 0;
         let mut more = false;
         let after = view.id.log(began);
@@ -195,6 +229,9 @@ impl Position {
             }
             looked_at += 1;
             let sequence = key.last_chunk().map_or(began, |bytes| u64::from_be_bytes(*bytes));
+            if sequence > end {
+                return Ok(false);
+            }
             let entry = LogEntry::decode(value)?;
             if let Some(frame) = self.frame(view, began, sequence, key, entry)? {
                 if batch.is_too_much(&frame) {
@@ -209,7 +246,7 @@ impl Position {
         })?;
         if !more {
             batch.drained = true;
-            self.sequence = self.sequence.max(view.record.sequence);
+            self.sequence = self.sequence.max(end.min(view.record.sequence));
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ pub(crate) type Room = Box<dyn Any + Send + Sync>;
 /// A complete list.
 #[derive(Debug, Clone)]
 pub(crate) struct ListBody {
+    /// Of the last change that is in it.
+    pub(crate) sequence: u64,
     /// Of the body.
     pub(crate) content_type: &'static str,
     /// The encoded `*List`.
@@ -99,6 +101,7 @@ impl View {
             }
         };
         Ok(Some(ListBody {
+            sequence: shared.sequence,
             content_type: self.spec.encoding().content_type(),
             body: Bytes::from_owner(SharedBody(shared)),
         }))

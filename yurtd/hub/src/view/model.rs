@@ -1,16 +1,24 @@
-//! Any order of changes, lists, local changes, slow watchers, reconnections and restarts, against a model: what a
-//! watcher has built from its events is in the end what the view lists, and what the API server has.
+//! Any order of changes, lists, local changes, slow watchers, reconnections and restarts, with rings of any size and
+//! transactions that are read before they are told, against a model: what a watcher has built from its events is in the
+//! end what the view lists, and what the API server has; no object goes back; and who keeps up has seen every event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use futures::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 
-use super::feed::Position;
 use super::record::ObjectRecord;
-use super::table::{Change, Taken, ViewTable};
-use super::{Bytes, Identity, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, feed};
+use super::ring::Noted;
+use super::table::{Change, Taken, ViewTable, Written};
+use super::{
+    Bytes, Identity, Since, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, WatchError, WatchOptions,
+    WatchStream, feed,
+};
 use crate::store::{Durability, Store};
 use crate::wire::frame::decode_event;
 use crate::wire::{
@@ -26,6 +34,8 @@ enum Step {
     Delete(usize),
     /// The view hears of so many changes.
     Deliver(usize),
+    /// The same, and watchers may read it before they are told.
+    DeliverLate(usize),
     /// The view lists anew, as after 410.
     List,
     /// The same in pages of so many objects.
@@ -33,8 +43,8 @@ enum Step {
     Local(usize),
     DropLocal(usize),
     Read(usize),
-    /// One batch alone: the watcher is slow.
-    ReadBatch(usize),
+    /// One event alone: the watcher is slow.
+    ReadOne(usize),
     Reconnect(usize),
     /// A watch that begins with the state.
     Stream(usize),
@@ -52,12 +62,13 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (0..NAMES.len()).prop_map(Step::Put),
         3 => (0..NAMES.len()).prop_map(Step::Delete),
         5 => (1..6_usize).prop_map(Step::Deliver),
+        2 => (1..6_usize).prop_map(Step::DeliverLate),
         1 => Just(Step::List),
         1 => (1..4_usize).prop_map(Step::ListInPages),
         1 => (0..NAMES.len()).prop_map(Step::Local),
         1 => (0..NAMES.len()).prop_map(Step::DropLocal),
         4 => (0..2_usize).prop_map(Step::Read),
-        4 => (0..2_usize).prop_map(Step::ReadBatch),
+        4 => (0..2_usize).prop_map(Step::ReadOne),
         2 => (0..2_usize).prop_map(Step::Reconnect),
         2 => (0..2_usize).prop_map(Step::Stream),
         1 => Just(Step::Restart),
@@ -95,7 +106,10 @@ fn item(name: &str, uid: u64, version: u64, data: &str) -> Item {
 struct Client {
     known: Objects,
     version: u64,
-    position: Position,
+    /// None while the process restarts.
+    stream: Option<WatchStream>,
+    /// Versions of objects that this stream has brought.
+    seen: HashMap<String, u64>,
     /// The state is not there yet.
     streams: bool,
     /// The history that it knows is not etcd's any more.
@@ -105,8 +119,19 @@ struct Client {
 struct World {
     runtime: Runtime,
     store: Option<Store>,
+    view: Option<Arc<View>>,
+    ring: usize,
     server: Server,
     clients: Vec<Client>,
+    /// Committed, and not told yet.
+    late: Option<Written>,
+    /// All that was noted since everything started over last.
+    noted: Vec<Noted>,
+}
+
+fn options(since: Since) -> WatchOptions {
+    let ends_at = Instant::now() + Duration::from_secs(3600);
+    WatchOptions { since, send_initial_events: false, bookmarks: false, ends_at }
 }
 
 fn spec() -> ViewSpec {
@@ -114,8 +139,8 @@ fn spec() -> ViewSpec {
 }
 
 impl World {
-    fn new(dir: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    fn new(dir: &Path, ring: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (store, _) = Store::open_with(dir, 16 << 20).unwrap();
         let server = Server {
             version: 100,
@@ -124,9 +149,19 @@ impl World {
             backup: (100, BTreeMap::new()),
             history: 0,
         };
-        let mut world = Self { runtime, store: Some(store), server, clients: Vec::new() };
+        let mut world = Self {
+            runtime,
+            store: Some(store),
+            view: None,
+            ring,
+            server,
+            clients: Vec::new(),
+            late: None,
+            noted: Vec::new(),
+        };
         let record = ViewRecord::new("node", &spec(), 0).encode().unwrap();
         world.write(move |tx| tx.put(Table::Views, &ID.prefix(), &record));
+        world.open();
         world.list();
         for _ in 0..2 {
             let client = world.connect();
@@ -147,30 +182,62 @@ impl World {
     }
 
     fn change<T: Send + 'static>(
-        &self,
-        mut change: impl FnMut(&mut ViewTable<'_, '_>) -> Result<T, StoreError> + Send + 'static,
+        &mut self,
+        change: impl FnMut(&mut ViewTable<'_, '_>) -> Result<T, StoreError> + Send + 'static,
     ) -> T {
-        self.write(move |tx| {
-            let mut table = ViewTable::load(tx, ID)?;
+        let (outcome, _) = self.change_untold(change);
+        self.tell();
+        outcome
+    }
+
+    /// What came of it, and what was noted.
+    fn change_untold<T: Send + 'static>(
+        &mut self,
+        mut change: impl FnMut(&mut ViewTable<'_, '_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> (T, Option<Vec<Noted>>) {
+        // As the store's writer does: one after the other.
+        self.tell();
+        let view = Arc::clone(self.view());
+        let (outcome, written) = self.write(move |tx| {
+            let mut table = view.table(tx)?;
             let outcome = change(&mut table)?;
-            table.save()?;
-            Ok(outcome)
-        })
+            Ok((outcome, table.save()?))
+        });
+        let noted = written.news.noted();
+        match &noted {
+            Some(noted) => self.noted.extend_from_slice(noted),
+            None => self.noted.clear(),
+        }
+        self.late = Some(written);
+        (outcome, noted)
+    }
+
+    fn tell(&mut self) {
+        if let Some(mut written) = self.late.take() {
+            self.view().publish(&mut written);
+            assert!(self.view().ring.held().0 <= self.ring);
+        }
     }
 
     fn record(&self) -> ViewRecord {
         self.store().read(|reader| feed::load(reader, ID)).unwrap()
     }
 
-    fn view(&self) -> View {
-        View::new(
-            ID,
-            Identity::new("node"),
-            spec(),
-            self.store().read_only(),
-            super::Stored::default(),
-            Some(&self.record()),
-        )
+    fn view(&self) -> &Arc<View> {
+        self.view.as_ref().unwrap()
+    }
+
+    fn open(&mut self) {
+        let (record, store) = (self.record(), self.store().read_only());
+        let (identity, stored) = (Identity::new("node"), super::Stored::default());
+        let view = View::new(ID, identity, spec(), store, stored, Some(&record));
+        view.ring.set_limit(self.ring);
+        self.view = Some(Arc::new(view));
+    }
+
+    fn watch(&self, since: Since) -> Result<WatchStream, WatchError> {
+        let _in_runtime = self.runtime.enter();
+        self.view().watch(options(since))
     }
 
     /// The view as a client lists it.
@@ -181,9 +248,8 @@ impl World {
 
     fn connect(&self) -> Client {
         let (version, known) = self.listed();
-        let position =
-            Position::after(&self.record(), 0, version).expect("what was just listed is not expired");
-        Client { known, version, position, streams: false, stranded: false }
+        let stream = self.watch(Since::Exactly(version)).expect("what was just listed is not expired");
+        Client { known, version, stream: Some(stream), seen: HashMap::new(), streams: false, stranded: false }
     }
 
     fn list(&mut self) {
@@ -208,40 +274,68 @@ impl World {
             continue_token: None,
             items,
         };
-        for (number, items) in pages.into_iter().enumerate() {
-            let page = page(items);
+        let last = page(last);
+        let pages: Vec<_> = pages.into_iter().map(page).collect();
+        for (number, page) in pages.into_iter().enumerate() {
             let taken = self.change(move |table| table.stage(&page, number == 0, 0));
             assert!(matches!(taken, Taken::Staged(_)), "{taken:?}");
         }
-        let last = page(last);
         self.change(move |table| table.apply_list(&last, 0, 0));
     }
 
     fn deliver(&mut self, count: usize) {
         let count = count.min(self.server.pending.len());
         let changes: Vec<_> = self.server.pending.drain(..count).collect();
-        self.change(move |table| table.apply_events(&changes, 0));
+        let expected: Vec<_> = changes
+            .iter()
+            .map(|Change { event_type, item }| (*event_type, item.meta.resource_version))
+            .collect();
+        let ((), noted) = self.change_untold(move |table| table.apply_events(&changes, 0));
+        let noted = noted.expect("somebody listens");
+        let noted: Vec<_> = noted.iter().map(|noted| (noted.event_type, noted.version)).collect();
+        assert_eq!(noted, expected, "every event, as it came");
     }
 
     fn read(&mut self, client: usize) {
-        while !self.read_batch(client) {}
+        while !self.read_one(client) {}
     }
 
     /// `true` when nothing is left for now.
-    fn read_batch(&mut self, number: usize) -> bool {
-        let store = self.store.as_ref().unwrap();
+    fn read_one(&mut self, number: usize) -> bool {
         let client = &mut self.clients[number];
-        let batch = store.read(|reader| client.position.read(reader, ID, 0)).unwrap();
-        if batch.expired {
+        let stream = client.stream.as_mut().unwrap();
+        let (before, read_before) = (stream.stands_at(), stream.log_reads());
+        let next = {
+            let _in_runtime = self.runtime.enter();
+            stream.next().now_or_never()
+        };
+        let (after, out_of_memory) = (stream.stands_at(), read_before == stream.log_reads());
+        let Some(frame) = next else {
+            client.streams = false;
+            return true;
+        };
+        let event = Client::decode(&frame.expect("a watch ended"));
+        let Event::Object { event_type, item, .. } = event else {
             assert!(client.stranded, "a watcher lost its place");
             self.clients[number] = self.connect();
             return false;
+        };
+        let version = item.meta.resource_version;
+        // Out of memory comes the next event that there is, whatever the log has of it.
+        if out_of_memory && before < after {
+            let since = client.stream.as_ref().map_or(0, WatchStream::since);
+            let next = self
+                .noted
+                .iter()
+                .find(|noted| noted.sequence > before && (noted.local || noted.version > since));
+            let next = next.map(|noted| (noted.sequence, noted.event_type, noted.is_of(&item.meta.name)));
+            assert_eq!(next, Some((after, event_type, true)), "an event was lost, or told twice");
         }
-        for frame in &batch.frames {
-            client.take(frame);
-        }
-        client.streams &= !batch.drained;
-        batch.drained
+        let client = &mut self.clients[number];
+        let last = client.seen.insert(item.meta.name.clone(), version);
+        assert!(last.is_none_or(|last| last <= version), "{} went back", item.meta.name);
+        client.take(event_type, item);
+        false
     }
 
     fn step(&mut self, step: &Step, dir: &Path) {
@@ -267,7 +361,11 @@ impl World {
                     self.server.pending.push(Change { event_type: EventType::Deleted, item });
                 }
             }
-            Step::Deliver(count) => self.deliver(*count),
+            Step::Deliver(count) => {
+                self.deliver(*count);
+                self.tell();
+            }
+            Step::DeliverLate(count) => self.deliver(*count),
             Step::List => self.list(),
             Step::ListInPages(objects) => self.list_in_pages(*objects),
             Step::Local(name) => {
@@ -286,20 +384,25 @@ impl World {
                 self.change(move |table| table.drop_local(name));
             }
             Step::Read(client) => self.read(*client),
-            Step::ReadBatch(client) => {
-                self.read_batch(*client);
+            Step::ReadOne(client) => {
+                self.read_one(*client);
             }
             Step::Stream(client) => {
-                let position = Position::from_state(&self.record(), 0, false);
+                let stream = Some(self.watch(Since::Any).unwrap());
                 // Its resourceVersion means something only when the state is there.
-                self.clients[*client] =
-                    Client { known: Objects::new(), version: 0, position, streams: true, stranded: false };
+                self.clients[*client] = Client {
+                    known: Objects::new(),
+                    version: 0,
+                    stream,
+                    seen: HashMap::new(),
+                    streams: true,
+                    stranded: false,
+                };
             }
             Step::Reconnect(client) => {
                 let Client { version, streams, stranded, .. } = self.clients[*client];
                 let record = self.record();
-                let position = Position::after(&record, 0, version);
-                match position {
+                match self.watch(Since::Exactly(version)).ok() {
                     // Of a history that is no more: known as long as the new one has not come so far. Then nobody can
                     // tell, no more than the API server: a client that comes back so late has to list.
                     Some(_) if stranded => {
@@ -309,13 +412,19 @@ impl World {
                         );
                         self.clients[*client] = self.connect();
                     }
-                    Some(position) if !streams => self.clients[*client].position = position,
+                    Some(stream) if !streams => {
+                        let client = &mut self.clients[*client];
+                        (client.stream, client.seen) = (Some(stream), HashMap::new());
+                    }
                     _ => self.clients[*client] = self.connect(),
                 }
             }
             Step::Restart => {
-                self.store = None;
+                self.clients.iter_mut().for_each(|client| client.stream = None);
+                (self.late, self.view, self.store) = (None, None, None);
+                self.noted.clear();
                 self.store = Some(Store::open_with(dir, 16 << 20).unwrap().0);
+                self.open();
                 for client in 0..self.clients.len() {
                     self.step(&Step::Reconnect(client), dir);
                 }
@@ -337,11 +446,13 @@ impl World {
 }
 
 impl Client {
-    fn take(&mut self, frame: &Bytes) {
+    fn decode(frame: &Bytes) -> Event {
         let mut decoder = FrameDecoder::new(Encoding::Json);
         decoder.push(frame);
-        let event = decode_event(Encoding::Json, &decoder.next_frame().unwrap().unwrap()).unwrap();
-        let Event::Object { event_type, item, .. } = event else { panic!("{event:?}") };
+        decode_event(Encoding::Json, &decoder.next_frame().unwrap().unwrap()).unwrap()
+    }
+
+    fn take(&mut self, event_type: EventType, item: Item) {
         // What client-go does.
         self.version = item.meta.resource_version;
         match event_type {
@@ -355,13 +466,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn watchers_end_where_the_server_is(steps in proptest::collection::vec(step(), 1..60)) {
+    fn watchers_end_where_the_server_is(
+        ring in prop_oneof![1 => Just(0_usize), 3 => 200..1500_usize, 3 => Just(1 << 20)],
+        steps in proptest::collection::vec(step(), 1..60),
+    ) {
         let dir = tempfile::tempdir_in(if Path::new("/dev/shm").exists() { "/dev/shm" } else { "/tmp" }).unwrap();
-        let mut world = World::new(dir.path());
+        let mut world = World::new(dir.path(), ring);
         for step in &steps {
             world.step(step, dir.path());
         }
         world.deliver(usize::MAX);
+        world.tell();
         let (version, listed) = world.listed();
         for client in 0..world.clients.len() {
             world.read(client);
@@ -394,7 +509,7 @@ proptest! {
 fn a_list_with_an_older_version_of_an_object_is_believed() {
     for bump in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        let mut world = World::new(dir.path());
+        let mut world = World::new(dir.path(), 1 << 20);
         let run =
             |world: &mut World, steps: &[Step]| steps.iter().for_each(|step| world.step(step, dir.path()));
         run(&mut world, &[Step::Put(0), Step::Deliver(1), Step::Backup, Step::Put(0), Step::Put(1)]);
@@ -413,11 +528,88 @@ fn a_list_with_an_older_version_of_an_object_is_believed() {
 #[test]
 fn what_comes_and_goes_while_the_state_is_sent_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let mut world = World::new(dir.path());
+    let mut world = World::new(dir.path(), 1 << 20);
     let run = |world: &mut World, steps: &[Step]| steps.iter().for_each(|step| world.step(step, dir.path()));
-    run(&mut world, &[Step::Put(0), Step::Put(1), Step::Deliver(2), Step::Stream(0), Step::ReadBatch(0)]);
-    assert_eq!(world.clients[0].known.len(), 1, "a batch holds one object here");
-    run(&mut world, &[Step::Put(3), Step::Deliver(1), Step::ReadBatch(0), Step::ReadBatch(0)]);
+    run(&mut world, &[Step::Put(0), Step::Put(1), Step::Deliver(2), Step::Stream(0), Step::ReadOne(0)]);
+    assert_eq!(world.clients[0].known.len(), 1, "one of two");
+    run(&mut world, &[Step::Put(3), Step::Deliver(1), Step::ReadOne(0), Step::ReadOne(0)]);
     run(&mut world, &[Step::Delete(3), Step::Deliver(1), Step::Read(0)]);
     assert_eq!(world.clients[0].known, world.listed().1);
+}
+
+/// A world with one object, of which the view knows, and what its clients have seen.
+fn with_one_object(ring: usize) -> (tempfile::TempDir, World) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), ring);
+    let steps = [Step::Put(0), Step::Deliver(1), Step::Read(0), Step::Read(1)];
+    steps.iter().for_each(|step| world.step(step, dir.path()));
+    (dir, world)
+}
+
+/// Versions of what comes next for a client, until nothing does.
+fn versions(world: &mut World, client: usize) -> Vec<u64> {
+    let mut versions = Vec::new();
+    while !world.read_one(client) {
+        versions.push(world.clients[client].version);
+    }
+    versions
+}
+
+#[test]
+fn who_keeps_up_sees_every_version_and_who_fell_behind_the_last() {
+    for (ring, expected) in [(1 << 20, vec![102, 103, 104]), (0, vec![104]), (250, vec![104])] {
+        let (dir, mut world) = with_one_object(ring);
+        let steps = [Step::Put(0), Step::Put(0), Step::Put(0), Step::Deliver(3)];
+        steps.iter().for_each(|step| world.step(step, dir.path()));
+        assert_eq!(versions(&mut world, 0), expected, "{ring}");
+    }
+}
+
+#[test]
+fn who_comes_again_soon_sees_every_version_too() {
+    let (dir, mut world) = with_one_object(1 << 20);
+    for step in [Step::Put(0), Step::Put(0), Step::Put(1), Step::Deliver(3), Step::Reconnect(0)] {
+        world.step(&step, dir.path());
+    }
+    assert_eq!(versions(&mut world, 0), [102, 103, 104]);
+    // What was made here and has given way to something newer is not shown once more.
+    for step in
+        [Step::Local(0), Step::Put(0), Step::Deliver(1), Step::Read(0), Step::Reconnect(0), Step::Local(1)]
+    {
+        world.step(&step, dir.path());
+    }
+    assert_eq!(versions(&mut world, 0), [104], "the local version of the other object");
+    assert_eq!(world.clients[0].known, world.listed().1);
+}
+
+#[test]
+fn the_state_is_given_where_the_watch_stands_and_nowhere_else() {
+    let (dir, mut world) = with_one_object(1 << 20);
+    let state = |world: &World| world.clients[0].stream.as_ref().unwrap().state().unwrap().is_some();
+    assert!(state(&world));
+    for step in [Step::Put(0), Step::Put(0), Step::DeliverLate(2)] {
+        world.step(&step, dir.path());
+    }
+    // The state has it, and no watcher has been told.
+    assert!(!state(&world));
+    world.tell();
+    assert!(!state(&world));
+    world.read_one(0);
+    assert!(!state(&world), "a version is left that is older than the state");
+    world.read(0);
+    assert!(state(&world));
+}
+
+#[test]
+fn a_watch_that_is_not_read_holds_nothing() {
+    let (dir, mut world) = with_one_object(2000);
+    for _ in 0..100 {
+        world.step(&Step::Put(0), dir.path());
+        world.step(&Step::Deliver(1), dir.path());
+        assert!(world.view().ring.held().0 <= 2000);
+    }
+    assert_eq!(versions(&mut world, 0).last(), Some(&world.server.version));
+    // Nor does a view that nobody watches, after a while, nor what is old.
+    world.view().forget_events(crate::clock::steady() + 1);
+    assert_eq!(world.view().ring.held(), (0, 0));
 }

@@ -1,4 +1,13 @@
-//! The stream around a watcher's position: when to read, when to send a bookmark, when to end.
+//! One watch: when to read what, when to send a bookmark, when to end.
+//!
+//! ```text
+//!         ┌──── fell behind ────┐
+//!         ▼                     │
+//!   log: a batch ── drained ─▶ ring: an event ──▶ nothing: wait
+//! ```
+//!
+//! It waits for the next event, one timer (a bookmark, the end) and what the view is worth; a bookmark from upstream wakes
+//! nobody.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -7,13 +16,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
-use futures::stream::{self, BoxStream};
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use futures::{Stream, StreamExt};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_stream::wrappers::WatchStream as Changes;
 
 use super::feed::{self, Position};
-use super::{Client, Progress, Since, Sync, View, WatchError, WatchOptions};
+use super::list::ListBody;
+use super::ring::{Next, Seat};
+use super::{Client, Since, Sync, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
 use crate::wire::frame::{encode_bookmark, encode_error};
@@ -25,129 +35,120 @@ const BEFORE_END: Duration = Duration::from_secs(2);
 
 /// Frames of one watch. Ends at the deadline, or after an ERROR frame.
 pub(crate) struct WatchStream {
-    inner: BoxStream<'static, Bytes>,
-    went_back: Arc<Notify>,
-}
-
-impl WatchStream {
-    /// For those who put events with old resourceVersions among the frames: a bookmark comes behind them, if the client
-    /// wants bookmarks.
-    pub(crate) fn went_back(&self) -> Arc<Notify> {
-        Arc::clone(&self.went_back)
-    }
+    client: Client,
+    seat: Seat,
+    position: Position,
+    /// Nothing is left in the log: the ring has what comes.
+    on_ring: bool,
+    queue: VecDeque<Bytes>,
+    ended: bool,
+    sync: Changes<Sync>,
+    /// For the next bookmark, or the end.
+    timer: Pin<Box<Sleep>>,
+    /// A bookmark is due, as soon as everything before it is sent.
+    owes_bookmark: bool,
+    bookmarks: bool,
+    bookmark_at: Option<Instant>,
+    last_bookmark: Instant,
+    ends_at: Instant,
+    #[cfg(test)]
+    log_reads: usize,
 }
 
 impl std::fmt::Debug for WatchStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("WatchStream(..)")
-    }
-}
-
-impl Stream for WatchStream {
-    type Item = Bytes;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        self.inner.as_mut().poll_next(cx)
+        f.debug_struct("WatchStream").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
 /// Starts a watch.
 pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStream, WatchError> {
-    let mut progress = view.progress.subscribe();
-    let known = progress.borrow_and_update().resource_version;
+    let client = Client::new(view);
+    // From here on events are collected.
+    let seat = view.ring.listen();
+    let known = view.resource_version();
     let record = view.read(|reader| feed::load(reader, view.id))?;
     let position = match options.since {
         Since::Exactly(since) if !options.send_initial_events => {
-            Position::after(&record, known, since).ok_or(WatchError::Expired)?
+            let position = Position::after(&record, known, since).ok_or(WatchError::Expired)?;
+            match view.ring.seen_by(since) {
+                Some(seen) => position.joining(seen),
+                None => position,
+            }
         }
         Since::Exactly(_) | Since::Any => Position::from_state(&record, known, options.send_initial_events),
     };
     let last_bookmark = options.ends_at.checked_sub(BEFORE_END).unwrap_or(options.ends_at);
-    let went_back = Arc::new(Notify::new());
-    let watcher = Watcher {
-        client: Client::new(view),
-        progress,
-        sync: view.sync.subscribe(),
+    let bookmark_at = options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark));
+    Ok(WatchStream {
+        client,
+        seat,
         position,
+        on_ring: false,
         queue: VecDeque::new(),
-        drained: false,
-        went_back: Arc::clone(&went_back),
         ended: false,
-        version: 0,
-        bookmark_at: options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark)),
+        sync: Changes::new(view.sync.subscribe()),
+        timer: Box::pin(sleep_until(bookmark_at.unwrap_or(options.ends_at).min(options.ends_at))),
+        owes_bookmark: false,
+        bookmarks: options.bookmarks,
+        bookmark_at,
         last_bookmark,
         ends_at: options.ends_at,
-    };
-    let frames = stream::unfold(watcher, |mut watcher| async move {
-        let frame = watcher.next().await?;
-        Some((frame, watcher))
-    });
-    Ok(WatchStream { inner: Box::pin(frames), went_back })
+        #[cfg(test)]
+        log_reads: 0,
+    })
 }
 
-struct Watcher {
-    client: Client,
-    progress: watch::Receiver<Progress>,
-    sync: watch::Receiver<Sync>,
-    position: Position,
-    queue: VecDeque<Bytes>,
-    drained: bool,
-    /// An event had a resourceVersion from long ago. client-go takes that of the last one for the collection's, and would
-    /// come back with it: too old, perhaps. A bookmark says how it is.
-    went_back: Arc<Notify>,
-    ended: bool,
-    /// The collection's resourceVersion up to which everything was sent.
-    version: u64,
-    bookmark_at: Option<Instant>,
-    last_bookmark: Instant,
-    ends_at: Instant,
-}
-
-impl Watcher {
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(frame) = self.queue.pop_front() {
-                return Some(frame);
-            }
-            if self.ended {
-                return None;
-            }
-            if !self.drained {
-                self.read();
-                continue;
-            }
-            let bookmark_at = self.bookmark_at.unwrap_or(self.ends_at);
-            let sync = &mut self.sync;
-            let refused = async { drop(sync.wait_for(|sync| sync.state.ends_watches()).await) };
-            tokio::select! {
-                biased;
-                () = sleep_until(self.ends_at) => self.ended = true,
-                // The client comes again and is told why.
-                () = refused => self.ended = true,
-                changed = self.progress.changed() => match changed {
-                    Ok(()) => self.drained = false,
-                    Err(_) => self.ended = true,
-                },
-                () = self.went_back.notified(), if self.bookmark_at.is_some() => self.bookmark(),
-                () = sleep_until(bookmark_at), if self.bookmark_at.is_some() => self.bookmark(),
-            }
-        }
+impl WatchStream {
+    /// For those who put events with old resourceVersions among the frames. client-go takes the resourceVersion of the last
+    /// event for the collection's, and would come back with it: too old, perhaps. A bookmark behind them says how it is,
+    /// if the client wants bookmarks.
+    pub(crate) fn went_back(&mut self) {
+        self.owes_bookmark |= self.bookmarks;
     }
 
+    /// The whole state exactly where this watch stands, so that events that are made of it come neither before what it
+    /// has not been sent yet nor after what it will be sent. None if there is something between the two: the stream has to
+    /// be polled until nothing is ready, and when it is woken again.
+    pub(crate) fn state(&self) -> Result<Option<ListBody>, StoreError> {
+        if !self.on_ring || !self.queue.is_empty() {
+            return Ok(None);
+        }
+        let list = self.client.view.list()?;
+        Ok((list.sequence == self.position.sequence()).then_some(list))
+    }
+
+    /// Everything up to this sequence number was sent.
+    #[cfg(test)]
+    pub(super) fn stands_at(&self) -> u64 {
+        self.position.sequence()
+    }
+
+    /// How often it has read the store.
+    #[cfg(test)]
+    pub(super) fn log_reads(&self) -> usize {
+        self.log_reads
+    }
+
+    /// The resourceVersion that the client came with.
+    #[cfg(test)]
+    pub(super) fn since(&self) -> u64 {
+        self.position.since()
+    }
+
+    /// Reads on in the log.
     fn read(&mut self) {
-        let known = self.progress.borrow_and_update().resource_version;
+        #[cfg(test)]
+        {
+            self.log_reads += 1;
+        }
         let view = &self.client.view;
-        let outcome = view.read(|reader| self.position.read(reader, view.id, known));
+        let outcome = view.read(|reader| self.position.read(reader, view.id));
         let status = match outcome {
             Ok(batch) if !batch.expired => {
                 self.queue.extend(batch.frames);
-                self.drained = batch.drained;
-                if batch.local {
-                    self.went_back.notify_one();
-                }
-                if batch.drained {
-                    self.version = batch.version;
-                }
+                self.on_ring = batch.drained;
+                self.owes_bookmark |= batch.local && self.bookmarks;
                 return;
             }
             Ok(_) => Status::expired(),
@@ -161,16 +162,77 @@ impl Watcher {
         self.ended = true;
     }
 
-    /// A bookmark, unless the watcher came with a newer resourceVersion than the view has reached yet.
-    fn bookmark(&mut self) {
+    /// Puts the bookmark that is due into the queue. `known` is the collection's resourceVersion, read before the ring had
+    /// no more. None yet if there is more, or if the log was read ahead of the ring: either wakes the watch.
+    fn bookmark(&mut self, known: u64) -> bool {
+        let view = &self.client.view;
+        let Some((version, kind)) = view.ring.end(self.position.sequence()) else { return false };
+        self.owes_bookmark = false;
+        let version = version.max(known);
+        // Unless the watcher came with a newer resourceVersion than the view has reached yet.
+        if version >= self.position.since().max(1) {
+            self.queue.push_back(encode_bookmark(view.spec.encoding(), &kind, version, false));
+        }
+        true
+    }
+
+    /// The timer has run out.
+    fn is_due(&mut self) {
         let now = Instant::now();
-        self.bookmark_at = (now < self.last_bookmark).then(|| (now + BOOKMARK_EVERY).min(self.last_bookmark));
-        if self.version < self.position.since().max(1) {
+        if now >= self.ends_at {
+            self.ended = true;
             return;
         }
-        let view = &self.client.view;
-        if let Ok(Some(kind)) = view.read(|reader| Ok(feed::load(reader, view.id)?.kind)) {
-            self.queue.push_back(encode_bookmark(view.spec.encoding(), &kind, self.version, false));
+        if self.bookmark_at.is_some_and(|at| now >= at) {
+            self.owes_bookmark = true;
+            self.bookmark_at =
+                (now < self.last_bookmark).then(|| (now + BOOKMARK_EVERY).min(self.last_bookmark));
+        }
+        self.timer.as_mut().reset(self.bookmark_at.unwrap_or(self.ends_at).min(self.ends_at));
+    }
+}
+
+impl Stream for WatchStream {
+    type Item = Bytes;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let watch = self.get_mut();
+        loop {
+            if let Some(frame) = watch.queue.pop_front() {
+                return Poll::Ready(Some(frame));
+            }
+            if watch.ended {
+                return Poll::Ready(None);
+            }
+            if !watch.on_ring {
+                watch.read();
+                continue;
+            }
+            let known = watch.owes_bookmark.then(|| watch.client.view.resource_version());
+            match watch.seat.next(&mut watch.position, context) {
+                Next::Frame { bytes, local } => {
+                    watch.owes_bookmark |= local && watch.bookmarks;
+                    return Poll::Ready(Some(bytes));
+                }
+                Next::Behind => {
+                    watch.on_ring = false;
+                    continue;
+                }
+                Next::Nothing => {}
+            }
+            if known.is_some_and(|known| watch.bookmark(known)) {
+                continue;
+            }
+            if watch.timer.as_mut().poll(context).is_ready() {
+                watch.is_due();
+                continue;
+            }
+            match watch.sync.poll_next_unpin(context) {
+                // The client comes again and is told why.
+                Poll::Ready(Some(sync)) => watch.ended |= sync.state.ends_watches(),
+                Poll::Ready(None) => watch.ended = true,
+                Poll::Pending => return Poll::Pending,
+            }
         }
     }
 }

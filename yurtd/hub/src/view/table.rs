@@ -1,6 +1,7 @@
 //! Changes of one view, inside one transaction: events as they come, whole lists as a difference, local versions.
 //!
-//! Pure over a [`Tx`]: what is written follows from what is stored and what came.
+//! Pure over a [`Tx`]: what is written follows from what is stored and what came. Each change is noted as an event too,
+//! for those who watch; the transaction ends with what they are to be told once it is committed ([`Written`]).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use super::State;
 use super::overlay::Book;
 use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
+use super::ring::{NewEvent, News};
 use crate::store::{StoreError, Table, Tx};
 use crate::wire::endpoint_slice::is_slice;
 use crate::wire::{self, EventType, Item, ListPage, ObjectMeta};
@@ -39,6 +41,13 @@ pub(crate) enum Taken {
     AnotherHistory,
 }
 
+/// What a transaction has made of a view. It is told ([`View::publish`](super::View::publish)) when it is committed.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) record: ViewRecord,
+    pub(super) news: News,
+}
+
 /// A view's record and its part of the tables, within a transaction.
 pub(crate) struct ViewTable<'t, 'e> {
     tx: &'t mut Tx<'e>,
@@ -48,6 +57,7 @@ pub(crate) struct ViewTable<'t, 'e> {
     began: u64,
     /// What EndpointSlices show of the node's own pods.
     book: Arc<Book>,
+    news: News,
 }
 
 impl<'t, 'e> ViewTable<'t, 'e> {
@@ -55,8 +65,16 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     pub(crate) fn load(tx: &'t mut Tx<'e>, id: ViewId) -> Result<Self, StoreError> {
         let record = tx.get(Table::Views, &id.prefix())?.map(ViewRecord::decode).transpose()?;
         let record = record.ok_or_else(|| StoreError::Failed("the view was dropped".to_owned()))?;
-        let began = record.sequence;
-        Ok(Self { tx, id, record, began, book: Arc::default() })
+        let (began, news) = (record.sequence, News::after(&record));
+        Ok(Self { tx, id, record, began, book: Arc::default(), news })
+    }
+
+    /// The same, with its events noted if somebody listens. Nobody watches a view that is not complete.
+    pub(crate) fn told(mut self, is_listened_to: bool) -> Self {
+        if is_listened_to && self.record.state != State::Empty {
+            self.news.collect();
+        }
+        self
     }
 
     /// The same, with what EndpointSlices show of the node's own pods.
@@ -66,9 +84,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     }
 
     /// Writes the record back.
-    pub(crate) fn save(self) -> Result<ViewRecord, StoreError> {
+    pub(crate) fn save(self) -> Result<Written, StoreError> {
         self.tx.put(Table::Views, &self.id.prefix(), &self.record.encode()?)?;
-        Ok(self.record)
+        Ok(Written { record: self.record, news: self.news })
     }
 
     /// Applies watch events in their order; `version` is that of a bookmark behind them, if there was one.
@@ -190,7 +208,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     }
 
     /// Makes the view what the list says: the staged pages and the last one. What has not changed is not written;
-    /// what has becomes events in the order of resourceVersions, for the watchers. `reached` is the resourceVersion
+    /// what has becomes events for the watchers, deletions first, then the rest in the order of resourceVersions. `reached` is the resourceVersion
     /// of the view with the bookmarks that are not stored yet, `now` the time.
     pub(crate) fn apply_list(&mut self, last: &ListPage, reached: u64, now: u64) -> Result<(), StoreError> {
         let version = last.resource_version;
@@ -239,6 +257,11 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         changed.sort_by(|(one_key, one), (other_key, other)| {
             (one.meta.resource_version, one_key).cmp(&(other.meta.resource_version, other_key))
         });
+        // Deletions first. They count as of the list's version, and what a client that watches on from a version has seen
+        // are all changes up to there: behind a change of that version they might be taken for seen.
+        for key in gone {
+            self.remove(&key, version, None)?;
+        }
         for (key, Listed { meta, body }) in changed {
             let body = match body {
                 Some(body) => body,
@@ -246,9 +269,6 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             };
             self.upsert(&meta, &body)?;
             self.advance(meta.resource_version.min(version));
-        }
-        for key in gone {
-            self.remove(&key, version, None)?;
         }
         self.tx.delete_prefix(Table::Staging, &self.id.prefix())?;
         self.record.state = self.record.state.after(super::Transition::Listed, now);
@@ -258,7 +278,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
 
     /// Puts a local version over an object; `false` if the view does not have it.
     pub(crate) fn apply_local(&mut self, key: &str, stored: &[u8]) -> Result<bool, StoreError> {
-        let there = self.touch(key)?;
+        let there = self.touch(key, Some(stored))?;
         if there {
             self.put_local(key, stored)?;
         }
@@ -278,7 +298,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
 
     /// Takes the local version off again; `false` if there is none.
     pub(crate) fn drop_local(&mut self, key: &str) -> Result<bool, StoreError> {
-        Ok(self.forget_local(key)? && self.touch(key)?)
+        Ok(self.forget_local(key)? && self.touch(key, None)?)
     }
 
     /// Takes all local versions off but these; returns whether there was another.
@@ -350,6 +370,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         self.record.bytes = 0;
         // Watchers' positions stay behind this one.
         self.record.next_sequence();
+        self.news.drop_all();
         Ok(())
     }
 
@@ -366,7 +387,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
     }
 
     /// Stores a new version. One that is there already, or older, changes nothing: a resumed watch repeats events.
-    fn upsert(&mut self, meta: &ObjectMeta, plain: &[u8]) -> Result<(), StoreError> {
+    fn upsert(&mut self, meta: &ObjectMeta, plain: &Bytes) -> Result<(), StoreError> {
         let (key, version) = (meta.key(), meta.resource_version);
         let full = self.id.object(&key);
         let mut replaced = 0;
@@ -412,8 +433,13 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         if let Some(shown) = &shown {
             self.put_local(&key, shown)?;
         }
-        let entry = LogEntry::Live { version, local: shown.is_some(), key: &key };
-        self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())
+        let local = shown.is_some();
+        let entry = LogEntry::Live { version, local, key: &key };
+        self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())?;
+        let event_type = if known.is_some() { EventType::Modified } else { EventType::Added };
+        let body = shown.unwrap_or_else(|| plain.clone());
+        self.news.add(NewEvent { sequence, version, local, event_type, body });
+        Ok(())
     }
 
     /// Turns an object into a tombstone that sorts at `version`. Upstream's last state of it is `body`; a deletion that
@@ -439,11 +465,13 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         self.forget_local(key)?;
         let sequence = self.record.next_sequence();
         let log_key = self.id.log(sequence);
-        let (sealed, body) = self.seal(&log_key, &body)?;
-        let entry = LogEntry::Tombstone { version, entered_sequence, sealed, key, body: &body }.encode();
+        let (sealed, stored) = self.seal(&log_key, &body)?;
+        let entry = LogEntry::Tombstone { version, entered_sequence, sealed, key, body: &stored }.encode();
         self.record.tombstones += 1;
         self.record.tombstone_bytes += entry.len() as u64;
-        self.tx.put(Table::Log, &log_key, &entry)
+        self.tx.put(Table::Log, &log_key, &entry)?;
+        self.news.add(NewEvent { sequence, version, local: false, event_type: EventType::Deleted, body });
+        Ok(())
     }
 
     fn forget_local(&mut self, key: &str) -> Result<bool, StoreError> {
@@ -454,8 +482,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         Ok(there)
     }
 
-    /// Moves an object's log entry to the end, marked as the hub's own doing; `false` if there is no such object.
-    fn touch(&mut self, key: &str) -> Result<bool, StoreError> {
+    /// Moves an object's log entry to the end, marked as the hub's own doing; `false` if there is no such object. What
+    /// is shown of it from now on is upstream's version if nothing is given.
+    fn touch(&mut self, key: &str, shown: Option<&[u8]>) -> Result<bool, StoreError> {
         let full = self.id.object(key);
         let Some(value) = self.tx.get(Table::Objects, &full)? else { return Ok(false) };
         let value = value.to_vec();
@@ -463,8 +492,17 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         self.tx.delete(Table::Log, &self.id.log(record.sequence))?;
         let sequence = self.record.next_sequence();
         self.tx.put(Table::Objects, &full, &ObjectRecord { sequence, ..record }.encode())?;
-        let entry = LogEntry::Live { version: record.version, local: true, key };
+        let version = record.version;
+        let entry = LogEntry::Live { version, local: true, key };
         self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())?;
+        if self.news.are_collected() {
+            let body = match shown {
+                Some(shown) => Bytes::copy_from_slice(shown),
+                None => record.open(self.tx.sealer(), &full)?.into_owned().into(),
+            };
+            let event_type = EventType::Modified;
+            self.news.add(NewEvent { sequence, version, local: true, event_type, body });
+        }
         Ok(true)
     }
 

@@ -1,6 +1,5 @@
 //! What the hub says of itself to a person at the node.
 
-use yurt_api::agent::Moment;
 use yurt_api::doctor::{Hub as Told, LinkState, Pod, Reboot, ViewState, Way};
 use yurt_hub::Came;
 
@@ -36,7 +35,7 @@ async fn cluster() -> Cluster {
 }
 
 fn look(hub: &Hub) -> Told {
-    hub.server.doctor().look(&Ok(None))
+    hub.server.doctor().look(&Ok(Course::default()))
 }
 
 fn pod<'t>(told: &'t Told, name: &str) -> &'t Pod {
@@ -119,11 +118,11 @@ async fn it_says_which_pods_talk_past_it() {
         (pod(&told, "web-0").way, told.ways_unknown.is_some())
     };
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
-    let came = |boot_id: &str, second| Ok(Some(Moment { boot_id: Some(boot_id.to_owned()), second }));
+    let came = |boot_id: &str, second| Ok(Moment { boot_id: Some(boot_id.to_owned()), second }.into());
     assert_eq!(way(came(&boot_id, BEGAN)), (Way::Past, false));
     assert_eq!(way(came(&boot_id, BEGAN - 1)), (Way::Hub, false));
     assert_eq!(way(came("another", BEGAN)), (Way::Hub, false), "the node was booted since");
-    assert_eq!(way(Ok(None)), (Way::Unknown, true));
+    assert_eq!(way(Ok(Course::default())), (Way::Unknown, true));
     assert_eq!(way(Err("it is damaged".into())), (Way::Unknown, true));
     hub.stop().await;
 }

@@ -80,6 +80,30 @@ async fn a_token_is_reviewed_once_goes_upstream_unchanged_and_is_known_offline()
     hub.stop().await;
 }
 
+/// An API server that fails says nothing about the token; a client that hears 401 throws a good one away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_about_which_the_api_server_decides_nothing_is_503_while_the_link_is_up() {
+    let cluster = Cluster::new().await;
+    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web", "exp": 4_000_000_000_i64}));
+    cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    let pod = cluster.client(&hub, &As::Token(token)).await;
+    let path = format!("{PODS}?resourceVersion=0");
+    let reviews = || When::path("/apis/authentication.k8s.io/v1/tokenreviews");
+    for fault in [Fault::Answer(500), Fault::Answer(429), Fault::Answer(403), Fault::HangUp] {
+        cluster.api.fault(reviews(), fault.clone());
+        let refused = pod.get(&path).await;
+        assert_eq!(refused.status, 503, "{fault:?}: {}", String::from_utf8_lossy(&refused.body));
+        let message = refused.json()["message"].as_str().unwrap().to_owned();
+        assert!(!message.contains("offline"), "{fault:?}: {message}");
+        assert_eq!(refused.headers["retry-after"], "1", "{fault:?}");
+        cluster.api.no_faults();
+    }
+    pod.get(&path).await.expect(200);
+    hub.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_certificate_of_the_node_is_served_while_the_link_is_down() {
     let cluster = Cluster::new().await;

@@ -9,8 +9,10 @@ mod freshness;
 mod identity;
 mod offline;
 mod overlay;
+mod tokens;
 mod trust;
 mod watches;
+mod way_in;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -23,15 +25,17 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_api::agent::{Course, Moment, Turn};
 use yurt_fakes::api_server::{FakeApi, Fault, When, jwt};
 use yurt_fakes::client::{self, As, Client};
 use yurt_fakes::link::{Mode, Wire};
 use yurt_fakes::pki::{TestCa, TestCertificate, Trust};
 use yurt_fakes::until;
-use yurt_hub::Server;
 use yurt_hub::serve::sockets::Sockets;
-use yurt_node::config::EdgeConfig;
+use yurt_hub::{Came, Places, Server, Surroundings};
+use yurt_node::config::{EdgeConfig, WayIn};
 use yurt_node::supervise::Tasks;
 
 const PODS: &str = "/api/v1/namespaces/shop/pods";
@@ -47,6 +51,10 @@ struct Cluster {
     link: Wire,
     node: TestCertificate,
     dir: TempDir,
+    /// By which way pods are to come to the hub.
+    way_in: WayIn,
+    /// When kubelet came to it.
+    came: watch::Sender<Came>,
 }
 
 /// The hub of one boot.
@@ -100,7 +108,11 @@ impl Cluster {
             "metadata": {"name": "kubernetes"},
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443}]}}),
         );
-        Self { ca, api, link, node, dir: tempfile::tempdir().unwrap() }
+        let (dir, came) = (tempfile::tempdir().unwrap(), watch::Sender::new(Ok(Course::default())));
+        for folder in ["run", "address"] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        Self { ca, api, link, node, dir, way_in: WayIn::Environment, came }
     }
 
     /// Boots the node's hub.
@@ -124,6 +136,7 @@ impl Cluster {
             kubelet_address: "127.0.0.1:10250".into(),
             kubelet_version: "v1.36.3".into(),
             cluster_domain: None,
+            way_in: self.way_in,
         };
         let listen = || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -136,7 +149,7 @@ impl Cluster {
             let ((address, hub), (health, probes)) = (listen(), listen());
             let sockets = Sockets { hub: vec![hub], health: Some(probes) };
             let tasks = Tasks::new(CancellationToken::new());
-            match Server::start(&config, &state, sockets, &tasks).await {
+            match Server::start(&config, &state, self.surroundings(), sockets, &tasks).await {
                 Ok(server) => {
                     let ca = std::fs::read_to_string(state.join("ca.pem")).unwrap();
                     Some(Hub { server, tasks, address, health, trust: Trust::of_bundle(&ca) })
@@ -150,6 +163,12 @@ impl Cluster {
         .await;
         assert!(hub.server.readiness().serving_certificate, "from the first moment on");
         hub
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let folder = |name| self.dir.path().join(name);
+        let places = Places { hub: folder("run"), holder: folder("address") };
+        Surroundings { places, came: self.came.subscribe() }
     }
 
     fn kubelet(&self) -> As {

@@ -460,3 +460,62 @@ async fn what_an_older_release_kept_in_protobuf_is_told_when_nothing_better_is_t
     list("application/json").await.expect(503);
     hub.stop().await;
 }
+
+/// A leader election as client-go holds it, in JSON: what the annotation is for, and what is honest without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_asks_for_it_is_renewed_offline_and_the_api_servers_word_counts_afterwards() {
+    const SHOP: &str = "/apis/coordination.k8s.io/v1/namespaces/shop/leases";
+    const JSON: &str = "application/json";
+    let (cluster, token) = Cluster::with_kube_proxy().await;
+    let hub = cluster.boot().await;
+    let operator = cluster.client(&hub, &As::Token(token)).await;
+    let path = |name: &str| format!("{SHOP}/{name}");
+    let elect = async |name: &str, annotated: bool| {
+        let annotations = if annotated { json!({"openyurt.io/offline-lease": "true"}) } else { json!({}) };
+        let lease = json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+            "metadata": {"name": name, "namespace": "shop", "annotations": annotations},
+            "spec": {"holderIdentity": "web-0_a", "leaseDurationSeconds": 15, "renewTime": "t0"}});
+        let created = operator.write(Method::POST, SHOP, JSON, &lease).await.expect(201).json();
+        operator.write(Method::PUT, &path(name), JSON, &created).await.expect(200).json()
+    };
+    let (mut asked, not) = (elect("asked", true).await, elect("not", false).await);
+    // What is seen is looked at after the client has its answer.
+    until("it is known", async || {
+        cluster.link.set(Mode::Cut);
+        until("offline", async || (hub.server.readiness().link == "offline").then_some(())).await;
+        let answer = operator.write(Method::PUT, &path("asked"), JSON, &asked).await;
+        if answer.status == 200 {
+            return Some(());
+        }
+        cluster.restore(&hub).await;
+        asked = operator.write(Method::PUT, &path("asked"), JSON, &asked).await.expect(200).json();
+        None
+    })
+    .await;
+    operator.write(Method::PUT, &path("not"), JSON, &not).await.expect(503);
+    for time in ["t1", "t2", "t3"] {
+        asked["spec"]["renewTime"] = json!(time);
+        let renewed = operator.write(Method::PUT, &path("asked"), JSON, &asked).await.expect(200).json();
+        assert_eq!(renewed, asked);
+        assert_eq!(operator.get(&path("asked")).await.expect(200).json(), asked);
+    }
+    let mut theirs = asked.clone();
+    theirs["spec"]["holderIdentity"] = json!("web-1_b");
+    let refused = operator.write(Method::PUT, &path("asked"), JSON, &theirs).await.expect(409);
+    assert_eq!(refused.json()["reason"], "Conflict");
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    kubelet.write(Method::PUT, &path("asked"), JSON, &asked).await.expect(503);
+
+    // Nothing is replayed; whoever was elected meanwhile leads.
+    let mut elected = cluster.api.get(&path("asked")).unwrap();
+    assert_eq!(elected["spec"]["renewTime"], "t0");
+    elected["spec"]["holderIdentity"] = json!("cloud-3_c");
+    cluster.api.put(&path("asked"), elected);
+    cluster.restore(&hub).await;
+    operator.write(Method::PUT, &path("asked"), JSON, &asked).await.expect(409);
+    let now = operator.get(&path("asked")).await.expect(200).json();
+    assert_eq!(now["spec"]["holderIdentity"], "cloud-3_c");
+    cluster.cut(&hub).await;
+    operator.write(Method::PUT, &path("asked"), JSON, &now).await.expect(503);
+    hub.stop().await;
+}

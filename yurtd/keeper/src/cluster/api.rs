@@ -15,7 +15,7 @@ use super::super::containers::Running;
 use super::super::{kubeconfig, look};
 use super::agents::AgentPod;
 use super::objects::{ConfigMap, Lease, Node, Pod};
-use super::{Access, Cluster, ClusterError, OwnNode, Route, health};
+use super::{Access, Cluster, ClusterError, HubWayIn, OwnNode, Route, health};
 
 /// Where kubelet keeps its Lease.
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
@@ -194,6 +194,10 @@ impl Cluster for ApiCluster {
 
     async fn hub_ready(&mut self) -> Result<(), ClusterError> {
         health::is_ready(Route::Hub.what()).await
+    }
+
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
+        health::way_in(Route::Hub.what()).await
     }
 
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {

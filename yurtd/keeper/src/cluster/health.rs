@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use yurt_api::names;
 use yurt_node::api_client::DEADLINE;
 
-use super::ClusterError;
+use super::{ClusterError, HubWayIn};
 
 /// Bound of what it says.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -23,6 +23,18 @@ pub(super) async fn is_ready(what: &'static str) -> Result<(), ClusterError> {
         (200..=299, _) => Ok(()),
         (code, body) => Err(refused(what, code, &body)),
     }
+}
+
+/// By which way pods come to it.
+pub(super) async fn way_in(what: &'static str) -> Result<HubWayIn, ClusterError> {
+    // Whether it is ready or not.
+    let (_, body) = answer(what, "/readyz").await?;
+    read_way_in(what, &body)
+}
+
+fn read_way_in(what: &'static str, body: &[u8]) -> Result<HubWayIn, ClusterError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ClusterError::Unreadable { what, message: error.to_string() })
 }
 
 /// The certificate of the CA with which it vouches for itself; nothing from a hub of before, which does not know the
@@ -85,7 +97,21 @@ async fn ask(path: &'static str) -> Result<(u16, Vec<u8>), Box<dyn std::error::E
 
 #[cfg(test)]
 mod tests {
+    use yurt_api::way_in::WayIn;
+
     use super::*;
+
+    #[test]
+    fn the_way_in_is_told_ready_or_not_and_a_hub_of_before_knows_the_environment_alone() {
+        let read = |body: &str| read_way_in("the hub", body.as_bytes());
+        let said = r#"{"ready":false,"wayIn":"service","wayInOpen":true,"wayInTurn":7}"#;
+        let service = HubWayIn { way: WayIn::Service, why: None, open: true, turn: Some(7) };
+        assert_eq!(read(said).unwrap(), service);
+        assert_eq!(read(r#"{"ready":true}"#).unwrap(), HubWayIn::default());
+        let unable = read(r#"{"ready":true,"wayIn":"environment","wayInWhy":"no nf_tables"}"#).unwrap();
+        assert_eq!((unable.way, unable.why.as_deref()), (WayIn::Environment, Some("no nf_tables")));
+        assert!(matches!(read("<html>"), Err(ClusterError::Unreadable { .. })));
+    }
 
     #[test]
     fn a_hubs_ca_is_one_certificate_and_a_hub_of_before_has_none() {

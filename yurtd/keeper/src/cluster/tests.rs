@@ -121,6 +121,7 @@ async fn a_report_is_an_annotation_and_nothing_else() {
         time: "2026-01-01T00:00:00Z".into(),
         agents: yurt_api::status::Agents::default(),
         since: None,
+        way_in: None,
     };
     cluster(access(&api)).report(&status).await.unwrap();
     let patch = api.seen("PATCH", NODE_PATH).pop().unwrap().json();

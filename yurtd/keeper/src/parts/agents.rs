@@ -10,13 +10,14 @@
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use yurt_api::agent::Moment;
+use yurt_api::agent::{Moment, Turn as Announced};
 use yurt_api::names;
 use yurt_api::status::{AgentFailure, ConversionState};
+use yurt_api::way_in::WayIn;
 
 use super::drop_in::uses_hub;
 use crate::agents::{Agent, began_through_hub};
-use crate::cluster::{Cluster, Route};
+use crate::cluster::{Cluster, HubWayIn, Route};
 use crate::engine::{Engine, KeeperError};
 use crate::journal::{Journal, Phase, Step};
 use crate::systemd::Systemd;
@@ -56,7 +57,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             _ => ConversionState::Converting,
         };
         let turn = Turn { route: Route::Hub, state, step: Step::Agents };
-        self.turn(journal, turn, |started| before.is_after(started.as_second(), boot_id.as_deref())).await?;
+        let is_stale = |started: Timestamp| before.is_after(started.as_second(), boot_id.as_deref());
+        self.announce(journal, is_stale).await?;
+        self.turn(journal, turn, is_stale).await?;
+        journal.turn = None;
         journal.agents_before = None;
         journal.agents_due = false;
         journal.save(&self.host)?;
@@ -79,12 +83,60 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Restarts those that began while kubelet worked through the hub, which is about to go.
     pub(crate) async fn agents_to_api_server(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
         let Some(left) = journal.left.clone() else { return Ok(()) };
+        // An agent that begins anew must not be led to the hub, which is about to go and which it does not believe.
+        self.way_in_is(|way_in| !way_in.open).await;
         let (came, boot_id) = (journal.came.clone(), self.boot_id());
         let turn = Turn { route: Route::Direct, state: ConversionState::Reverting, step: Step::Kubelet };
         self.turn(journal, turn, |started| {
             began_through_hub(started, came.as_ref(), &left, boot_id.as_deref())
         })
         .await
+    }
+
+    /// Names all of them before the first is restarted, and waits until the hub's way in is as if they had been: what
+    /// an agent asks for when it begins, it asks once, and those on the host's network are led to the hub together.
+    async fn announce(
+        &mut self,
+        journal: &mut Journal,
+        is_stale: impl Fn(Timestamp) -> bool,
+    ) -> Result<(), KeeperError> {
+        if journal.keep_agents {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.settings.agent_limit;
+        let found = self.ask(deadline, async |cluster| cluster.agents(Route::Hub).await).await?;
+        let failed = |name: &str| journal.agents.failed.iter().any(|failure| failure.pod == name);
+        let next = found.iter().filter(|agent| !agent.stale(&is_stale).is_empty() && !failed(&agent.name));
+        let pods: Vec<String> = next.map(|agent| agent.name.clone()).collect();
+        if pods.is_empty() {
+            return Ok(());
+        }
+        let second = self.moment().second;
+        journal.turn = Some(Announced { second, pods });
+        journal.save(&self.host)?;
+        self.way_in_is(|way_in| way_in.turn == Some(second)).await;
+        Ok(())
+    }
+
+    /// Waits until the hub's way in is so, if it has one that can be.
+    async fn way_in_is(&mut self, expected: impl Fn(&HubWayIn) -> bool) {
+        let deadline = Instant::now() + self.settings.way_in_limit;
+        loop {
+            match self.cluster.hub_way_in().await {
+                // By their environment what begins is led there at once.
+                Ok(way_in) if way_in.way == WayIn::Environment || expected(&way_in) => return,
+                answer => {
+                    if Instant::now() >= deadline {
+                        tracing::warn!(
+                            ?answer,
+                            "the way to the hub is not as it should be; going on without it"
+                        );
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(self.settings.poll).await;
+        }
     }
 
     async fn turn(
@@ -143,6 +195,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     ) -> Result<(), KeeperError> {
         tracing::warn!(agent = %pod, %error, "an agent was not restarted");
         journal.agents.restarted.retain(|name| *name != pod);
+        if let Some(turn) = &mut journal.turn {
+            turn.pods.retain(|name| *name != pod);
+        }
         journal.agents.failed.push(AgentFailure { pod, message: error.to_string() });
         journal.save(&self.host)?;
         Ok(())

@@ -1,11 +1,12 @@
 //! What the hub reads: its configuration, the CA of the API server, the CA of the tunnel.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use yurt_api::names;
 use yurt_api::status::ClusterConfig;
-use yurt_node::config::EdgeConfig;
+use yurt_node::config::{EdgeConfig, WayIn};
 use yurt_node::known::Known;
 
 use crate::cluster::{Cluster, ClusterError};
@@ -19,6 +20,14 @@ const ETC: &str = "/opt/yurt/etc";
 /// The API server's CA, when kubelet's kubeconfig carries it inside.
 pub(super) const CA_FILE: &str = "/opt/yurt/etc/ca.crt";
 
+/// What of the hub's configuration was decided for the cluster.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Chosen {
+    tunnel_servers: Vec<String>,
+    way_in: WayIn,
+}
+
 impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Writes what the hub reads. Returns whether a restart of the service is needed.
     pub(crate) async fn configure(&mut self, journal: &Journal) -> Result<bool, KeeperError> {
@@ -30,8 +39,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         }
         let mut config = self.edge_config(&facts, &journal.kubelet_version).await?;
         if journal.release != self.release {
-            // A hub of before this field refuses to start with what it does not know.
+            // A hub of before these fields refuses to start with what it does not know.
             config.cluster_domain = None;
+            config.way_in = WayIn::Environment;
         }
         let mut text = serde_json::to_vec_pretty(&config).map_err(|error| {
             KeeperError::Refused(format!("the edge configuration cannot be written: {error}"))
@@ -50,17 +60,25 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         facts: &Facts,
         kubelet_version: &str,
     ) -> Result<EdgeConfig, KeeperError> {
-        let tunnel_servers = match self.cluster_config().await {
-            Known::Is(text) => {
+        let Chosen { tunnel_servers, way_in } = match self.cluster_config().await {
+            Known::Is((text, way_in)) => {
                 let config: ClusterConfig = serde_json::from_str(&text).map_err(|error| {
                     KeeperError::Refused(format!("ConfigMap {} is not valid: {error}", names::CONFIG_MAP))
                 })?;
-                config.tunnel_addresses
+                // Of a plugin that knew one way alone there is no word of it.
+                let way_in = match way_in.as_deref() {
+                    None => WayIn::default(),
+                    Some(name) => WayIn::of(name).ok_or_else(|| {
+                        let (map, key) = (names::CONFIG_MAP, names::CONFIG_WAY_IN_KEY);
+                        KeeperError::Refused(format!("ConfigMap {map} is not valid: {key} is {name:?}"))
+                    })?,
+                };
+                Chosen { tunnel_servers: config.tunnel_addresses, way_in }
             }
-            Known::Absent => Vec::new(),
+            Known::Absent => Chosen::default(),
             Known::Unknown(error) => {
                 tracing::debug!(%error, "cannot read the cluster's configuration; what is on the node stays");
-                self.installed_tunnel_servers()
+                self.installed()
             }
         };
         let ca_file = facts.ca_file.clone().unwrap_or_else(|| CA_FILE.into());
@@ -77,25 +95,27 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             kubelet_version: kubelet_version.into(),
             // The hub's own default is not told: nothing changes on nodes of before.
             cluster_domain: facts.cluster_domain.clone().filter(|domain| domain != "cluster.local"),
+            way_in,
         })
     }
 
-    async fn cluster_config(&mut self) -> Known<String, ClusterError> {
-        match mounted(&self.sources.config_dir.join(names::CONFIG_KEY)) {
-            Some(text) => Known::Is(text),
-            None => self.ask_cluster(names::CONFIG_MAP, names::CONFIG_KEY).await,
+    /// The configuration, and the name of the way by which pods come to the hub.
+    async fn cluster_config(&mut self) -> Known<(String, Option<String>), ClusterError> {
+        let folder = self.sources.config_dir.clone();
+        if let Some(text) = mounted(&folder.join(names::CONFIG_KEY)) {
+            // Both are of one version: a mount is replaced as a whole.
+            return Known::Is((text, mounted(&folder.join(names::CONFIG_WAY_IN_KEY))));
         }
+        let read = |mut data: BTreeMap<String, String>| {
+            data.remove(names::CONFIG_KEY).map(|text| (text, data.remove(names::CONFIG_WAY_IN_KEY)))
+        };
+        self.cluster.config_map(names::CONFIG_MAP).await.map(|data| data.and_then(read)).into()
     }
 
-    /// The tunnel servers that the hub was last told, by whichever release.
-    fn installed_tunnel_servers(&self) -> Vec<String> {
-        #[derive(Default, Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Told {
-            tunnel_servers: Vec<String>,
-        }
+    /// What the hub was last told, by whichever release.
+    fn installed(&self) -> Chosen {
         let text = self.host.read(names::EDGE_CONFIG).ok().flatten().unwrap_or_default();
-        serde_json::from_slice::<Told>(&text).unwrap_or_default().tunnel_servers
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     async fn tunnel_ca(&mut self, wanted: bool) -> Known<String, ClusterError> {

@@ -2,6 +2,7 @@
 
 use yurt_api::names;
 use yurt_api::status::Agents;
+use yurt_api::way_in::WayIn;
 
 use super::{Wanted, fingerprint};
 use crate::arguments::{self, Arguments};
@@ -36,7 +37,23 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         if changed || kubelet.need_reload {
             self.systemd.reload().await?;
         }
-        let wanted = fingerprint(&[text.as_bytes(), drop_in.as_bytes()]);
+        let way_in = match self.cluster.hub_way_in().await {
+            Ok(said) => {
+                self.way_in_why = said.why;
+                said.way
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the hub does not say by which way pods come to it; as before");
+                journal.way_in.unwrap_or_default()
+            }
+        };
+        // kubelet makes pods' environment of the Service as it read it when it started.
+        let way = if way_in == WayIn::Environment { "" } else { way_in.name() };
+        let wanted = if way.is_empty() {
+            fingerprint(&[text.as_bytes(), drop_in.as_bytes()])
+        } else {
+            fingerprint(&[text.as_bytes(), drop_in.as_bytes(), way.as_bytes()])
+        };
         let mut restarted = false;
         // One that does not run has not gone past the hub: what it started is still told of the hub.
         let elsewhere = match &arguments {
@@ -56,8 +73,14 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 journal.agents_before = Some(now.clone());
                 journal.save(&self.host)?;
             }
+            let led_by_environment = journal.came.is_some() && journal.way_in != Some(WayIn::Service);
+            if !elsewhere && led_by_environment && way_in == WayIn::Service {
+                journal.environment_until = Some(now.clone());
+                journal.save(&self.host)?;
+            }
             if elsewhere {
                 journal.came = Some(now);
+                journal.left = None;
                 journal.agents_before = None;
                 journal.agents_due = true;
                 journal.agents = Agents::default();
@@ -66,8 +89,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             self.systemd.restart(units::KUBELET).await?;
             restarted = true;
         }
-        if journal.applied_kubelet.as_ref() != Some(&wanted) {
+        if journal.applied_kubelet.as_ref() != Some(&wanted) || journal.way_in != Some(way_in) {
             journal.applied_kubelet = Some(wanted);
+            journal.way_in = Some(way_in);
             journal.save(&self.host)?;
         }
         Ok(restarted)

@@ -91,14 +91,32 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         Ok(fingerprint(&[journal.release.digest.as_bytes(), units::SERVICE.text.as_bytes(), &config, &ca]))
     }
 
+    /// Takes the hub's address off the node, and the table that leads there: what the unit does when it stops, unless it,
+    /// or its program, is gone. Pods would be led to nobody.
+    async fn remove_address(&mut self, mut program: String) -> Result<(), KeeperError> {
+        if !self.host.exists(&program) {
+            let release = self.release.clone();
+            self.install(&release)?;
+            program = release.program();
+        }
+        let command = [program, "address".into(), "remove".into()];
+        Ok(self.systemd.run("yurt-address-remove.service", &command).await?)
+    }
+
     /// Takes the units and the hub's state away.
     pub(crate) async fn remove_service(&mut self, journal: &Journal) -> Result<(), KeeperError> {
+        let program = format!("{}/yurtd", names::CURRENT_LINK);
+        let address = self.systemd.unit(units::ADDRESS.name).await?;
+        let takes_it_along = address.is_loaded() && address.is_active() && self.host.exists(&program);
         // The socket first, or a last connection starts the service again.
         for unit in [units::SOCKET, units::SERVICE, units::ADDRESS] {
             let found = self.systemd.unit(unit.name).await?;
             if found.is_loaded() && found.active_state != "inactive" {
                 self.systemd.stop(unit.name).await?;
             }
+        }
+        if !takes_it_along {
+            self.remove_address(program).await?;
         }
         // Only while its unit is there does systemd know which folder is the service's.
         if self.host.exists(units::SERVICE.path()) {

@@ -7,7 +7,7 @@ use yurt_api::status::ConversionStatus;
 
 use super::{Shared, World};
 use crate::agents::Agent;
-use crate::cluster::{Access, Cluster, ClusterError, OwnNode, Route};
+use crate::cluster::{Access, Cluster, ClusterError, HubWayIn, OwnNode, Route};
 use crate::containers::Running;
 use crate::units;
 
@@ -109,6 +109,11 @@ impl Cluster for FakeCluster {
             return Ok(());
         }
         Err(ClusterError::Unreachable { what: "the hub", message: "connection refused".into() })
+    }
+
+    async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
+        self.hub_ready().await?;
+        Ok(self.world.borrow().way_in())
     }
 
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {

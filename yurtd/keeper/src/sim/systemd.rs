@@ -80,7 +80,11 @@ impl Systemd for FakeSystemd {
 
     async fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
         let mut world = self.act()?;
-        world.active.remove(unit);
+        let ran = world.active.remove(unit);
+        if ran && unit == units::ADDRESS.name && world.program("/opt/yurt/current/yurtd").is_some() {
+            // `ExecStopPost=`
+            world.address_held = false;
+        }
         if unit == units::SOCKET.name {
             world.active.remove(units::SERVICE.name);
         }
@@ -98,6 +102,14 @@ impl Systemd for FakeSystemd {
 
     async fn run(&mut self, _unit: &str, command: &[String]) -> Result<(), SystemdError> {
         let mut world = self.act()?;
+        if let [program, verb, action] = command {
+            assert_eq!([verb.as_str(), action], ["address", "remove"]);
+            if world.program(program).is_none() {
+                return Err(SystemdError::Simulated("no such file".into()));
+            }
+            world.address_held = false;
+            return Ok(());
+        }
         let [program, verb, id, flag, _] = command else { panic!("{command:?}") };
         assert_eq!(verb, "end-container");
         // A keeper's own release knows what it asks for.
@@ -107,6 +119,8 @@ impl Systemd for FakeSystemd {
         }
         assert_eq!(flag, "--grace-seconds");
         world.ended.push(id.clone());
+        let way_in = world.way_in();
+        world.way_in_when_an_agent_ends.iter_mut().for_each(|seen| seen.push(way_in.clone()));
         world.link_down |= std::mem::take(&mut world.cut_at_first_agent);
         if world.delete_ended_agents {
             world.agents.clear();

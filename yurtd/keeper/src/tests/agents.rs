@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use yurt_api::names;
 use yurt_api::status::ConversionState;
+use yurt_api::way_in::WayIn;
 
 use super::super::engine::{KeeperError, Target};
 use super::super::sim::{VANILLA_ARGUMENTS, agent};
+use super::super::units;
 use super::{Node, pass};
 
 const NAMES: [&str; 2] = ["kube-system/kube-proxy-x", "kube-flannel/kube-flannel-y"];
@@ -184,4 +187,102 @@ async fn a_report_says_since_when_what_begins_on_the_node_knows_the_hub() {
     }
     node.reach(Target::Vanilla).await.unwrap();
     assert_eq!(node.last_report().since, None);
+}
+
+/// The way by which pods come to the hub, as the plugin writes it down.
+fn choose(node: &Node, way: &str) {
+    std::fs::write(node.pod.path().join(names::CONFIG_WAY_IN_KEY), way).unwrap();
+}
+
+#[tokio::test]
+async fn agents_are_restarted_when_the_way_in_is_as_if_they_had_been() {
+    let node = Node::new();
+    choose(&node, "service");
+    node.world.borrow_mut().way_in_when_an_agent_ends = Some(Vec::new());
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    let config = std::fs::read_to_string(node.root().join("opt/yurt/etc/edge.json")).unwrap();
+    assert!(config.contains("\"wayIn\": \"service\""), "{config}");
+    let seen = node.world.borrow_mut().way_in_when_an_agent_ends.replace(Vec::new()).unwrap();
+    assert_eq!(seen.len(), NAMES.len());
+    assert!(seen.iter().all(|way_in| way_in.open && way_in.turn.is_some()), "{seen:?}");
+    assert_eq!(node.world.borrow().way_in().turn, None, "the turn is over");
+
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    let seen = node.world.borrow_mut().way_in_when_an_agent_ends.take().unwrap();
+    assert_eq!(seen.len(), NAMES.len());
+    assert!(
+        seen.iter().all(|way_in| !way_in.open),
+        "what begins anew is not led to a hub that goes: {seen:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_changes_from_the_environment_says_since_when() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    let way_in = || node.last_report().way_in.unwrap();
+    assert_eq!((way_in().way, way_in().environment_until), (WayIn::Environment, None));
+    assert_eq!(node.world.borrow().kubelet_restarts, 1);
+    choose(&node, "service");
+    node.world.borrow_mut().kernel_knows_no_tables = true;
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!((way_in().way, way_in().why.as_deref()), (WayIn::Environment, Some("no nf_tables")));
+    assert_eq!(node.world.borrow().kubelet_restarts, 1);
+    // kubelet has the Service as it was shown, until it begins anew.
+    node.world.borrow_mut().kernel_knows_no_tables = false;
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().kubelet_restarts, 2);
+    assert_eq!((way_in().way, way_in().why), (WayIn::Service, None));
+    let until = way_in().environment_until.unwrap();
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(way_in().environment_until, Some(until));
+    assert_eq!(node.world.borrow().kubelet_restarts, 2);
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+}
+
+#[tokio::test]
+async fn address_and_table_go_also_when_their_unit_or_the_program_is_half_gone() {
+    type Harm = fn(&Node);
+    let harms: [Harm; 3] = [
+        |node| std::fs::remove_file(node.root().join("opt/yurt/current")).unwrap(),
+        |node| node.world.borrow_mut().stop_behind_its_back(units::ADDRESS.name),
+        |node| {
+            node.world.borrow_mut().stop_behind_its_back(units::ADDRESS.name);
+            std::fs::remove_file(node.root().join(units::ADDRESS.path().trim_start_matches('/'))).unwrap();
+        },
+    ];
+    for (number, harm) in harms.into_iter().enumerate() {
+        let node = Node::new();
+        node.reach(Target::Edge).await.unwrap();
+        assert!(node.world.borrow().address_held);
+        harm(&node);
+        node.reach(Target::Vanilla).await.unwrap();
+        assert!(!node.world.borrow().address_held, "{number}");
+        node.assert_vanilla();
+    }
+}
+
+#[tokio::test]
+async fn a_hub_is_told_the_way_of_the_cluster_and_one_of_before_none() {
+    let node = Node::new();
+    let told = || -> serde_json::Value {
+        let text = std::fs::read(node.root().join("opt/yurt/etc/edge.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    node.reach(Target::Edge).await.unwrap();
+    assert!(told().get("wayIn").is_none(), "of a plugin that knew one way alone");
+    choose(&node, "service\n");
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(told()["wayIn"], "service");
+    choose(&node, "sideways");
+    assert!(matches!(pass(&mut node.keeper(), Target::Edge).await, Err(KeeperError::Refused(_))));
+    assert!(node.last_report().message.contains("sideways"), "{:?}", node.last_report());
+    assert_eq!(told()["wayIn"], "service");
+    choose(&node, "environment");
+    node.reach(Target::Edge).await.unwrap();
+    assert!(told().get("wayIn").is_none());
 }

@@ -12,92 +12,63 @@
 //! ```
 //!
 //! The priority is before kube-proxy's and everybody else's NAT. The table is replaced in one transaction: at
-//! no time is there half of it. A table that somebody else removed (firewall managers flush everything when they
-//! reload) is put back within [`CHECK_EVERY`]. The kernel could give the table to our socket (`flags owner`); we do not
-//! ask for it, because then an administrator could not remove the rules while this process runs.
-//!
-//! The image has no `nft` program, so [`message`] writes the netlink messages, and [`socket`] sends them.
+//! no time is there half of it. What somebody else took away of it (firewall managers flush everything when they
+//! reload), the table, a rule, an address, is put back within [`CHECK_EVERY`].
 
-pub(crate) mod fuzzing;
-mod message;
-mod socket;
-
-use std::io;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_node::known::Known;
+use yurt_node::nft::{Action, Chain, Family, Held, Hook, Match, NftError, Rule, Set, Table};
 
-use self::socket::Netfilter;
 use super::nodes::Endpoints;
 
 /// How often to look whether the table is still there, and to try again after a failure.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
-/// Why the rules are not in the kernel.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum NftError {
-    /// The socket fails.
-    #[error("netlink: {0}")]
-    Socket(io::Error),
-    /// The kernel refuses.
-    #[error("the kernel refuses the nftables table: {0}")]
-    Refused(io::Error),
-    /// The kernel does not answer as it should.
-    #[error("unexpected answer from the kernel")]
-    Answer,
-}
-
 /// The table in the kernel.
-pub(super) struct Table {
-    netfilter: Netfilter,
+pub(super) struct Redirect {
+    held: Held,
     name: &'static str,
     port: u16,
 }
 
-impl Table {
+impl Redirect {
     /// A table that redirects to `port`; nothing is in the kernel yet.
     ///
     /// # Errors
     ///
-    /// [`NftError`], without `CAP_NET_ADMIN` for example.
+    /// [`NftError`].
     pub(super) fn new(name: &'static str, port: u16) -> Result<Self, NftError> {
-        Ok(Self { netfilter: Netfilter::open()?, name, port })
+        Ok(Self { held: Held::open(name)?, name, port })
     }
 
     /// Puts the table with exactly these addresses in the place of the one that is there.
     ///
     /// # Errors
     ///
-    /// [`NftError`]; the old table is still there.
-    pub(super) async fn replace(&mut self, endpoints: &Endpoints) -> Result<(), NftError> {
+    /// [`NftError`], without `CAP_NET_ADMIN` for example.
+    async fn replace(&mut self, endpoints: &Endpoints) -> Result<(), NftError> {
         let addresses = endpoints.addresses();
-        self.netfilter.transact(message::replace(self.name, self.port, &addresses)).await
-    }
-
-    /// Takes the table away; nothing to do if it is not there.
-    ///
-    /// # Errors
-    ///
-    /// [`NftError`].
-    pub(super) async fn remove(&mut self) -> Result<(), NftError> {
-        self.netfilter.transact(message::remove(self.name)).await
-    }
-
-    /// Whether the table is there.
-    pub(super) async fn look(&mut self) -> Known<(), NftError> {
-        match self.netfilter.query(message::get(self.name)).await {
-            Ok(()) => Known::Is(()),
-            Err(NftError::Refused(error)) if error.kind() == io::ErrorKind::NotFound => Known::Absent,
-            Err(error) => Known::Unknown(error),
-        }
+        let set = |name, family| Set::of_endpoints(name, family, addresses.iter().copied());
+        let rule = |family, set| Rule {
+            family,
+            matches: vec![Match::DestinationIn(set)],
+            action: Action::Redirect(self.port),
+        };
+        let rules = vec![rule(Family::V4, "kubelets4"), rule(Family::V6, "kubelets6")];
+        let table = Table {
+            name: self.name,
+            sets: vec![set("kubelets4", Family::V4), set("kubelets6", Family::V6)],
+            chains: [Hook::Output, Hook::Prerouting].map(|hook| Chain { hook, rules: rules.clone() }).into(),
+        };
+        self.held.put(table).await
     }
 }
 
 /// Keeps the table equal to the endpoints until `stop`, then takes it away.
 pub(super) async fn keep(
-    mut table: Table,
+    mut table: Redirect,
     mut endpoints: watch::Receiver<Option<Endpoints>>,
     stop: CancellationToken,
 ) {
@@ -105,15 +76,13 @@ pub(super) async fn keep(
     let mut in_place: Option<Endpoints> = None;
     loop {
         if in_place.is_some() {
-            match table.look().await {
-                Known::Is(()) => {}
-                Known::Absent => {
-                    tracing::warn!("somebody removed the redirect rules; putting them back");
+            match table.held.is_whole().await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!("somebody changed the redirect rules; putting them back");
                     in_place = None;
                 }
-                Known::Unknown(error) => {
-                    tracing::warn!(%error, "cannot see whether the redirect rules are in place")
-                }
+                Err(error) => tracing::warn!(%error, "cannot see whether the redirect rules are in place"),
             }
         }
         let wanted = endpoints.borrow_and_update().clone();
@@ -137,7 +106,7 @@ pub(super) async fn keep(
             () = tokio::time::sleep(CHECK_EVERY) => {}
         }
     }
-    match table.remove().await {
+    match table.held.remove().await {
         Ok(()) => tracing::info!("redirect rules removed"),
         Err(error) => tracing::error!(%error, "cannot remove the redirect rules"),
     }
@@ -184,12 +153,12 @@ mod tests {
         let port = v4.local_addr().unwrap().port();
         let v6 = crate::server::listeners::bind(SocketAddr::from(([0; 16], port)), true).unwrap();
 
-        let mut table = Table::new("yurt", port).unwrap();
-        assert!(matches!(table.look().await, Known::Absent));
-        table.remove().await.unwrap();
+        let mut table = Redirect::new("yurt", port).unwrap();
+        assert!(!table.held.is_whole().await.unwrap());
+        table.held.remove().await.unwrap();
         table.replace(&endpoints()).await.unwrap();
         table.replace(&endpoints()).await.unwrap();
-        assert!(matches!(table.look().await, Known::Is(())));
+        assert!(table.held.is_whole().await.unwrap());
         println!("{}", ruleset());
 
         for (listener, address) in [(&v4, V4), (&v6, V6)] {
@@ -209,26 +178,40 @@ mod tests {
         let found = original_destination(&accepted.unwrap().0);
         assert!(found.is_err() || found.is_ok_and(|to| endpoints().node(to).is_none()));
 
-        // Firewall managers flush everything when they reload.
-        let flushed = std::process::Command::new("nft").args(["flush", "ruleset"]).status().unwrap();
-        assert!(flushed.success());
-        assert!(matches!(table.look().await, Known::Absent));
+        // Firewall managers flush everything when they reload; a person may take away less.
+        for change in [
+            "flush ruleset",
+            "flush chain inet yurt output",
+            "flush set inet yurt kubelets4",
+            "add table inet yurt { flags dormant; }",
+            "insert rule inet yurt output accept",
+        ] {
+            let changed = std::process::Command::new("nft").arg(change).status().unwrap();
+            assert!(changed.success());
+            assert!(!table.held.is_whole().await.unwrap(), "{change}");
+            table.replace(&endpoints()).await.unwrap();
+            assert!(table.held.is_whole().await.unwrap(), "{change}");
+        }
+        // What somebody else does elsewhere is none of ours.
+        assert!(std::process::Command::new("nft").arg("add table ip other").status().unwrap().success());
+        assert!(table.held.is_whole().await.unwrap());
+        assert!(std::process::Command::new("nft").arg("delete table ip other").status().unwrap().success());
 
         table.replace(&Endpoints::default()).await.unwrap();
         assert!(!ruleset().contains("192.168.0.100"));
-        table.remove().await.unwrap();
+        table.held.remove().await.unwrap();
         assert_eq!(ruleset(), "");
     }
 
     #[tokio::test]
     #[ignore = "needs a network namespace of its own, root, ip and nft"]
     async fn kernel_takes_ten_thousand_nodes_in_one_transaction() {
-        let mut table = Table::new("yurt-many", 10264).unwrap();
-        let all: Vec<SocketAddr> =
-            (0..10_000u32).map(|n| SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 10250))).collect();
-        let batch = message::replace("yurt-many", 10264, &all);
-        table.netfilter.transact(batch).await.unwrap();
+        let mut table = Redirect::new("yurt-many", 10264).unwrap();
+        let address = |n: u32| SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 10250));
+        let all: Endpoints = (0..10_000).map(|n| (address(n), "a")).collect();
+        table.replace(&all).await.unwrap();
         assert_eq!(ruleset().matches(". 10250").count(), 10_000);
-        table.remove().await.unwrap();
+        assert!(table.held.is_whole().await.unwrap());
+        table.held.remove().await.unwrap();
     }
 }

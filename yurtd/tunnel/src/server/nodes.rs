@@ -54,6 +54,13 @@ impl Endpoints {
 #[cfg(test)]
 impl<const N: usize> From<[(SocketAddr, &str); N]> for Endpoints {
     fn from(endpoints: [(SocketAddr, &str); N]) -> Self {
+        endpoints.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+impl<'a> FromIterator<(SocketAddr, &'a str)> for Endpoints {
+    fn from_iter<I: IntoIterator<Item = (SocketAddr, &'a str)>>(endpoints: I) -> Self {
         Self(endpoints.into_iter().map(|(address, node)| (address, node.into())).collect())
     }
 }

@@ -1,8 +1,8 @@
 //! What is remembered, without the store: how much there is, what waits to be written, and what has to go.
 //!
-//! Every answer is on somebody's account: on that of the caller whose answer it is, and what everybody may read on those
-//! of all who have asked for it. Whoever has more than a quarter loses its own claims, and an answer goes with its last
-//! one.
+//! Every answer is on somebody's account: on that of the caller whose answer it is, and what everybody may read on
+//! those of all who have asked for it. Whoever has more than a quarter loses its own claims, and an answer goes with
+//! its last one.
 
 use std::collections::{HashMap, HashSet};
 

@@ -89,6 +89,26 @@ async fn a_reply_is_replayed_for_the_same_pod_until_the_tokens_own_end() {
 }
 
 #[tokio::test]
+async fn each_pod_of_an_account_has_its_token_and_those_that_last_longest_are_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let replies = Replies::open(store).await;
+    let now = i64::try_from(unix_seconds(SystemTime::now())).unwrap();
+    let more = i64::try_from(OF_ONE).unwrap() + 3;
+    for number in 1..=more {
+        let (name, uid) = (format!("web-{number}"), format!("u-{number}"));
+        let request = Request::of_pod("shop", "web", "", Some(3607), (&name, &uid));
+        replies.store_reply(&request, &reply(now + 100 * number)).await.unwrap();
+    }
+    let tokens = replies.tokens().unwrap();
+    let mut ends: Vec<_> =
+        tokens.iter().map(|(_, token)| jwt::claims(token.expose()).unwrap().exp.unwrap() - now).collect();
+    ends.sort_unstable();
+    assert_eq!(ends, (4..=more).map(|number| 100 * number).collect::<Vec<_>>());
+    assert!(tokens.iter().all(|(request, _)| request.user() == "system:serviceaccount:shop:web"));
+}
+
+#[tokio::test]
 async fn replies_are_bounded_and_those_of_pods_that_are_gone_go() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();

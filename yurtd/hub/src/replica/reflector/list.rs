@@ -10,9 +10,9 @@ use crate::clock;
 use crate::limits::{self, PageSize};
 use crate::replica::fetch::{self, FetchError, ListParameters};
 use crate::replica::step::Outcome;
-use crate::store::{Durability, StoreError, Table};
+use crate::store::{Durability, StoreError, Table, Tx};
 use crate::view::record::ViewRecord;
-use crate::view::table::{Taken, ViewTable};
+use crate::view::table::{Taken, ViewTable, Written};
 use crate::view::{Request, State, Transition, ViewError};
 use crate::wire::ListPage;
 
@@ -21,17 +21,18 @@ impl Reflector {
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
         let mut parameters = ListParameters { at, continue_token: None, size: PageSize::new() };
         let (mut first, mut listed, mut waiting) = (true, 0, 0);
-        if !matches!(*self.credential.borrow(), Credential::Node) && !self.store.has_room_for_others() {
+        if !self.credentials.is_node() && !self.store.has_room_for_others() {
             let error = StoreError::Full("what is left of it is kubelet's".to_owned());
             return self.store_failed(Request::List, error).await;
         }
         loop {
-            let credential = self.credential.borrow_and_update().clone();
+            let credential = self.credential();
             let page = match self.page(&credential, &parameters).await {
                 Ok(page) => page,
                 Err(FetchError::TooBig) if parameters.size.was_too_big() => continue,
                 Err(answer) => return self.answered(Request::List, answer).await,
             };
+            self.credentials.accepted(&credential);
             parameters.size.came(page.list.items.len(), page.bytes);
             listed += page.bytes as u64;
             if !self.may_store(listed) {
@@ -47,8 +48,7 @@ impl Reflector {
                 Err(error) => return self.store_failed(Request::List, error).await,
             };
             self.rebuild = false;
-            self.view.publish(&taken.record);
-            match taken.page {
+            match taken {
                 Taken::Listed => {
                     self.view.sync.send_modify(|sync| {
                         sync.attempts += 1;
@@ -79,20 +79,17 @@ impl Reflector {
 
     /// Empties the view. The next list fills it page by page.
     async fn start_over(&mut self) -> Outcome {
-        let id = self.view.id;
+        let (view, told) = (Arc::clone(&self.view), Arc::clone(&self.view));
         self.is_empty();
-        let emptied = self.store.write(Durability::Soon, move |tx| {
-            let mut table = ViewTable::load(tx, id)?;
+        let empty = move |tx: &mut Tx<'_>| {
+            let mut table = view.table(tx)?;
             if table.record.state != State::Empty {
                 table.start_over()?;
             }
             table.save()
-        });
-        match emptied.await {
-            Ok(record) => {
-                self.view.publish(&record);
-                self.failed(Request::List, None, Outcome::Expired).await
-            }
+        };
+        match self.store.write_then(Durability::Soon, empty, move |written| told.publish(written)).await {
+            Ok(_) => self.failed(Request::List, None, Outcome::Expired).await,
             Err(error) => self.store_failed(Request::List, error).await,
         }
     }
@@ -100,7 +97,7 @@ impl Reflector {
     /// Whether the view may have so much of the store.
     fn may_store(&self, bytes: u64) -> bool {
         let (own, others) = self.view.stored_beside();
-        let node = matches!(*self.credential.borrow(), Credential::Node);
+        let node = self.credentials.is_node();
         node || limits::may_store(own + bytes, others + bytes, self.store.stats().map_bytes)
     }
 
@@ -143,13 +140,13 @@ impl Reflector {
     }
 
     /// A page that is not the last one.
-    async fn stage(&self, page: ListPage, first: bool) -> Result<Page, StoreError> {
+    async fn stage(&self, page: ListPage, first: bool) -> Result<Taken, StoreError> {
         let reached = self.view.resource_version();
         self.write(first && self.rebuild, move |table| table.stage(&page, first, reached)).await
     }
 
     /// The last page.
-    async fn commit(&self, page: ListPage, only: bool) -> Result<Page, StoreError> {
+    async fn commit(&self, page: ListPage, only: bool) -> Result<Taken, StoreError> {
         let reached = self.view.resource_version();
         self.write(only && self.rebuild, move |table| {
             if only {
@@ -172,25 +169,22 @@ impl Reflector {
         &self,
         rebuild: bool,
         mut take: impl FnMut(&mut ViewTable<'_, '_>) -> Result<Taken, StoreError> + Send + 'static,
-    ) -> Result<Page, StoreError> {
-        let (id, new, overlay) = (self.view.id, self.new_record(), self.overlay.clone());
-        self.store
-            .write(Durability::Soon, move |tx| {
-                if rebuild {
-                    ViewTable::reset(tx, id, &new)?;
-                } else if tx.get(Table::Views, &id.prefix())?.is_none() {
-                    tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
-                }
-                let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
-                let page = take(&mut table)?;
-                Ok(Page { page, record: table.save()? })
-            })
-            .await
+    ) -> Result<Taken, StoreError> {
+        let (view, new, overlay) = (Arc::clone(&self.view), self.new_record(), self.overlay.clone());
+        let told = Arc::clone(&self.view);
+        let job = move |tx: &mut Tx<'_>| {
+            let id = view.id;
+            if rebuild {
+                ViewTable::reset(tx, id, &new)?;
+            } else if tx.get(Table::Views, &id.prefix())?.is_none() {
+                tx.put(Table::Views, &id.prefix(), &new.encode()?)?;
+            }
+            let mut table = view.table(tx)?.showing(overlay.book());
+            let taken = take(&mut table)?;
+            Ok((taken, table.save()?))
+        };
+        let then = move |(_, written): &mut (Taken, Written)| told.publish(written);
+        let (taken, _) = self.store.write_then(Durability::Soon, job, then).await?;
+        Ok(taken)
     }
-}
-
-/// A page that was taken, and what the view is with it.
-struct Page {
-    page: Taken,
-    record: ViewRecord,
 }

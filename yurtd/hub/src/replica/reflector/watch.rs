@@ -1,5 +1,6 @@
 //! The watch: frames off the wire, a burst a transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +10,12 @@ use tokio::time::{Instant, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::{IDLE_SECONDS, Reflector, Refusals};
-use crate::caller::Credential;
 use crate::clock;
 use crate::replica::fetch::{self, FetchError};
 use crate::replica::step::Outcome;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, Tx};
 use crate::upstream::{ResponseBody, chain, jitter};
-use crate::view::table::{Change, ViewTable};
+use crate::view::table::Change;
 use crate::view::{Request, Transition};
 use crate::wire::frame::decode_event;
 use crate::wire::{Event, FrameDecoder};
@@ -31,12 +31,13 @@ impl Reflector {
     /// The watch from the view's resourceVersion on, until it ends.
     pub(super) async fn watch(&mut self) -> Outcome {
         let version = self.view.resource_version();
-        let credential = self.credential.borrow_and_update().clone();
+        let credential = self.credential();
         let answer = fetch::watch(&self.upstream, &credential, &self.view.spec, version, jitter()).await;
         let body = match answer {
             Ok(body) => body,
             Err(answer) => return self.answered(Request::Watch, answer).await,
         };
+        self.credentials.accepted(&credential);
         let started = Instant::now();
         let (outcome, received) = self.follow(body).await;
         match outcome {
@@ -192,6 +193,7 @@ impl Reflector {
                 Ok(Some(Event::Error(status))) => {
                     taken.end = Some(match status.code {
                         410 => Outcome::Expired,
+                        401 if self.has_another() => Outcome::Rested,
                         401 => Outcome::Refused,
                         403 => Outcome::Forbidden,
                         _ => Outcome::Failed,
@@ -208,23 +210,21 @@ impl Reflector {
         }
         taken.more = changes.len() >= GROUP;
         if !changes.is_empty() {
-            let (id, overlay) = (self.view.id, self.overlay.clone());
+            let (view, overlay) = (Arc::clone(&self.view), self.overlay.clone());
+            let told = Arc::clone(&self.view);
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
-            let node = matches!(*self.credential.borrow(), Credential::Node);
+            let node = self.credentials.is_node();
             let durability = if node { Durability::Soon } else { Durability::Relaxed };
-            let record = self
-                .store
-                .write(durability, move |tx| {
-                    let mut table = ViewTable::load(tx, id)?.showing(overlay.book());
-                    table.apply_events(&changes, version)?;
-                    table.save()
-                })
-                .await?;
-            self.view.publish(&record);
+            let job = move |tx: &mut Tx<'_>| {
+                let mut table = view.table(tx)?.showing(overlay.book());
+                table.apply_events(&changes, version)?;
+                table.save()
+            };
+            self.store.write_then(durability, job, move |written| told.publish(written)).await?;
         } else if version > 0 {
             self.view.publish_bookmark(version);
         }
-        if let Some(outcome) = taken.end {
+        if let Some(outcome) = taken.end.filter(|end| *end != Outcome::Rested) {
             self.failed(Request::Watch, None, outcome).await;
         }
         Ok(taken)

@@ -142,3 +142,34 @@ async fn an_api_server_that_starts_badly_again_and_again_refuses_nobody_for_good
         }
     }
 }
+
+/// Two pods of one ServiceAccount: what one of them watches does not depend on the other's life.
+#[tokio::test]
+async fn a_token_that_ends_does_not_stop_the_views_of_the_identitys_other_pods() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    api.put_data("pods", "n", "a", "x", "1");
+    let hub = Hub::start(&api, dir.path()).await;
+    let view = hub.views.open(&service_account("stays"), &pods(Encoding::Json)).await.unwrap();
+    let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    // The other pod comes last, and is deleted.
+    hub.views.open(&service_account("goes"), &pods(Encoding::Json)).await.unwrap();
+    api.refuse_token("goes");
+    let asked = api.requests().len();
+    api.cut_connections();
+    let newer = api.put_data("pods", "n", "b", "x", "1");
+    assert_eq!(watch.object().await.2, newer.version);
+    let tokens: Vec<_> = api.requests()[asked..].iter().filter_map(|seen| seen.token.clone()).collect();
+    assert_eq!(tokens, ["goes", "stays"], "one attempt each");
+    // Not a failure that anybody hears of, and not tried again.
+    assert!(view.sync.borrow().failure.is_none());
+    api.cut_connections();
+    let newer = api.put_data("pods", "n", "c", "x", "1");
+    assert_eq!(watch.object().await.2, newer.version);
+    assert_eq!(api.requests().last().unwrap().token.as_deref(), Some("stays"));
+    // An ERROR event says the same.
+    api.fault_times(When::watches().token("stays"), Fault::Error(401), 1);
+    hub.views.open(&service_account("newest"), &pods(Encoding::Json)).await.unwrap();
+    api.cut_connections();
+    let newer = api.put_data("pods", "n", "d", "x", "1");
+    assert_eq!(watch.object().await.2, newer.version);
+}

@@ -1,7 +1,7 @@
 //! Where a watch begins and how it ends.
 
 use super::*;
-use crate::wire::EventType::Added;
+use crate::wire::EventType::{Added, Deleted, Modified};
 
 #[tokio::test]
 async fn a_watch_from_before_the_view_is_expired() {
@@ -114,4 +114,56 @@ async fn a_watch_ends_in_time_with_a_bookmark_before() {
     assert!(watch.stream.next().await.is_none());
     assert!(silent.stream.next().await.is_none());
     assert!(Instant::now() >= ends_at);
+}
+
+#[tokio::test]
+async fn who_watches_sees_every_version_of_an_object_across_a_cut() {
+    for (encoding, initial_events) in
+        ENCODINGS.into_iter().flat_map(|encoding| [(encoding, false), (encoding, true)])
+    {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let first = api.put_data("pods", "n", "a", "x", "0");
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
+        let since = if initial_events { Since::Any } else { Since::Exactly(first.version) };
+        let mut watch = Watch::start(
+            &view,
+            WatchOptions { send_initial_events: initial_events, bookmarks: initial_events, ..options(since) },
+        );
+        if initial_events {
+            assert_eq!(watch.object().await, (Added, "a".into(), first.version));
+            assert_eq!(watch.next().await, Event::Bookmark { resource_version: first.version });
+        }
+        watch.is_silent().await;
+        let put = |number: usize| api.put_data("pods", "n", "a", "x", &number.to_string()).version;
+        let mut versions: Vec<u64> = (1..=25).map(put).collect();
+        caught_up(&view, versions[24]).await;
+        api.cut();
+        hub.reaches(LinkState::Offline).await;
+        versions.extend((26..=50).map(put));
+        api.restore();
+        for version in versions {
+            assert_eq!(watch.object().await, (Modified, "a".into(), version), "{encoding:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_and_goes_at_once_is_seen_to_come_and_go() {
+    for encoding in ENCODINGS {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let hub = Hub::start(&api, dir.path()).await;
+        let view = hub.views.open(&node(), &pods(encoding)).await.unwrap();
+        let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+        watch.is_silent().await;
+        let mut expected = Vec::new();
+        for name in ["a", "b", "a"] {
+            expected.push((Added, name.to_owned(), api.put_data("pods", "n", name, "x", "1").version));
+            api.delete(&format!("/api/v1/namespaces/n/pods/{name}"));
+            expected.push((Deleted, name.to_owned(), api.version()));
+        }
+        for event in expected {
+            assert_eq!(watch.object().await, event);
+        }
+    }
 }

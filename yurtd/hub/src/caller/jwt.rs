@@ -1,12 +1,13 @@
 //! The claims of a JSON Web Token, read without checking its signature: good enough to refuse a token that says it
-//! has expired, and to know until when a stored one may be replayed. Never a reason to accept one.
+//! has expired, and to know until when a stored one may be replayed. Never a reason to accept one: signatures are
+//! [`jwks`](crate::request::jwks)' to verify.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
 /// Bound of a token's text.
-const MAX_TOKEN: usize = 16 << 10;
+pub(crate) const MAX_TOKEN: usize = 16 << 10;
 
 /// The claims the hub looks at.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]

@@ -1,4 +1,27 @@
-use super::*;
+use std::net::SocketAddr;
+
+use super::message::*;
+use super::table::*;
+use super::{Action, Chain, Family, Hook, Match, Rule, Set, Table};
+
+const NFT_MSG_DELTABLE: u16 = 2;
+
+fn endpoints(all: &[SocketAddr]) -> Table {
+    let rule = |family, set| Rule {
+        family,
+        matches: vec![Match::DestinationIn(set)],
+        action: Action::Redirect(10264),
+    };
+    let rules = vec![rule(Family::V4, "kubelets4"), rule(Family::V6, "kubelets6")];
+    Table {
+        name: "yurt",
+        sets: vec![
+            Set::of_endpoints("kubelets4", Family::V4, all.iter().copied()),
+            Set::of_endpoints("kubelets6", Family::V6, all.iter().copied()),
+        ],
+        chains: [Hook::Output, Hook::Prerouting].map(|hook| Chain { hook, rules: rules.clone() }).into(),
+    }
+}
 
 /// Splits messages; checks lengths and alignment on the way.
 fn split(mut bytes: &[u8]) -> Vec<(u16, u16, u32, &[u8])> {
@@ -66,7 +89,7 @@ fn the_removal_of_a_table_byte_by_byte() {
 
 #[test]
 fn a_replacement_is_one_transaction_acknowledged_at_its_end() {
-    let messages = replace("yurt", 10264, &addresses(2));
+    let messages = replace(&endpoints(&addresses(2)));
     assert_eq!(messages.len(), 14);
     let (bytes, acknowledged) = messages.numbered(100);
     let messages = split(&bytes);
@@ -101,16 +124,20 @@ fn a_replacement_is_one_transaction_acknowledged_at_its_end() {
 
 #[test]
 fn keys_are_address_and_port_padded_to_words() {
-    assert_eq!(V4.key(&"192.168.0.100:10250".parse().unwrap()), [192, 168, 0, 100, 0x28, 0x0a, 0, 0]);
-    let key = V6.key(&"[fd00::1]:443".parse().unwrap());
-    assert_eq!(key, [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0xbb, 0, 0]);
+    let one = |set: Set| set.elements.into_iter().next().unwrap();
+    let v4 = one(Set::of_endpoints("s", Family::V4, ["192.168.0.100:10250".parse().unwrap()]));
+    assert_eq!(v4, [192, 168, 0, 100, 0x28, 0x0a, 0, 0]);
+    let v6 = one(Set::of_endpoints("s", Family::V6, ["[fd00::1]:443".parse().unwrap()]));
+    assert_eq!(v6, [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0xbb, 0, 0]);
+    let alone = one(Set::of_addresses("s", Family::V4, ["10.0.0.1".parse().unwrap()]));
+    assert_eq!(alone, [10, 0, 0, 1]);
 }
 
 #[test]
 fn every_address_is_in_exactly_one_set() {
     let mut all = addresses(2500);
     all.push("[fd00::1]:10250".parse().unwrap());
-    let (bytes, _) = replace("yurt", 10264, &all).numbered(1);
+    let (bytes, _) = replace(&endpoints(&all)).numbered(1);
     let mut keys = Vec::new();
     for (kind, _, _, payload) in split(&bytes) {
         if kind & 0xff == NFT_MSG_NEWSETELEM {
@@ -129,7 +156,7 @@ fn every_address_is_in_exactly_one_set() {
 
 #[test]
 fn a_rule_matches_family_protocol_and_set_and_redirects() {
-    let (bytes, _) = replace("yurt", 10264, &[]).numbered(1);
+    let (bytes, _) = replace(&endpoints(&[])).numbered(1);
     let messages = split(&bytes);
     let rule = messages.iter().find(|(kind, ..)| kind & 0xff == NFT_MSG_NEWRULE).unwrap();
     let leaves = leaves_of(rule.3);

@@ -1,4 +1,4 @@
-//! A netlink socket to nftables: sends a transaction and waits for the kernel's verdict.
+//! A netlink socket to nftables: sends a transaction, or a question, and waits for the kernel's verdict.
 
 use std::io;
 use std::time::Duration;
@@ -10,6 +10,9 @@ use super::NftError;
 use super::message::Messages;
 
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// What is dumped changed meanwhile.
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const HEADER: usize = 16;
 /// The kernel works on a transaction before it answers; this is for one that does not.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -20,11 +23,17 @@ pub(super) struct Netfilter {
 }
 
 /// What one message from the kernel says about a request.
-#[derive(Debug, PartialEq, Eq)]
-struct Verdict {
+enum Says<'a> {
+    /// How it went: 0, or the negative `errno`.
+    Verdict(i32),
+    /// The answer.
+    Something(&'a [u8]),
+}
+
+struct Message<'a> {
     sequence: u32,
-    /// 0, or the negative `errno`.
-    error: i32,
+    interrupted: bool,
+    says: Says<'a>,
 }
 
 impl Netfilter {
@@ -39,11 +48,15 @@ impl Netfilter {
 
     /// Sends a transaction; all of it has happened, or nothing.
     pub(super) async fn transact(&mut self, messages: Messages) -> Result<(), NftError> {
-        self.query(messages).await
+        self.ask(messages, |_| Ok(())).await
     }
 
-    /// Sends a request whose answer but for its verdict does not matter.
-    pub(super) async fn query(&mut self, messages: Messages) -> Result<(), NftError> {
+    /// Sends a question, and gives each message of the answer away.
+    pub(super) async fn ask(
+        &mut self,
+        messages: Messages,
+        mut take: impl FnMut(&[u8]) -> Result<(), NftError>,
+    ) -> Result<(), NftError> {
         let first = self.sequence;
         self.sequence = self.sequence.wrapping_add(messages.len());
         let (bytes, last) = messages.numbered(first);
@@ -51,7 +64,7 @@ impl Netfilter {
             self.socket.send(&bytes).await.map_err(NftError::Socket)?;
             loop {
                 let (datagram, _) = self.socket.recv_from_full().await.map_err(NftError::Socket)?;
-                if let Some(verdict) = verdict(&datagram, first, last)? {
+                if let Some(verdict) = verdict(&datagram, first, last, &mut take)? {
                     return verdict;
                 }
             }
@@ -61,58 +74,74 @@ impl Netfilter {
 }
 
 /// The verdict about the request with the sequence numbers `first` to `last`, if the datagram has it: its
-/// first error, or the acknowledgement of `last`. Answers to earlier requests are skipped.
+/// first error, or the acknowledgement or end of `last`. What it says before goes to `take`. Answers to earlier requests
+/// are skipped.
 pub(super) fn verdict(
     mut datagram: &[u8],
     first: u32,
     last: u32,
+    take: &mut impl FnMut(&[u8]) -> Result<(), NftError>,
 ) -> Result<Option<Result<(), NftError>>, NftError> {
     let span = last.wrapping_sub(first);
     while !datagram.is_empty() {
-        let (verdict, rest) = next(datagram).ok_or(NftError::Answer)?;
+        let (message, rest) = next(datagram).ok_or(NftError::Answer)?;
         datagram = rest;
-        let Some(Verdict { sequence, error }) = verdict else { continue };
-        if sequence.wrapping_sub(first) > span {
+        if message.sequence.wrapping_sub(first) > span {
             continue;
         }
-        if error != 0 {
-            return Ok(Some(Err(NftError::Refused(io::Error::from_raw_os_error(error.saturating_neg())))));
+        if message.interrupted {
+            return Ok(Some(Err(NftError::Changed)));
         }
-        if sequence == last {
-            return Ok(Some(Ok(())));
+        match message.says {
+            Says::Something(answer) => take(answer)?,
+            Says::Verdict(0) if message.sequence == last => return Ok(Some(Ok(()))),
+            Says::Verdict(0) => {}
+            Says::Verdict(error) => {
+                let error = io::Error::from_raw_os_error(error.saturating_neg());
+                return Ok(Some(Err(NftError::Refused(error))));
+            }
         }
     }
     Ok(None)
 }
 
-/// Takes one message off; `Some(None)` is one that is no verdict.
-fn next(datagram: &[u8]) -> Option<(Option<Verdict>, &[u8])> {
+/// Takes one message off.
+fn next(datagram: &[u8]) -> Option<(Message<'_>, &[u8])> {
     let header = datagram.first_chunk::<HEADER>()?;
     let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
     let kind = u16::from_ne_bytes([header[4], header[5]]);
+    let flags = u16::from_ne_bytes([header[6], header[7]]);
     let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
     let message = datagram.get(..length).filter(|message| message.len() >= HEADER)?;
     let rest = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    if kind != NLMSG_ERROR {
-        return Some((None, rest));
-    }
-    let error = i32::from_ne_bytes(*message[HEADER..].first_chunk::<4>()?);
-    Some((Some(Verdict { sequence, error }), rest))
+    let says = match kind {
+        NLMSG_ERROR | NLMSG_DONE => Says::Verdict(i32::from_ne_bytes(*message[HEADER..].first_chunk::<4>()?)),
+        _ => Says::Something(message),
+    };
+    let interrupted = flags & NLM_F_DUMP_INTR != 0 && kind != NLMSG_ERROR;
+    Some((Message { sequence, interrupted, says }, rest))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn error(sequence: u32, errno: i32) -> Vec<u8> {
-        let mut message = 36u32.to_ne_bytes().to_vec();
-        message.extend(NLMSG_ERROR.to_ne_bytes());
-        message.extend(0u16.to_ne_bytes());
+    fn verdict(datagram: &[u8], first: u32, last: u32) -> Result<Option<Result<(), NftError>>, NftError> {
+        super::verdict(datagram, first, last, &mut |_| Ok(()))
+    }
+
+    fn message(kind: u16, flags: u16, sequence: u32, rest: &[u8]) -> Vec<u8> {
+        let mut message = ((16 + rest.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
         message.extend(sequence.to_ne_bytes());
         message.extend(0u32.to_ne_bytes());
-        message.extend(errno.to_ne_bytes());
-        message.extend([0; 16]);
+        message.extend(rest);
         message
+    }
+
+    fn error(sequence: u32, errno: i32) -> Vec<u8> {
+        message(NLMSG_ERROR, 0, sequence, &[&errno.to_ne_bytes()[..], &[0; 16]].concat())
     }
 
     fn is_refused(outcome: Result<Option<Result<(), NftError>>, NftError>, errno: i32) -> bool {
@@ -150,5 +179,21 @@ mod tests {
         let mut lying = whole.clone();
         lying[0] = 8;
         assert!(matches!(verdict(&lying, 3, 7), Err(NftError::Answer)));
+    }
+
+    #[test]
+    fn an_answer_of_many_messages_ends_with_the_one_that_says_so() {
+        let part = message(0x0a06, 2, 7, b"rule");
+        let end = message(NLMSG_DONE, 2, 7, &[0; 4]);
+        let mut taken = Vec::new();
+        let mut take = |part: &[u8]| {
+            taken.push(part.to_vec());
+            Ok(())
+        };
+        assert!(matches!(super::verdict(&[part.clone(), part.clone()].concat(), 7, 7, &mut take), Ok(None)));
+        assert!(matches!(super::verdict(&[part.clone(), end].concat(), 7, 7, &mut take), Ok(Some(Ok(())))));
+        assert_eq!(taken, [part.clone(), part.clone(), part]);
+        let interrupted = message(NLMSG_DONE, 2 | NLM_F_DUMP_INTR, 7, &[0; 4]);
+        assert!(matches!(verdict(&interrupted, 7, 7), Ok(Some(Err(NftError::Changed)))));
     }
 }

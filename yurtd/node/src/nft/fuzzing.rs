@@ -2,26 +2,51 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::message::{get, remove, replace};
+use super::dump::{Seen, generation, get_elements, get_generation, get_rules, get_table};
+use super::message::NLA_F_NESTED as NESTED;
 use super::socket::verdict;
-
-/// Attributes that hold others carry this bit.
-const NESTED: u16 = 0x8000;
+use super::table::{Action, Chain, Family, Hook, Match, Rule, Set, Table, remove, replace};
 
 /// A table of any addresses, in any number: every length is that of what follows, and nothing is left out.
 pub fn nft_table(input: &[u8]) {
     let [repeat, rest @ ..] = input else { return };
     let (chunks, rest) = rest.as_chunks::<19>();
-    let few = chunks.iter().map(address);
     // Beyond what one message holds.
-    let addresses: Vec<_> = std::iter::repeat_n(few, 1 + usize::from(*repeat)).flatten().take(2500).collect();
-    let name = std::str::from_utf8(rest).unwrap_or("yurt");
-    let (bytes, acknowledged) = replace(name, 10264, &addresses).numbered(u32::from(*repeat));
+    let many = if *repeat > 128 { 2500 } else { 0 };
+    let many = (0..many).map(|at: u32| SocketAddr::from((at.to_be_bytes(), 443)));
+    let addresses: Vec<SocketAddr> = chunks.iter().map(address).chain(many).collect();
+    let past = || addresses.iter().map(SocketAddr::ip);
+    let action = if repeat % 2 == 0 {
+        Action::Redirect(10264)
+    } else {
+        Action::Dnat(([169, 254, 2, 1], 10268).into())
+    };
+    let table = Table {
+        name: "yurt",
+        sets: vec![
+            Set::of_endpoints("to4", Family::V4, addresses.iter().copied()),
+            Set::of_endpoints("to6", Family::V6, addresses.iter().copied()),
+            Set::of_addresses("from4", Family::V4, past()),
+            Set::of_addresses("from6", Family::V6, past()),
+        ],
+        chains: vec![Chain {
+            hook: Hook::Prerouting,
+            rules: vec![Rule {
+                family: Family::V4,
+                matches: vec![Match::DestinationIn("to4"), Match::SourceNotIn("from4")],
+                action,
+            }],
+        }],
+    };
+    let (bytes, acknowledged) = replace(&table).numbered(u32::from(*repeat));
     let mut elements = 0;
     let messages = walk(&bytes, &mut elements);
-    assert_eq!(elements, addresses.len());
+    assert_eq!(elements, table.sets.iter().map(|set| set.elements.len()).sum::<usize>());
     assert_eq!(acknowledged, u32::from(*repeat) + messages - 2);
-    for messages in [remove(name), get(name)] {
+    let name = std::str::from_utf8(rest).unwrap_or("yurt");
+    for messages in
+        [remove(name), get_table(name), get_rules(name), get_elements(name, name), get_generation()]
+    {
         let count = messages.len();
         assert_eq!(walk(&messages.numbered(u32::MAX).0, &mut elements), count);
     }
@@ -78,7 +103,19 @@ fn attributes(bytes: &[u8], leaf: &mut dyn FnMut(&[u16])) {
 pub fn nft_answer(input: &[u8]) {
     let Some((numbers, datagram)) = input.split_first_chunk::<2>() else { return };
     let (first, last) = (u32::from(numbers[0]), u32::from(numbers[0].wrapping_add(numbers[1])));
-    if let Ok(Some(Ok(()))) = verdict(datagram, first, last) {
+    let mut seen = Seen::default();
+    let mut bytes = 0;
+    let mut take = |message: &[u8]| {
+        bytes += message.len();
+        let _ = generation(message);
+        seen.take("yurt", message)
+    };
+    if let Ok(Some(Ok(()))) = verdict(datagram, first, last, &mut take) {
         assert!(datagram.windows(4).any(|word| word == last.to_ne_bytes()));
     }
+    assert!(bytes <= datagram.len());
+    // Nothing is seen that was not said.
+    let elements = seen.elements.values().flatten().map(Vec::len).sum::<usize>();
+    let rules = seen.rules.values().flatten().map(|(handle, rule)| handle.len() + rule.len()).sum::<usize>();
+    assert!(elements + rules <= bytes);
 }

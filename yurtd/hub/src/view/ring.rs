@@ -1,0 +1,447 @@
+//! The last events of a view, encoded, in memory: a watcher that keeps up is sent each of them as the API server sent it,
+//! three versions of one object as three, and all watchers are sent the same bytes. Nothing is read or decoded for it.
+//!
+//! ```text
+//!  the log in the store   ────────────────────────────────────┤ of each object the last change, and deletions
+//!  the ring                          ├──────────────────┤       every event
+//!                                  floor              last
+//!  a watcher                │                 │
+//!                         behind           keeps up
+//! ```
+//!
+//! The ring has every event behind `floor`, without a gap, up to `last`, which is as far as has been committed and told:
+//! the store's writer appends in the order of its commits. Whoever stands at a sequence number that is not before the
+//! floor takes what is behind that number; whoever stands before it reads the log ([`feed`](super::feed)) until nothing is
+//! left, and goes on here. A position is the same number in both, so nothing is lost or told twice where one passes into
+//! the other. The log may be ahead: a transaction is read before it is told.
+//!
+//! When the ring is full its oldest events go, whoever has not taken them. Rings of views that nobody watches are empty.
+//! What was longest in memory goes after two minutes: events of Secrets are here as plain text, as they are in what is
+//! being sent.
+//!
+//! A channel that broadcasts has a bound of messages and not of bytes, and one list of waiters more; it was left out.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+
+use super::feed::Position;
+use super::record::ViewRecord;
+use crate::clock::steady;
+use crate::limits;
+use crate::wire::frame::encode_event;
+use crate::wire::{Encoding, EventType, TypeMeta};
+
+/// Seconds that a view without watchers goes on collecting: one whose watch has ended comes again.
+const LINGERS: u64 = 30;
+
+/// An event that a transaction has made.
+#[derive(Debug)]
+pub(crate) struct NewEvent {
+    pub(crate) sequence: u64,
+    /// Of the object, or of its deletion.
+    pub(crate) version: u64,
+    /// Made here: whatever resourceVersion a watcher came with, it has to hear of it.
+    pub(crate) local: bool,
+    pub(crate) event_type: EventType,
+    /// The object in its stored form.
+    pub(crate) body: Bytes,
+}
+
+/// The same, for those who look whether it is told.
+#[cfg(test)]
+#[derive(Debug, Clone)]
+pub(crate) struct Noted {
+    pub(crate) sequence: u64,
+    pub(crate) version: u64,
+    pub(crate) local: bool,
+    pub(crate) event_type: EventType,
+    body: Bytes,
+}
+
+#[cfg(test)]
+impl Noted {
+    /// Whether it is an event of this object.
+    pub(crate) fn is_of(&self, name: &str) -> bool {
+        let name = format!("\"name\":\"{name}\"");
+        self.body.windows(name.len()).any(|window| window == name.as_bytes())
+    }
+}
+
+/// The events of a transaction, in their order.
+#[derive(Debug)]
+pub(crate) struct News {
+    /// They are all there are behind this one.
+    from: u64,
+    /// The collection's resourceVersion there.
+    from_version: u64,
+    /// None when nobody listens, or when what was before cannot be continued.
+    events: Option<VecDeque<NewEvent>>,
+    bytes: usize,
+}
+
+impl News {
+    /// Of a transaction that begins with this record.
+    pub(crate) fn after(record: &ViewRecord) -> Self {
+        Self { from: record.sequence, from_version: record.resource_version, events: None, bytes: 0 }
+    }
+
+    /// Somebody listens.
+    pub(crate) fn collect(&mut self) {
+        self.events = Some(VecDeque::new());
+    }
+
+    /// Whether there is anybody to tell.
+    pub(crate) fn are_collected(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Nothing is continued.
+    pub(crate) fn drop_all(&mut self) {
+        self.events = None;
+    }
+
+    /// What was noted.
+    #[cfg(test)]
+    pub(crate) fn noted(&self) -> Option<Vec<Noted>> {
+        let noted = |event: &NewEvent| Noted {
+            sequence: event.sequence,
+            version: event.version,
+            local: event.local,
+            event_type: event.event_type,
+            body: event.body.clone(),
+        };
+        self.events.as_ref().map(|events| events.iter().map(noted).collect())
+    }
+
+    /// One more. No more than a ring takes is kept: a transaction may be a list of everything.
+    pub(crate) fn add(&mut self, event: NewEvent) {
+        let Some(events) = &mut self.events else { return };
+        self.bytes += event.body.len();
+        events.push_back(event);
+        while self.bytes > limits::RING
+            && let Some(oldest) = events.pop_front()
+        {
+            self.bytes -= oldest.body.len();
+            self.from = oldest.sequence;
+            self.from_version = self.from_version.max(oldest.version);
+        }
+    }
+}
+
+/// One event as watchers get it.
+struct Frame {
+    sequence: u64,
+    version: u64,
+    local: bool,
+    /// When it came, as [`steady`] says.
+    came: u64,
+    bytes: Bytes,
+}
+
+impl Frame {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.bytes.len()
+    }
+}
+
+/// The rings that share a bound: kubelet's, or everybody else's.
+#[derive(Debug, Default)]
+pub(crate) struct Rings {
+    bytes: AtomicUsize,
+    all: Mutex<Vec<Weak<Ring>>>,
+}
+
+impl Rings {
+    fn enter(&self, ring: &Arc<Ring>) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|ring| ring.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(ring));
+    }
+
+    /// When all together have more than they may, none keeps more than its part of it.
+    fn make_room(&self, bound: usize) {
+        if self.bytes.load(Ordering::Relaxed) <= bound {
+            return;
+        }
+        let mut rings: Vec<Arc<Ring>> = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        rings.retain(|ring| ring.bytes.load(Ordering::Relaxed) > 0);
+        let part = bound / rings.len().max(1);
+        for ring in rings {
+            if ring.bytes.load(Ordering::Relaxed) > part {
+                ring.shrink_to(part);
+            }
+        }
+    }
+}
+
+/// The last events of one view.
+pub(crate) struct Ring {
+    encoding: Encoding,
+    inner: Mutex<Inner>,
+    /// Bytes of the frames, for those who look at all rings.
+    bytes: AtomicUsize,
+    /// Those who listen, and when the last one that went did so, as [`steady`] says.
+    listeners: AtomicUsize,
+    left: AtomicU64,
+    rings: Arc<Rings>,
+}
+
+struct Inner {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    limit: usize,
+    /// Everything behind it, up to `last`, is in the frames.
+    floor: u64,
+    last: u64,
+    /// No change up to the floor has a higher resourceVersion.
+    floor_version: u64,
+    /// The collection's resourceVersion at `last`.
+    version: u64,
+    kind: Option<Arc<TypeMeta>>,
+    /// Watchers that wait, by their seats.
+    waiting: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Inner {
+    /// Nothing of what was before is continued.
+    fn restart(&mut self, floor: u64, version: u64) {
+        self.frames.clear();
+        (self.bytes, self.floor, self.floor_version) = (0, floor, version);
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(frame) = self.frames.pop_front() else { return false };
+        self.bytes -= frame.size();
+        self.floor = frame.sequence;
+        self.floor_version = self.floor_version.max(frame.version);
+        true
+    }
+
+    fn shrink_to(&mut self, bytes: usize) {
+        while self.bytes > bytes && self.drop_oldest() {}
+        if self.frames.is_empty() {
+            self.frames = VecDeque::new();
+        }
+    }
+}
+
+/// What a watcher finds.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// The next event.
+    Frame {
+        bytes: Bytes,
+        /// It is the hub's own doing: it has a resourceVersion from long ago.
+        local: bool,
+    },
+    /// The watcher is behind the ring: the log knows more.
+    Behind,
+    /// It has seen everything; it is woken when there is more.
+    Nothing,
+}
+
+impl Ring {
+    /// That of a view with this record, or of a new one.
+    pub(crate) fn new(encoding: Encoding, record: Option<&ViewRecord>, rings: &Arc<Rings>) -> Arc<Self> {
+        let (last, version) = record.map_or((0, 0), |record| (record.sequence, record.resource_version));
+        let inner = Inner {
+            frames: VecDeque::new(),
+            bytes: 0,
+            limit: limits::RING,
+            floor: last,
+            last,
+            floor_version: version,
+            version,
+            kind: record.and_then(|record| record.kind.clone()).map(Arc::new),
+            waiting: Vec::new(),
+            free: Vec::new(),
+        };
+        let ring = Arc::new(Self {
+            encoding,
+            inner: Mutex::new(inner),
+            bytes: AtomicUsize::new(0),
+            listeners: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
+            rings: Arc::clone(rings),
+        });
+        rings.enter(&ring);
+        ring
+    }
+
+    /// Whether somebody wants to be told, or will in a moment.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.listeners.load(Ordering::Relaxed) > 0
+            || steady().saturating_sub(self.left.load(Ordering::Relaxed)) < LINGERS
+    }
+
+    /// Takes what a transaction has made of the view, once it is committed. Whether there is more than before; nobody has
+    /// been [woken](Self::wake) yet.
+    pub(crate) fn append(&self, record: &ViewRecord, news: &mut News) -> bool {
+        let came = steady();
+        let events = news.events.take().zip(record.kind.as_ref()).map(|(events, kind)| {
+            let frame = |event: NewEvent| Frame {
+                sequence: event.sequence,
+                version: event.version,
+                local: event.local,
+                came,
+                bytes: encode_event(self.encoding, event.event_type, kind, &event.body),
+            };
+            events.into_iter().map(frame).collect::<Vec<_>>()
+        });
+        let moved = {
+            let mut inner = self.lock();
+            if inner.kind.as_deref() != record.kind.as_ref() {
+                inner.kind = record.kind.clone().map(Arc::new);
+            }
+            let moved = record.sequence != inner.last;
+            match events {
+                _ if !moved => {}
+                Some(frames) => {
+                    if news.from != inner.last {
+                        inner.restart(news.from, news.from_version);
+                    }
+                    inner.bytes += frames.iter().map(Frame::size).sum::<usize>();
+                    inner.frames.extend(frames);
+                }
+                None => inner.restart(record.sequence, record.resource_version),
+            }
+            (inner.last, inner.version) = (record.sequence, record.resource_version);
+            let limit = inner.limit;
+            inner.shrink_to(limit);
+            self.count(&inner);
+            moved
+        };
+        self.rings.make_room(limits::RINGS);
+        moved
+    }
+
+    /// Wakes all who wait.
+    pub(crate) fn wake(&self) {
+        let waiting: Vec<Waker> = self.lock().waiting.iter_mut().filter_map(Option::take).collect();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Up to which sequence number one who comes with this resourceVersion has seen everything that upstream did, if the
+    /// ring has all that came afterwards.
+    pub(crate) fn seen_by(&self, since: u64) -> Option<u64> {
+        let inner = self.lock();
+        let upstreams = inner.frames.iter().filter(|frame| !frame.local);
+        let last = upstreams.take_while(|frame| frame.version <= since).last();
+        last.map(|frame| frame.sequence).or_else(|| (since >= inner.floor_version).then_some(inner.floor))
+    }
+
+    /// The collection's resourceVersion and kind at the end, for one who stands there.
+    pub(crate) fn end(&self, sequence: u64) -> Option<(u64, Arc<TypeMeta>)> {
+        let inner = self.lock();
+        (inner.last == sequence).then(|| Some((inner.version, inner.kind.clone()?))).flatten()
+    }
+
+    /// Forgets what has been there since before this time of [`steady`].
+    pub(crate) fn forget(&self, before: u64) {
+        let mut inner = self.lock();
+        while inner.frames.front().is_some_and(|frame| frame.came < before) && inner.drop_oldest() {}
+        if inner.frames.is_empty() {
+            inner.frames = VecDeque::new();
+        }
+        self.count(&inner);
+    }
+
+    fn shrink_to(&self, bytes: usize) {
+        let mut inner = self.lock();
+        inner.shrink_to(bytes);
+        self.count(&inner);
+    }
+
+    fn count(&self, inner: &Inner) {
+        let before = self.bytes.swap(inner.bytes, Ordering::Relaxed);
+        self.rings.bytes.fetch_add(inner.bytes.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place to listen from.
+    pub(crate) fn listen(self: &Arc<Self>) -> Seat {
+        self.listeners.fetch_add(1, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let number = inner.free.pop().unwrap_or_else(|| {
+            inner.waiting.push(None);
+            inner.waiting.len() - 1
+        });
+        drop(inner);
+        Seat { ring: Arc::clone(self), number }
+    }
+
+    /// Another bound than [`limits::RING`].
+    #[cfg(test)]
+    pub(crate) fn set_limit(&self, bytes: usize) {
+        self.lock().limit = bytes;
+        self.shrink_to(bytes);
+    }
+
+    /// Bytes of its frames, and of those of all that share its bound.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.bytes.load(Ordering::Relaxed), self.rings.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.rings.bytes.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Where a watcher listens.
+pub(crate) struct Seat {
+    ring: Arc<Ring>,
+    number: usize,
+}
+
+impl Seat {
+    /// The next event for one who stands there, and its new position.
+    pub(crate) fn next(&self, position: &mut Position, context: &Context<'_>) -> Next {
+        let mut inner = self.ring.lock();
+        if position.sequence() < inner.floor {
+            return Next::Behind;
+        }
+        let first = inner.frames.partition_point(|frame| frame.sequence <= position.sequence());
+        for frame in inner.frames.range(first..) {
+            position.pass(frame.sequence);
+            if frame.local || frame.version > position.since() {
+                return Next::Frame { bytes: frame.bytes.clone(), local: frame.local };
+            }
+        }
+        position.pass(inner.last);
+        match inner.waiting.get_mut(self.number) {
+            Some(Some(waker)) => waker.clone_from(context.waker()),
+            Some(place) => *place = Some(context.waker().clone()),
+            None => {}
+        }
+        Next::Nothing
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.ring.lock();
+        if let Some(place) = inner.waiting.get_mut(self.number) {
+            *place = None;
+        }
+        inner.free.push(self.number);
+        drop(inner);
+        self.ring.left.store(steady(), Ordering::Relaxed);
+        self.ring.listeners.fetch_sub(1, Ordering::Relaxed);
+    }
+}

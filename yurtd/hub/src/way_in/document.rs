@@ -1,0 +1,241 @@
+//! What hub and holder of the address tell each other: two small files, each replaced by a rename, so that nobody reads
+//! half of one.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_PORT, NFT_EDGE_TABLE};
+use yurt_node::nft::{Action, Chain, Family, Hook, Match, Rule, Set, Table};
+
+/// Format of both.
+const VERSION: u32 = 1;
+/// A file that is longer is none of ours.
+const MOST_BYTES: u64 = 1 << 20;
+/// A Service has an address a family, and `default/kubernetes` one port.
+const MOST_SERVICES: usize = 16;
+/// A node has some hundred pods.
+const MOST_PAST: usize = 10_000;
+
+const SERVICES: &str = "services4";
+const PAST: &str = "past4";
+
+/// What the hub wants: who is sent to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Wanted {
+    version: u32,
+    /// New connections to these come to the hub; without any there is no table.
+    pub(crate) services: BTreeSet<SocketAddrV4>,
+    /// But not those of these pods.
+    pub(crate) past: BTreeSet<Ipv4Addr>,
+    /// Those of the host itself, too.
+    pub(crate) host: bool,
+}
+
+/// What the holder says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Told {
+    /// Why the kernel cannot have such a table at all: seen before anything was wanted.
+    pub(crate) unable: Option<String>,
+    /// What is in place.
+    pub(crate) in_place: Option<Wanted>,
+    /// Why what is wanted is not.
+    pub(crate) error: Option<String>,
+}
+
+/// Why a file says nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DocumentError {
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    #[error("it cannot be understood: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl Wanted {
+    pub(crate) fn new(services: BTreeSet<SocketAddrV4>, past: BTreeSet<Ipv4Addr>, host: bool) -> Self {
+        Self { version: VERSION, services, past, host }
+    }
+
+    /// Nobody is sent to the hub.
+    pub(crate) fn nothing() -> Self {
+        Self::new(BTreeSet::new(), BTreeSet::new(), false)
+    }
+
+    /// Reads it; nothing when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`DocumentError`].
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, DocumentError> {
+        let Some(wanted) = read::<Self>(path)? else { return Ok(None) };
+        wanted.check()?;
+        Ok(Some(wanted))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    ///
+    /// [`DocumentError`], also when it is nothing that the other side would believe.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), DocumentError> {
+        self.check()?;
+        write(path, self)
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let unusable = |text: String| Err(DocumentError::Unusable(text));
+        if self.version != VERSION {
+            return unusable(format!("its version is {}", self.version));
+        }
+        if self.services.len() > MOST_SERVICES || self.past.len() > MOST_PAST {
+            return unusable(format!("{} Services, {} pods", self.services.len(), self.past.len()));
+        }
+        let hub = HUB_POD_ADDRESS.parse::<Ipv4Addr>().ok();
+        for service in &self.services {
+            let ip = service.ip();
+            let nobodys = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
+            // What the hub listens on must not lead to itself, nor what it asks there to any other.
+            if nobodys || hub == Some(*ip) || service.port() == 0 {
+                return unusable(format!("{service} is no Service's"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The table; nothing when nobody is sent to the hub.
+    pub(crate) fn table(&self) -> Option<Table> {
+        if self.services.is_empty() {
+            return None;
+        }
+        let hub = SocketAddr::from((HUB_POD_ADDRESS.parse::<Ipv4Addr>().ok()?, HUB_POD_PORT));
+        let rule = |matches| Rule { family: Family::V4, matches, action: Action::Dnat(hub) };
+        let mut chains = vec![Chain {
+            hook: Hook::Prerouting,
+            rules: vec![rule(vec![Match::DestinationIn(SERVICES), Match::SourceNotIn(PAST)])],
+        }];
+        if self.host {
+            chains
+                .push(Chain { hook: Hook::Output, rules: vec![rule(vec![Match::DestinationIn(SERVICES)])] });
+        }
+        let services = self.services.iter().copied().map(SocketAddr::from);
+        let past = self.past.iter().copied().map(Into::into);
+        Some(Table {
+            name: NFT_EDGE_TABLE,
+            sets: vec![
+                Set::of_endpoints(SERVICES, Family::V4, services),
+                Set::of_addresses(PAST, Family::V4, past),
+            ],
+            chains,
+        })
+    }
+}
+
+impl Told {
+    /// Reads it; nothing when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`DocumentError`].
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, DocumentError> {
+        read(path)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    ///
+    /// [`DocumentError`].
+    pub(crate) fn write(&self, path: &Path) -> Result<(), DocumentError> {
+        write(path, self)
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DocumentError> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(DocumentError::Unusable("it is too long".into()));
+    }
+    Ok(Some(serde_json::from_slice(&text)?))
+}
+
+/// In memory (`/run`), so nothing has to reach a disk.
+fn write(path: &Path, document: &impl Serialize) -> Result<(), DocumentError> {
+    let text = serde_json::to_vec(document)?;
+    let beside = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&text)?;
+    std::fs::rename(&beside, path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted::new(
+            BTreeSet::from(["10.96.0.1:443".parse().unwrap()]),
+            BTreeSet::from(["10.244.1.5".parse().unwrap()]),
+            true,
+        )
+    }
+
+    #[test]
+    fn both_survive_the_disk_and_what_is_damaged_or_lies_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("way-in.json");
+        assert_eq!(Wanted::read(&path).unwrap(), None);
+        wanted().write(&path).unwrap();
+        assert_eq!(Wanted::read(&path).unwrap(), Some(wanted()));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lies = [
+            text[..text.len() / 2].to_owned(),
+            String::new(),
+            text.replace("443", "0"),
+            text.replace("10.96.0.1", "169.254.2.1"),
+            text.replace("10.96.0.1", "127.0.0.1"),
+            text.replace("10.96.0.1", "0.0.0.0"),
+            text.replace("\"version\":1", "\"version\":2"),
+            text.replace("10.244.1.5", "everybody"),
+            text.replace("\"host\"", "\"hosts\""),
+            format!("{text}{}", " ".repeat(MOST_BYTES as usize)),
+        ];
+        for lie in lies {
+            assert_ne!(lie, text);
+            std::fs::write(&path, &lie).unwrap();
+            assert!(Wanted::read(&path).is_err(), "{:.100}", lie);
+        }
+        let many = (0..=MOST_PAST as u32).map(Ipv4Addr::from).collect();
+        assert!(Wanted::new(wanted().services, many, true).write(&path).is_err());
+        let told = Told { in_place: Some(wanted()), error: Some("why".into()), unable: None };
+        told.write(&path).unwrap();
+        assert_eq!(Told::read(&path).unwrap(), Some(told));
+    }
+
+    #[test]
+    fn the_host_is_sent_to_the_hub_only_if_that_is_wanted_and_without_a_service_nobody_is() {
+        let hooks = |wanted: &Wanted| {
+            let table = wanted.table().unwrap();
+            table.chains.iter().map(|chain| chain.hook).collect::<Vec<_>>()
+        };
+        assert_eq!(hooks(&wanted()), [Hook::Prerouting, Hook::Output]);
+        assert_eq!(hooks(&Wanted { host: false, ..wanted() }), [Hook::Prerouting]);
+        assert_eq!(Wanted::nothing().table(), None);
+    }
+}

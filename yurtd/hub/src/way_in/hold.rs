@@ -1,0 +1,172 @@
+//! The holder of the way in: keeps the table `inet yurt-edge` in the kernel as the hub wants it.
+//!
+//! It runs in `yurtd address`, with the hub's address, and has no other input than the hub's file and the kernel's
+//! messages. What was wanted last stays wanted: while the hub restarts or comes back from a crash systemd holds its
+//! sockets, and connections wait there. The table goes with the unit that holds the address (`yurtd address remove`).
+//!
+//! ```text
+//! table inet yurt-edge {
+//!   set services4 { type ipv4_addr . inet_service; elements = { 10.96.0.1 . 443 } }
+//!   set past4     { type ipv4_addr; elements = { 10.244.1.5, … } }
+//!   chain prerouting { type nat hook prerouting priority -110;  # pods
+//!     meta nfproto ipv4 meta l4proto tcp ip daddr . tcp dport @services4 ip saddr != @past4 dnat ip to 169.254.2.1:10268 }
+//!   chain output     { type nat hook output priority -110;      # the host itself, if all of it may
+//!     meta nfproto ipv4 meta l4proto tcp ip daddr . tcp dport @services4 dnat ip to 169.254.2.1:10268 }
+//! }
+//! ```
+//!
+//! `dnat`, not `redirect`: that takes the address of the interface by which a connection came, and a bridge or a veth may
+//! have none. The priority is before kube-proxy's.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use yurt_api::names;
+use yurt_node::nft::{Held, NftError};
+
+use super::Places;
+use super::document::{Told, Wanted};
+
+/// How soon a change of the hub's file is followed, and what somebody did to the table put right. A look costs one
+/// message while nobody's rules change.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Tries whether the kernel can have the table at all, and says so to the hub, which starts afterwards.
+pub(crate) async fn try_out(places: &Places) {
+    let unable = trial().await.err().map(|error| error.to_string());
+    if let Some(error) = &unable {
+        tracing::warn!(error, "the kernel cannot lead pods to the hub at the Service's address");
+    }
+    tell(places, &Told { unable, ..Told::default() });
+}
+
+async fn trial() -> Result<(), NftError> {
+    // An address for documentation (RFC 5737), to which nobody connects.
+    let nobodys = BTreeSet::from([SocketAddrV4::new([192, 0, 2, 1].into(), names::HUB_POD_PORT)]);
+    let mut held = Held::open(names::NFT_EDGE_TABLE)?;
+    if let Some(table) = Wanted::new(nobodys, BTreeSet::new(), true).table() {
+        held.put(table).await?;
+    }
+    held.remove().await
+}
+
+/// Takes the table away; nothing to do when there is none.
+///
+/// # Errors
+///
+/// When the kernel refuses that.
+pub(crate) async fn remove() -> Result<(), NftError> {
+    Held::open(names::NFT_EDGE_TABLE)?.remove().await
+}
+
+/// Keeps the table until `stop`, which leaves it there.
+pub(crate) async fn run(places: &Places, stop: CancellationToken) {
+    let mut holder = Holder::new(places);
+    loop {
+        holder.turn().await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// Which file it was that was read.
+type Stamp = (u64, u64, Option<SystemTime>);
+
+struct Holder<'a> {
+    places: &'a Places,
+    held: Option<Held>,
+    read: Option<Stamp>,
+    wanted: Option<Wanted>,
+    /// Nothing is wanted, and nothing is there.
+    cleared: bool,
+    told: Told,
+}
+
+impl<'a> Holder<'a> {
+    fn new(places: &'a Places) -> Self {
+        let told = Told::read(&places.told()).ok().flatten().unwrap_or_default();
+        Self { places, held: None, read: None, wanted: None, cleared: false, told }
+    }
+
+    async fn turn(&mut self) {
+        self.read();
+        let Some(wanted) = self.wanted.clone() else { return };
+        let outcome = self.place(&wanted).await;
+        let error = outcome.err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| self.told.error != error) {
+            tracing::error!(error, "pods are not led to the hub as they should be; trying again");
+        }
+        let in_place = if error.is_none() { Some(wanted) } else { None };
+        let unable = self.told.unable.clone().filter(|_| error.is_some());
+        let told = Told { unable, in_place, error };
+        if told != self.told {
+            tell(self.places, &told);
+            self.told = told;
+        }
+    }
+
+    /// Takes what the hub wants now. What it wanted stays when there is no file (it was stopped) or none that can be
+    /// understood.
+    fn read(&mut self) {
+        let path = self.places.wanted();
+        let Some(stamp) = stamp(&path).filter(|stamp| self.read.as_ref() != Some(stamp)) else { return };
+        self.read = Some(stamp);
+        match Wanted::read(&path) {
+            Ok(Some(wanted)) => {
+                if self.wanted.as_ref() != Some(&wanted) {
+                    tracing::info!(
+                        services = ?wanted.services, excluded = wanted.past.len(), host = wanted.host, "the way in"
+                    );
+                }
+                self.wanted = Some(wanted);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "what is wanted is not followed, what was stays");
+            }
+        }
+    }
+
+    /// The kernel has what is wanted, or the reason why not.
+    async fn place(&mut self, wanted: &Wanted) -> Result<(), NftError> {
+        if self.held.is_none() {
+            self.held = Some(Held::open(names::NFT_EDGE_TABLE)?);
+        }
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let Some(table) = wanted.table() else {
+            if !self.cleared {
+                held.remove().await?;
+                self.cleared = true;
+            }
+            return Ok(());
+        };
+        self.cleared = false;
+        if held.placed() == Some(&table) {
+            if held.is_whole().await? {
+                return Ok(());
+            }
+            tracing::warn!("somebody changed the table {}; putting it back", names::NFT_EDGE_TABLE);
+        }
+        held.put(table).await
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.ino(), file.len(), file.modified().ok()))
+}
+
+fn tell(places: &Places, told: &Told) {
+    if let Err(error) = told.write(&places.told()) {
+        tracing::warn!(%error, "the hub cannot be told how the way in is");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! How pods come to the hub: who the holder of its address is told to lead there.
+
+use super::*;
+
+/// 2023-11-14T22:13:20Z
+const BEGAN: i64 = 1_700_000_000;
+
+/// A cluster of which the pods run, on a node whose kernel knows tables.
+async fn cluster() -> Cluster {
+    let mut cluster = Cluster::new().await;
+    cluster.way_in = WayIn::Service;
+    for (name, ip, host, began) in [
+        ("web-0", "10.244.1.5", false, "2023-11-14T22:13:20Z"),
+        ("web-1", "10.80.0.7", true, "2023-11-14T22:13:21Z"),
+    ] {
+        let mut pod = cluster.api.get(&format!("{PODS}/{name}")).unwrap();
+        pod["spec"]["hostNetwork"] = host.into();
+        pod["status"] = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "containerStatuses": [{"state": {"running": {"startedAt": began}}}]});
+        cluster.api.put(PODS, pod);
+    }
+    holder_says(&cluster, &json!({}));
+    cluster
+}
+
+fn holder_says(cluster: &Cluster, told: &Value) {
+    std::fs::write(cluster.dir.path().join("address/way-in.json"), told.to_string()).unwrap();
+}
+
+/// What the hub wants.
+fn wanted(cluster: &Cluster) -> Option<Value> {
+    let text = std::fs::read(cluster.dir.path().join("run/way-in.json")).ok()?;
+    Some(serde_json::from_slice(&text).unwrap())
+}
+
+async fn until_wanted(cluster: &Cluster, what: &str, services: &Value, past: &Value, host: bool) -> Value {
+    let expected = json!({"version": 1, "services": services, "past": past, "host": host});
+    until(what, async || wanted(cluster).filter(|wanted| *wanted == expected)).await
+}
+
+/// kubelet came when the first pod began, in this boot.
+fn came(cluster: &Cluster) {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+    cluster
+        .came
+        .send_modify(|came| *came = Ok(Moment { boot_id: Some(boot_id.clone()), second: BEGAN }.into()));
+}
+
+/// As if the node's CA had been there before all of them.
+fn ca_is_old(cluster: &Cluster) {
+    let file = cluster.dir.path().join("state/ca-since.json");
+    let mut since: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    since["since"]["second"] = 1.into();
+    std::fs::write(file, since.to_string()).unwrap();
+}
+
+async fn kubelet_reads(cluster: &Cluster, hub: &Hub) {
+    let kubelet = cluster.client(hub, &cluster.kubelet()).await;
+    for path in [OWN_NODE, NODE_PODS, "/api/v1/services?"] {
+        kubelet.get(&format!("{path}&resourceVersion=0")).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_led_to_the_hub_but_for_those_from_before_and_their_environment_is_the_clusters() {
+    let cluster = cluster().await;
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    until_wanted(&cluster, "nobody before kubelet came", &json!([]), &json!([]), false).await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster);
+    // The CA was made just now, so whatever runs has not read it.
+    let both =
+        until_wanted(&cluster, "all from before", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false)
+            .await;
+    assert_eq!(hub.server.doctor().look(&Ok(Course::default())).host_held_up_by, ["shop/web-1"]);
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    for path in ["/api/v1/services?resourceVersion=0", "/api/v1/services"] {
+        let services = kubelet.get(path).await.expect(200).json();
+        assert_eq!(services["items"][0]["spec"]["clusterIP"], "10.96.0.1", "{path}");
+    }
+    // The keeper is about to restart the one on the host's network, so the host is led to the hub, too.
+    cluster.came.send_modify(|came| {
+        let turn = Turn { second: 7, pods: vec!["shop/web-1".into()] };
+        came.as_mut().unwrap().turn = Some(turn);
+    });
+    let all =
+        until_wanted(&cluster, "its turn", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
+    assert_eq!(hub.server.readiness().way_in_turn, None, "nobody has done it yet");
+    holder_says(&cluster, &json!({ "inPlace": all }));
+    until("its turn is in place", async || hub.server.readiness().way_in_turn.filter(|turn| *turn == 7))
+        .await;
+    cluster.came.send_modify(|came| came.as_mut().unwrap().turn = None);
+    until_wanted(&cluster, "as before", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
+    hub.stop().await;
+    assert_eq!(wanted(&cluster), Some(both), "what is wanted outlives the hub");
+
+    ca_is_old(&cluster);
+    let hub = cluster.boot().await;
+    until_wanted(&cluster, "the host too", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
+    // Its container begins anew, and the link is no condition.
+    let mut pod = cluster.api.get(&format!("{PODS}/web-0")).unwrap();
+    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = json!("2023-11-14T22:13:21Z");
+    cluster.api.put(PODS, pod);
+    until_wanted(&cluster, "nobody is excluded", &json!(["10.96.0.1:443"]), &json!([]), true).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hub_is_ready_when_the_holder_has_done_it_and_says_what_is_missing() {
+    let cluster = cluster().await;
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster);
+    let wanted =
+        until_wanted(&cluster, "a table", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
+    until("the silence is heard", async || hub.server.readiness().way_in_missing).await;
+    assert!(!hub.server.readiness().ready);
+    holder_says(&cluster, &json!({"error": "no nf_tables"}));
+    until("the error is told", async || {
+        hub.server.readiness().way_in_missing.filter(|missing| missing == "no nf_tables")
+    })
+    .await;
+    holder_says(&cluster, &json!({ "inPlace": wanted }));
+    until("it is ready", async || hub.server.readiness().ready.then_some(())).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_tables_pods_are_led_by_their_environment() {
+    let cluster = cluster().await;
+    holder_says(&cluster, &json!({"unable": "the kernel knows no nf_tables"}));
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    let readiness = hub.server.readiness();
+    assert_eq!(readiness.way_in, "environment");
+    assert_eq!(readiness.way_in_why.as_deref(), Some("the kernel knows no nf_tables"));
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster);
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let services = kubelet.get("/api/v1/services?resourceVersion=0").await.expect(200).json();
+    assert_eq!(services["items"][0]["spec"]["clusterIP"], "169.254.2.1");
+    until_wanted(&cluster, "nobody", &json!([]), &json!([]), false).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reboot_without_a_link_everybody_is_led_to_the_hub() {
+    let cluster = cluster().await;
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    hub.stop().await;
+    ca_is_old(&cluster);
+    cluster.link.set(Mode::Cut);
+    cluster
+        .came
+        .send_modify(|came| *came = Ok(Moment { boot_id: Some("another".into()), second: BEGAN }.into()));
+    let hub = cluster.boot().await;
+    until_wanted(&cluster, "everybody", &json!(["10.96.0.1:443"]), &json!([]), true).await;
+    hub.stop().await;
+}
