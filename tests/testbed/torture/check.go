@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,7 +60,7 @@ func (c *Cluster) checkOne(spec Spec, offline bool, result *Checked) error {
 		list, err = hub.List(ctx, options)
 	}
 	if err != nil {
-		if offline && (apierrors.IsServiceUnavailable(err) || apierrors.IsTimeout(err) || apierrors.IsUnauthorized(err) || isStatus(err, http.StatusGatewayTimeout)) {
+		if offline && (apierrors.IsServiceUnavailable(err) || apierrors.IsTimeout(err) || apierrors.IsUnauthorized(err) || isStatus(err, http.StatusGatewayTimeout) || saysDamaged(err)) {
 			result.Refused++
 			return nil
 		}
@@ -97,6 +98,11 @@ func (c *Cluster) checkOne(spec Spec, offline bool, result *Checked) error {
 	result.Lists++
 	result.Objects += len(want)
 	return nil
+}
+
+// saysDamaged is the first answer from a view of which a record is damaged; it starts over.
+func saysDamaged(err error) bool {
+	return isStatus(err, http.StatusInternalServerError) && strings.Contains(err.Error(), "of the store is damaged")
 }
 
 // isAnswer tells what the hub has said from a connection that broke.
