@@ -48,7 +48,7 @@ deny: tools ## Licences, sources and banned crates
 
 # The story is played with the build for development here, which shares its dependencies with the tests and has overflow
 # checks and debug assertions on; `make demo` and `make test-e2e` play it with the release build.
-test: lint deny test-unit test-kernel ## Everything that CI runs; root for the kernel tests and the story
+test: lint deny test-unit test-kernel test-torture ## Everything that CI runs; root for the kernel tests and the story
 	$(MAKE) test-e2e PROFILE=dev
 	@echo 'make test: all passed'
 

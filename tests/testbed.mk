@@ -1,7 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: bench-hub cluster clean-cluster demo size test-e2e test-flannel can-run
+.PHONY: bench-hub cluster clean-cluster demo size test-e2e test-flannel test-torture torture can-run
 
 # Said before minutes of building, not after.
 can-run:
@@ -33,3 +33,20 @@ bench-hub: can-run image plugin ## The hub beside the API server and a vanilla n
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
 	cargo test --locked -p yurt-tests --test story
+
+# The hub between a real API server and clients written with client-go, in namespaces of its own: it needs no machines
+# and not the testbed's lock. TORTURE takes what `yurt-torture --help` says (`--lenient`, `--rate 100`).
+KILLS   ?= 1000
+STORES  ?= 500
+MINUTES ?= 60
+TORTURE ?=
+torture: can-run ## Kill the hub, damage its store, cut its link (KILLS=1000 STORES=500 MINUTES=60 SEED=…)
+	cargo build --locked --release -p yurtd --bin yurtd
+	cargo run --quiet --locked -p yurt-torture -- --yurtd $${CARGO_TARGET_DIR:-target}/release/yurtd --kills $(KILLS) \
+	  --stores $(STORES) --seconds $$(( $(MINUTES) * 60 )) $(if $(SEED),--seed $(SEED)) $(TORTURE)
+
+# Always the same one. Intermediate events are counted here and demanded by `make torture`.
+test-torture: ## A sample of `make torture` (a minute; root)
+	cargo build --locked -p yurtd --bin yurtd
+	cargo run --quiet --locked -p yurt-torture -- --yurtd $${CARGO_TARGET_DIR:-target}/debug/yurtd --kills 12 \
+	  --stores 19 --seconds 20 --rate 40 --bulk 1500 --seed 1 --lenient

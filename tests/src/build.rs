@@ -52,6 +52,21 @@ pub fn flannel(artifacts: &Artifacts) -> Result<PathBuf> {
     image::flannel(&agent, &plugin, &artifacts.root)
 }
 
+/// What `make torture` needs: the folders of etcd and `kube-apiserver`, and of its clients.
+#[derive(Debug, Clone)]
+pub struct TortureArtifacts {
+    /// As [`Artifacts::bin`].
+    pub bin: PathBuf,
+    /// The clients, written with client-go.
+    pub clients: PathBuf,
+}
+
+/// Builds what of it is not in the cache.
+pub fn torture() -> Result<TortureArtifacts> {
+    partial::sweep(&paths::cache())?;
+    Ok(TortureArtifacts { bin: go::build()?, clients: go::torture()?.join("torture") })
+}
+
 /// One artifact of the cache: a folder, filled by `make` if it is not there yet.
 fn cached(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = paths::cache().join(format!("{name}-{}", key.text()));

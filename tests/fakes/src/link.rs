@@ -65,7 +65,12 @@ pub struct Wire {
     settings: watch::Sender<Settings>,
     bytes: Arc<[AtomicU64; 2]>,
     accepted: Arc<AtomicU64>,
+    /// Bytes that clients may still be sent before everything breaks.
+    until_break: Arc<AtomicU64>,
 }
+
+/// Nothing breaks.
+const WHOLE: u64 = u64::MAX;
 
 impl Wire {
     pub async fn to(target: SocketAddr) -> Self {
@@ -76,6 +81,7 @@ impl Wire {
             settings: watch::Sender::default(),
             bytes: Arc::default(),
             accepted: Arc::default(),
+            until_break: Arc::new(AtomicU64::new(WHOLE)),
         };
         let relay = wire.clone();
         tokio::spawn(async move {
@@ -124,6 +130,25 @@ impl Wire {
     pub fn forget(&self) {
         let accepted = self.accepted.load(Ordering::Relaxed);
         self.settings.send_modify(|settings| settings.forgotten = accepted);
+    }
+
+    /// When clients have been sent so many more bytes, all connections that there are then end, in the middle of whatever
+    /// it is.
+    pub fn break_after(&self, bytes: u64) {
+        self.until_break.store(bytes.min(WHOLE - 1), Ordering::Relaxed);
+    }
+
+    /// How much of this clients still get before the break, and whether it comes then.
+    fn before_break(&self, length: usize) -> (usize, bool) {
+        let length = length as u64;
+        let taken = self.until_break.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| match left {
+            WHOLE => None,
+            left => Some(left.checked_sub(length).unwrap_or(WHOLE)),
+        });
+        match taken {
+            Ok(left) if left < length => (left as usize, true),
+            _ => (length as usize, false),
+        }
     }
 
     /// Bytes that have arrived so far.
@@ -181,8 +206,15 @@ impl Wire {
                     tokio::time::sleep(Duration::from_secs_f64(bits / rate as f64)).await;
                 }
                 speaks(&mut settings, way, number).await;
-                if to.write_all(&bytes).await.is_err() {
+                let (length, breaks) = match way {
+                    Way::ToClient => self.before_break(bytes.len()),
+                    Way::ToServer => (bytes.len(), false),
+                };
+                if to.write_all(&bytes[..length]).await.is_err() {
                     return;
+                }
+                if breaks {
+                    self.end_first(self.accepted.load(Ordering::Relaxed));
                 }
                 self.bytes[way as usize].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
@@ -279,6 +311,21 @@ mod tests {
         wire.refuse(true);
         let mut refused = TcpStream::connect(wire.address).await.unwrap();
         assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_breaks_in_the_middle_and_the_next_connection_does_not() {
+        let (wire, mut client, mut server) = ends().await;
+        wire.break_after(3);
+        server.write_all(b"answer").await.unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"ans");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wire = Wire { until_break: wire.until_break, ..Wire::to(listener.local_addr().unwrap()).await };
+        let mut client = TcpStream::connect(wire.address).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        assert!(arrives(&mut server, &mut client).await);
     }
 
     #[tokio::test]

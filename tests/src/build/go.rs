@@ -34,6 +34,11 @@ pub(super) fn metrics_server() -> Result<PathBuf> {
     program("metrics-server")
 }
 
+/// The clients of `make torture`.
+pub(super) fn torture() -> Result<PathBuf> {
+    program("torture")
+}
+
 /// flannel's agent and its CNI plugin, in a folder each.
 pub(super) fn flannel() -> Result<(PathBuf, PathBuf)> {
     Ok((program("flannel")?, program("flannel-cni")?))

@@ -16,10 +16,10 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoT
 use tokio_util::sync::CancellationToken;
 
 use super::seal::Sealer;
-use super::{Opened, StoreError};
+use super::{Opened, StoreError, checksum, structure};
 
 /// Changes whenever the layout of any value does; a store of another version is set aside.
-const VERSION: &[u8] = b"yurt store 1";
+const VERSION: &[u8] = b"yurt store 2";
 const PROBE: &[u8] = b"probe";
 /// Starts that may die while the store is being checked before that counts as damage.
 const MAX_ATTEMPTS: u64 = 3;
@@ -134,7 +134,7 @@ pub(super) fn open(dir: &Path, map_size: usize) -> Result<(Environment, Opened),
     let folder = dir.join("store");
     let key_file = dir.join("store.key");
     let attempts_file = dir.join("store.opening");
-    let existed = folder.join("data.mdb").exists();
+    let existed = folder.join("data.mdb").exists() || folder.is_file();
     let broken = fs::read_to_string(broken_file(&folder)).ok();
     let attempts = fs::metadata(&attempts_file).map_or(0, |metadata| metadata.len());
     let outcome = if let Some(reason) = broken.filter(|_| existed) {
@@ -183,7 +183,8 @@ fn make_private(folder: &Path) -> Result<(), StoreError> {
 /// One is enough for whoever wants to know what happened; more would fill the disk.
 fn set_aside(dir: &Path, folder: &Path) -> Result<PathBuf, StoreError> {
     let target = dir.join("store.damaged");
-    match fs::remove_dir_all(&target) {
+    let removed = if target.is_dir() { fs::remove_dir_all(&target) } else { fs::remove_file(&target) };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&target)(error)),
         _ => {}
     }
@@ -192,14 +193,16 @@ fn set_aside(dir: &Path, folder: &Path) -> Result<PathBuf, StoreError> {
 }
 
 fn open_and_check(folder: &Path, key_file: &Path, map_size: usize) -> Result<Environment, StoreError> {
+    let path = folder.join("data.mdb");
+    refuse_what_is_no_file(folder, &path)?;
     make_private(folder)?;
+    structure::check(&path)?;
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(map_size).max_dbs(TABLES.len() as u32).max_readers(MAX_READERS);
     // SAFETY: NO_META_SYNC weakens durability, never integrity (see the essay in `store`). The map's file belongs to
     // this process alone: a 0700 folder on a local disk that nothing else writes.
     let env = unsafe { options.flags(EnvFlags::NO_META_SYNC).open(folder)? };
     env.clear_stale_readers()?;
-    let path = folder.join("data.mdb");
     refuse_if_cut_short(&env, &path)?;
     let file = fs::OpenOptions::new().write(true).open(&path).map_err(failed(&path))?;
     let transaction = env.write_txn()?;
@@ -229,6 +232,23 @@ fn open_and_check(folder: &Path, key_file: &Path, map_size: usize) -> Result<Env
     environment.reserve();
     environment.check()?;
     Ok(environment)
+}
+
+/// What a file system has made something else of is damaged, and no reason to fail at every start.
+fn refuse_what_is_no_file(folder: &Path, data: &Path) -> Result<(), StoreError> {
+    let is = |path: &Path, expected: fn(&fs::Metadata) -> bool| match fs::symlink_metadata(path) {
+        Ok(metadata) => expected(&metadata),
+        Err(_) => true,
+    };
+    if !is(folder, fs::Metadata::is_dir) {
+        return Err(StoreError::Damaged(format!("{} is no folder", folder.display())));
+    }
+    for path in [data, &folder.join("lock.mdb")] {
+        if !is(path, fs::Metadata::is_file) {
+            return Err(StoreError::Damaged(format!("{} is no file", path.display())));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of the file that the meta page counts on.
@@ -429,7 +449,8 @@ impl<'a> Reader<'a> {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&'a [u8]>, StoreError> {
-        Ok(self.environment.table(table).get(self.transaction, key)?)
+        let stored = self.environment.table(table).get(self.transaction, key)?;
+        stored.map(|stored| checksum::verified(table as u32, key, stored)).transpose()
     }
 
     /// Walks over the keys that start with `prefix`, behind `after`, in order, until `visit` returns `false`.
@@ -444,7 +465,8 @@ impl<'a> Reader<'a> {
         after: Option<&[u8]>,
         visit: impl FnMut(&'a [u8], &'a [u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
-        scan(self.environment.table(table), self.transaction, prefix, after, visit)
+        let raw = self.environment.table(table);
+        scan((table, raw), self.transaction, prefix, after, visit)
     }
 
     /// Opens sealed values.
@@ -468,7 +490,8 @@ impl Tx<'_> {
     ///
     /// [`StoreError`].
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
-        Ok(self.environment.table(table).get(&self.transaction, key)?)
+        let stored = self.environment.table(table).get(&self.transaction, key)?;
+        stored.map(|stored| checksum::verified(table as u32, key, stored)).transpose()
     }
 
     /// Stores a value.
@@ -481,7 +504,12 @@ impl Tx<'_> {
             return Err(StoreError::Failed(format!("a key has {} bytes, not 1 to {MAX_KEY}", key.len())));
         }
         self.written += (key.len() + value.len()) as u64;
-        Ok(self.environment.table(table).put(&mut self.transaction, key, value)?)
+        let sum = checksum::of(table as u32, key, value);
+        let (raw, length) = (self.environment.table(table), checksum::stored(value.len()));
+        Ok(raw.put_reserved(&mut self.transaction, key, length, |space| {
+            space.write_all(value)?;
+            space.write_all(&sum)
+        })?)
     }
 
     /// Removes a key; `false` if it was not there.
@@ -517,7 +545,8 @@ impl Tx<'_> {
         after: Option<&[u8]>,
         visit: impl FnMut(&'t [u8], &'t [u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
-        scan(self.environment.table(table), &self.transaction, prefix, after, visit)
+        let raw = self.environment.table(table);
+        scan((table, raw), &self.transaction, prefix, after, visit)
     }
 
     /// Seals and opens values.
@@ -527,7 +556,7 @@ impl Tx<'_> {
 }
 
 fn scan<'t>(
-    table: Raw,
+    (table, raw): (Table, Raw),
     transaction: &'t RoTxn<'_, WithoutTls>,
     prefix: &[u8],
     after: Option<&[u8]>,
@@ -540,9 +569,9 @@ fn scan<'t>(
     };
     let end = successor(prefix);
     let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    for record in table.range(transaction, &(start, end))? {
-        let (key, value) = record?;
-        if !visit(key, value)? {
+    for record in raw.range(transaction, &(start, end))? {
+        let (key, stored) = record?;
+        if !visit(key, checksum::verified(table as u32, key, stored)?)? {
             break;
         }
     }

@@ -46,6 +46,11 @@ impl Sealer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Self::create(path, &random).map_err(failed)?
             }
+            // A file system has made something else of it: it is kept, and lost like one that is too short.
+            Err(_) if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) => {
+                fs::rename(path, path.with_extension("key.damaged")).map_err(failed)?;
+                Self::create(path, &random).map_err(failed)?
+            }
             Err(error) => return Err(failed(error)),
         };
         let key = UnboundKey::new(&AES_256_GCM, &bytes)
