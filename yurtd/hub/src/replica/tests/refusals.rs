@@ -151,6 +151,9 @@ async fn a_token_that_ends_does_not_stop_the_views_of_the_identitys_other_pods()
     let hub = Hub::start(&api, dir.path()).await;
     let view = hub.views.open(&service_account("stays"), &pods(Encoding::Json)).await.unwrap();
     let mut watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
+    // The watch upstream has begun.
+    let first = api.put_data("pods", "n", "a", "x", "2");
+    assert_eq!(watch.object().await.2, first.version);
     // The other pod comes last, and is deleted.
     hub.views.open(&service_account("goes"), &pods(Encoding::Json)).await.unwrap();
     api.refuse_token("goes");
