@@ -72,6 +72,9 @@ pub(crate) enum StoreError {
     /// Anything else that the database or the disk says.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The disk does not give what is on it. At the next start it may.
+    #[error("the store cannot be read: {0}")]
+    Unreadable(String),
     /// A record that nothing of ours wrote, or sealed with another key.
     #[error("a record of the store is damaged: {0}")]
     Damaged(String),
@@ -294,8 +297,11 @@ impl Store {
             return Ok(found);
         }
         self.read(|reader| {
-            reader.scan(Table::Buckets, &prefix, after.as_deref(), |key, sealed| {
-                found.push((key[1..].to_vec(), self.sealer().open(key, sealed)?));
+            reader.scan_each(Table::Buckets, &prefix, after.as_deref(), |key, sealed| {
+                if let Some(value) = whole(bucket, sealed.and_then(|sealed| self.sealer().open(key, sealed)))?
+                {
+                    found.push((key[1..].to_vec(), value));
+                }
                 Ok(found.len() < limit)
             })
         })?;
@@ -310,8 +316,10 @@ impl Store {
     pub(crate) fn sizes(&self, bucket: Bucket) -> Result<Vec<(Vec<u8>, usize)>, StoreError> {
         let mut found = Vec::new();
         self.read(|reader| {
-            reader.scan(Table::Buckets, &[bucket as u8], None, |key, sealed| {
-                found.push((key[1..].to_vec(), sealed.len().saturating_sub(Sealer::OVERHEAD)));
+            reader.scan_each(Table::Buckets, &[bucket as u8], None, |key, sealed| {
+                if let Some(sealed) = whole(bucket, sealed)? {
+                    found.push((key[1..].to_vec(), sealed.len().saturating_sub(Sealer::OVERHEAD)));
+                }
                 Ok(true)
             })
         })?;
@@ -375,6 +383,18 @@ impl ReadOnlyStore {
         job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.environment.read(job)
+    }
+}
+
+/// Nothing for a record that is damaged: the others of its bucket are worth something without it.
+fn whole<T>(bucket: Bucket, record: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match record {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Damaged(reason)) => {
+            tracing::error!(?bucket, reason, "a stored record is damaged and is left out");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

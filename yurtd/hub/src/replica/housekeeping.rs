@@ -7,7 +7,7 @@ use yurt_node::link::LinkState;
 
 use super::Views;
 use crate::clock;
-use crate::store::{Durability, StoreError, Table};
+use crate::store::{Durability, StoreError, Table, Tx};
 use crate::view::record::{ViewId, ViewRecord};
 use crate::view::table::ViewTable;
 use crate::view::{State, Transition, View};
@@ -84,8 +84,7 @@ impl Views {
             .store
             .write(Durability::Soon, move |tx| {
                 for (id, state) in &states {
-                    let Some(value) = tx.get(Table::Views, &id.prefix())? else { continue };
-                    let mut record = ViewRecord::decode(value)?;
+                    let Some(mut record) = stored(tx, *id)? else { continue };
                     record.state = *state;
                     let value = record.encode()?;
                     tx.put(Table::Views, &id.prefix(), &value)?;
@@ -120,8 +119,7 @@ impl Views {
             .store
             .write(Durability::Soon, move |tx| {
                 for (id, version, used, state) in &changes {
-                    let Some(value) = tx.get(Table::Views, &id.prefix())? else { continue };
-                    let mut record = ViewRecord::decode(value)?;
+                    let Some(mut record) = stored(tx, *id)? else { continue };
                     // A use alone is worth a write once an hour.
                     let aged = used.saturating_sub(record.used) >= 3600;
                     if record.resource_version >= *version && !aged && !state.differs_from(record.state) {
@@ -175,5 +173,13 @@ impl Views {
             .store
             .write(Durability::Soon, move |tx| views.iter().try_for_each(|id| ViewTable::destroy(tx, *id)))
             .await
+    }
+}
+/// The record of a view; nothing for one that is damaged, which its own reader finds out.
+fn stored(tx: &Tx<'_>, id: ViewId) -> Result<Option<ViewRecord>, StoreError> {
+    match tx.get(Table::Views, &id.prefix()) {
+        Ok(value) => value.map(ViewRecord::decode).transpose(),
+        Err(StoreError::Damaged(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -331,20 +331,20 @@ impl Tokens {
     async fn refuse(&self, token: &BearerToken, hash: Hash, reason: String) {
         // Without a link the cluster's keys would let it in again.
         let claims = jwt::claims(token.expose()).filter(|_| self.inner.issuer.is_genuine(token.expose()));
-        let (known, evicted) = {
+        let (known, new, evicted) = {
             let mut memory = lock(&self.inner.memory);
             memory.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
             if memory.refused.len() < limits::REFUSED_TOKENS {
                 memory.refused.insert(hash, (Instant::now(), reason));
             }
-            let mut evicted = None;
+            let (mut new, mut evicted) = (false, None);
             if let Some(claims) = &claims {
-                memory.revoked.insert(hash, claims.exp);
+                new = memory.revoked.insert(hash, claims.exp).is_none();
                 if memory.revoked.len() > limits::REFUSED_TOKENS {
                     evicted = memory.evict_revoked(&hash);
                 }
             }
-            (memory.known.remove(&hash), evicted)
+            (memory.known.remove(&hash), new, evicted)
         };
         if let Some(known) = &known {
             tracing::info!(user = known.record.user, "the API server no longer accepts a token");
@@ -358,6 +358,10 @@ impl Tokens {
             }
             return;
         };
+        // Whoever comes again and again with it is no reason to write that again.
+        if !new && known.is_none() {
+            return;
+        }
         let record = TokenRecord { user: claims.sub.unwrap_or_default(), expires: claims.exp, revoked: true };
         if let Err(error) = self.write(&hash, &record).await {
             tracing::warn!(%error, "that a token was refused will not be known after a restart without a link");

@@ -74,7 +74,7 @@ async fn answer(
 ) -> Result<(Source, Response<Body>), Failure> {
     let row = hub.offline.row(&info, &parts, permit);
     let asked = Asked { parts, info, row };
-    let limit = if row == Row::OfflineLease { MAX_LEASE } else { MAX_BODY };
+    let limit = if row == Row::OfflineLease && !hub.link.is_online() { MAX_LEASE } else { MAX_BODY };
     let mut body =
         if row.needs_body() { Sent::Whole(whole(body, limit).await?) } else { Sent::Stream(Some(body)) };
     if let Some(collection) = asked.info.collection.as_ref().filter(|_| !asked.info.upgrade) {

@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::seal::Sealer;
 use super::{Opened, StoreError, checksum, structure};
 
-/// Changes whenever the layout of any value does; a store of another version is set aside.
+/// Changes whenever the layout of any value does; a store of another version is set aside, but for the one before.
 const VERSION: &[u8] = b"yurt store 2";
+/// The same values without checksums.
+const VERSION_BEFORE: &[u8] = b"yurt store 1";
 const PROBE: &[u8] = b"probe";
 /// Starts that may die while the store is being checked before that counts as damage.
 const MAX_ATTEMPTS: u64 = 3;
@@ -157,8 +159,11 @@ pub(super) fn open(dir: &Path, map_size: usize) -> Result<(Environment, Opened),
         }
         Err(error) => Err(error),
     };
-    // Not worth a failure: at worst a good store is checked with suspicion.
-    let _ = fs::remove_file(&attempts_file);
+    // A disk that cannot be read may be better at the next start; one that never can is counted like starts that died.
+    if !matches!(found, Err(StoreError::Unreadable(_))) {
+        // Not worth a failure: at worst a good store is checked with suspicion.
+        let _ = fs::remove_file(&attempts_file);
+    }
     found
 }
 
@@ -271,6 +276,7 @@ fn refuse_if_cut_short(env: &Env<WithoutTls>, path: &Path) -> Result<(), StoreEr
 impl Environment {
     /// Stamp and key, or whatever is missing of them in a new store.
     fn check(&self) -> Result<(), StoreError> {
+        self.convert()?;
         let stamp = self.read(|reader| Ok(reader.get(Table::Meta, b"version")?.map(<[u8]>::to_vec)))?;
         match stamp.as_deref() {
             Some(VERSION) => self.read(|reader| {
@@ -294,6 +300,37 @@ impl Environment {
                 self.sync()
             }
         }
+    }
+
+    /// Gives the values of a store of the version before their checksums, all in one transaction: a node that is upgraded
+    /// keeps what nobody gives it again before it is needed.
+    fn convert(&self) -> Result<(), StoreError> {
+        let is_before = {
+            let transaction = self.env.read_txn()?;
+            self.table(Table::Meta).get(&transaction, b"version")? == Some(VERSION_BEFORE)
+        };
+        if !is_before {
+            return Ok(());
+        }
+        let converted = self.write(|tx| {
+            for (table, _) in TABLES {
+                let raw = self.table(table);
+                let keys: Vec<Vec<u8>> = raw
+                    .iter(&tx.transaction)?
+                    .map(|record| record.map(|(key, _)| key.to_vec()))
+                    .collect::<Result<_, _>>()?;
+                for key in keys {
+                    let value = raw.get(&tx.transaction, &key)?.map(<[u8]>::to_vec);
+                    if let Some(value) = value {
+                        tx.put(table, &key, &value)?;
+                    }
+                }
+            }
+            tx.put(Table::Meta, b"version", VERSION)
+        });
+        converted.map_err(|error| StoreError::Damaged(format!("it cannot be converted: {error}")))?;
+        tracing::info!("the store of the release before was converted");
+        self.sync()
     }
 
     /// Keeps the file longer than what is in use. The extra length is a hole: it takes no room on the disk.
@@ -465,6 +502,23 @@ impl<'a> Reader<'a> {
         after: Option<&[u8]>,
         visit: impl FnMut(&'a [u8], &'a [u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
+        let mut visit = visit;
+        self.scan_each(table, prefix, after, |key, value| visit(key, value?))
+    }
+
+    /// Walks as [`Self::scan`], over records that are worth something by themselves: one that is damaged is the
+    /// visitor's to judge.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], the visitor's or the database's.
+    pub(crate) fn scan_each(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        visit: impl FnMut(&'a [u8], Result<&'a [u8], StoreError>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
         let raw = self.environment.table(table);
         scan((table, raw), self.transaction, prefix, after, visit)
     }
@@ -512,6 +566,12 @@ impl Tx<'_> {
         })?)
     }
 
+    /// Bytes as they are on the disk.
+    #[cfg(test)]
+    pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
+        Ok(self.environment.table(table).put(&mut self.transaction, key, bytes)?)
+    }
+
     /// Removes a key; `false` if it was not there.
     ///
     /// # Errors
@@ -545,8 +605,8 @@ impl Tx<'_> {
         after: Option<&[u8]>,
         visit: impl FnMut(&'t [u8], &'t [u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
-        let raw = self.environment.table(table);
-        scan((table, raw), &self.transaction, prefix, after, visit)
+        let (raw, mut visit) = (self.environment.table(table), visit);
+        scan((table, raw), &self.transaction, prefix, after, |key, value| visit(key, value?))
     }
 
     /// Seals and opens values.
@@ -560,7 +620,7 @@ fn scan<'t>(
     transaction: &'t RoTxn<'_, WithoutTls>,
     prefix: &[u8],
     after: Option<&[u8]>,
-    mut visit: impl FnMut(&'t [u8], &'t [u8]) -> Result<bool, StoreError>,
+    mut visit: impl FnMut(&'t [u8], Result<&'t [u8], StoreError>) -> Result<bool, StoreError>,
 ) -> Result<(), StoreError> {
     let start = match after {
         Some(after) if after >= prefix && !after.is_empty() => Bound::Excluded(after),
@@ -571,7 +631,7 @@ fn scan<'t>(
     let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
     for record in raw.range(transaction, &(start, end))? {
         let (key, stored) = record?;
-        if !visit(key, checksum::verified(table as u32, key, stored)?)? {
+        if !visit(key, checksum::verified(table as u32, key, stored))? {
             break;
         }
     }

@@ -9,10 +9,12 @@
 //!
 //! The layout is LMDB's on this machine's word size and byte order (`mdb.c`: `MDB_page`, `MDB_node`, `MDB_db`, `MDB_meta`).
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 
@@ -24,6 +26,8 @@ const NODE_HEAD: usize = 8;
 /// `MDB_db`.
 const TREE: usize = 8 + 5 * WORD;
 const META_PAGES: usize = 2;
+/// systemd gives the hub 30 s to start.
+const LONGEST: Duration = Duration::from_secs(10);
 const MAGIC: u32 = 0xBEEF_C0DE;
 const DATA_VERSION: u32 = 1;
 /// No root: the tree is empty.
@@ -44,18 +48,60 @@ const DUPLICATES: u16 = 0x04;
 
 /// Fails with [`StoreError::Damaged`] if the file is there, has anything in it and is not a whole tree.
 pub(super) fn check(path: &Path) -> Result<(), StoreError> {
-    let damaged = |error: io::Error| StoreError::Damaged(format!("it cannot be read: {error}"));
+    let unreadable = |error: io::Error| StoreError::Unreadable(format!("{}: {error}", path.display()));
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(damaged(error)),
+        Err(error) => return Err(unreadable(error)),
     };
     // A new store that nothing was written to yet.
-    if file.metadata().map_err(damaged)?.len() == 0 {
+    if file.metadata().map_err(unreadable)?.len() == 0 {
         return Ok(());
     }
-    let mut walk = Walk::open(&file).map_err(StoreError::Damaged)?;
-    walk.all().map_err(StoreError::Damaged)
+    let disk = Disk { file: &file, until: Instant::now() + LONGEST, stopped: Cell::new(None) };
+    let walked = Walk::open(&disk).and_then(|mut walk| walk.all());
+    match (walked, disk.stopped.take()) {
+        (_, Some(Stopped::Unreadable(error))) => Err(unreadable(error)),
+        (_, Some(Stopped::Late)) => {
+            tracing::warn!(
+                "the store is too large to be looked at as a whole on this disk, and is used as it is"
+            );
+            Ok(())
+        }
+        (Err(reason), None) => Err(StoreError::Damaged(reason)),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+/// The file, read for a bounded time: whoever waits for the hub waits for this.
+struct Disk<'f> {
+    file: &'f File,
+    until: Instant,
+    /// Why it was not read to the end, if that says nothing of what is in it.
+    stopped: Cell<Option<Stopped>>,
+}
+
+enum Stopped {
+    /// An error of the disk.
+    Unreadable(io::Error),
+    /// It took too long.
+    Late,
+}
+
+impl Disk<'_> {
+    fn read(&self, bytes: &mut [u8], at: u64) -> Checked<()> {
+        if Instant::now() > self.until {
+            self.stopped.set(Some(Stopped::Late));
+            return Err("it takes too long".to_owned());
+        }
+        self.file.read_exact_at(bytes, at).map_err(|error| {
+            let reason = error.to_string();
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                self.stopped.set(Some(Stopped::Unreadable(error)));
+            }
+            reason
+        })
+    }
 }
 
 /// What is wrong, for the log.
@@ -103,7 +149,7 @@ struct Task {
 }
 
 struct Walk<'f> {
-    file: &'f File,
+    disk: &'f Disk<'f>,
     page_size: usize,
     last_page: usize,
     trees: [Tree; 2],
@@ -143,13 +189,12 @@ impl Tree {
 
 impl<'f> Walk<'f> {
     /// Reads the meta pages and takes the one that LMDB would take.
-    fn open(file: &'f File) -> Checked<Self> {
+    fn open(disk: &'f Disk<'f>) -> Checked<Self> {
         let mut head = [0; PAGE_HEAD + 8 + 4 * WORD + 2 * TREE];
         let (mut transactions, mut taken) = ([0; META_PAGES], None);
         let mut at = 0;
         for number in 0..META_PAGES {
-            file.read_exact_at(&mut head, at)
-                .map_err(|error| format!("a meta page cannot be read: {error}"))?;
+            disk.read(&mut head, at).map_err(|error| format!("a meta page cannot be read: {error}"))?;
             let meta = &head[PAGE_HEAD..];
             if half(&head, WORD + 2)? & KINDS != META
                 || quad(meta, 0)? != MAGIC
@@ -176,12 +221,12 @@ impl<'f> Walk<'f> {
         if even % 2 != 0 || odd % 2 == 0 && odd != 0 || even.abs_diff(odd) > 1 {
             return Err(format!("its last transactions are {even} and {odd}"));
         }
-        let length = file.metadata().map_err(|error| error.to_string())?.len();
+        let length = disk.file.metadata().map_err(|error| error.to_string())?.len();
         // The file is kept longer than what is in use (`Environment::reserve`).
         if last_page as u64 >= length / page_size as u64 {
             return Err(format!("it has {length} bytes and counts on {last_page} pages"));
         }
-        Ok(Self { file, page_size, last_page, trees, reached: vec![0; last_page / 64 + 1], free: Vec::new() })
+        Ok(Self { disk, page_size, last_page, trees, reached: vec![0; last_page / 64 + 1], free: Vec::new() })
     }
 
     fn all(&mut self) -> Checked<()> {
@@ -197,9 +242,7 @@ impl<'f> Walk<'f> {
     fn read(&self, page: usize, length: usize) -> Checked<Vec<u8>> {
         let mut bytes = vec![0; length];
         let at = page as u64 * self.page_size as u64;
-        self.file
-            .read_exact_at(&mut bytes, at)
-            .map_err(|error| format!("page {page} cannot be read: {error}"))?;
+        self.disk.read(&mut bytes, at).map_err(|error| format!("page {page} cannot be read: {error}"))?;
         if word(&bytes, 0)? != page {
             return Err(format!("page {page} is another one"));
         }

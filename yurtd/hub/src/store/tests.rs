@@ -173,6 +173,49 @@ fn a_store_of_another_version_is_set_aside() {
     assert!(matches!(opened, Opened::Replaced { reason, .. } if reason.contains("99")));
 }
 
+#[tokio::test]
+async fn a_store_of_the_version_before_is_kept_and_a_damaged_record_costs_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    for key in [b"a", b"b"] {
+        store.put_durable(Bucket::Tokens, key, b"value").await.unwrap();
+    }
+    let values = |store: &Store| store.scan(Bucket::Tokens, b"", None, 10).unwrap();
+    let (all, one) = (values(&store), bucket_key(Bucket::Tokens, b"a"));
+    assert_eq!(all.len(), 2);
+    // As the release before wrote it.
+    let records: Vec<(Table, Vec<u8>, Vec<u8>)> = [Table::Meta, Table::Buckets]
+        .into_iter()
+        .flat_map(|table| {
+            let mut found = Vec::new();
+            let scan = |reader: &Reader<'_>| {
+                reader.scan(table, &[], None, |key, value| {
+                    found.push((table, key.to_vec(), value.to_vec()));
+                    Ok(true)
+                })
+            };
+            store.read(scan).unwrap();
+            found
+        })
+        .collect();
+    store
+        .environment
+        .write(|tx| {
+            for (table, key, value) in &records {
+                tx.put_raw(*table, key, value)?;
+            }
+            tx.put_raw(Table::Meta, b"version", b"yurt store 1")
+        })
+        .unwrap();
+    drop(store);
+    let (store, opened) = open(dir.path());
+    assert_eq!((opened, values(&store)), (Opened::Existing, all.clone()));
+
+    store.environment.write(|tx| tx.put_raw(Table::Buckets, &one, b"bent by the disk")).unwrap();
+    assert_eq!(values(&store), all[1..]);
+    assert_eq!(store.sizes(Bucket::Tokens).unwrap().len(), 1);
+}
+
 #[test]
 fn a_store_whose_key_is_lost_is_set_aside() {
     let dir = tempfile::tempdir().unwrap();

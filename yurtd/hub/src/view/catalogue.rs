@@ -102,11 +102,11 @@ impl Catalogue {
         let mut next_id = 1;
         let mut damaged = Vec::new();
         store.read(|reader| {
-            reader.scan(Table::Views, &[], None, |key, value| {
+            reader.scan_each(Table::Views, &[], None, |key, value| {
                 let id = key.try_into().map(u32::from_be_bytes);
                 let id = id.map_err(|_| StoreError::Damaged("a view's number".to_owned()))?;
                 next_id = next_id.max(id.saturating_add(1));
-                let record = match ViewRecord::decode(value) {
+                let record = match value.and_then(ViewRecord::decode) {
                     Ok(record) => record,
                     Err(StoreError::Damaged(reason)) => {
                         tracing::error!(view = id, reason, "a stored view is damaged and is removed");

@@ -69,9 +69,13 @@ pub(crate) async fn run(places: &Places, stop: CancellationToken) {
     loop {
         holder.turn().await;
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
+    }
+    // The address goes with the unit, and by now the program that takes it away may be one that knows no table.
+    if let Err(error) = remove().await {
+        tracing::error!(%error, "the table could not be removed");
     }
 }
 

@@ -63,6 +63,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         journal.turn = None;
         journal.agents_before = None;
         journal.agents_due = false;
+        // Nobody was restarted because of it: whoever began before did.
+        journal.turn = None;
         journal.save(&self.host)?;
         Ok(())
     }
@@ -76,6 +78,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         tracing::warn!(%error, "the node's agents were not restarted");
         journal.agents.failed.push(AgentFailure { pod: String::new(), message: error.to_string() });
         journal.agents_due = false;
+        // Nobody was restarted because of it: whoever began before did.
+        journal.turn = None;
         journal.save(&self.host)?;
         Ok(())
     }

@@ -107,7 +107,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     pub(crate) async fn remove_service(&mut self, journal: &Journal) -> Result<(), KeeperError> {
         let program = format!("{}/yurtd", names::CURRENT_LINK);
         let address = self.systemd.unit(units::ADDRESS.name).await?;
-        let takes_it_along = address.is_loaded() && address.is_active() && self.host.exists(&program);
+        // One of before that was swapped back knows the address and nothing of the table.
+        let is_ours = journal.release == self.release;
+        let takes_it_along =
+            is_ours && address.is_loaded() && address.is_active() && self.host.exists(&program);
         // The socket first, or a last connection starts the service again.
         for unit in [units::SOCKET, units::SERVICE, units::ADDRESS] {
             let found = self.systemd.unit(unit.name).await?;
@@ -116,7 +119,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             }
         }
         if !takes_it_along {
-            self.remove_address(program).await?;
+            self.remove_address(if is_ours { program } else { self.release.program() }).await?;
         }
         // Only while its unit is there does systemd know which folder is the service's.
         if self.host.exists(units::SERVICE.path()) {

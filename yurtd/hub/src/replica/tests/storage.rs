@@ -1,6 +1,7 @@
 //! A full store, a damaged one, and what is stored without anybody asking.
 
 use super::*;
+use crate::store::Tx;
 use crate::wire::EventType::Modified;
 
 /// A hub whose store has this bound.
@@ -129,15 +130,23 @@ async fn a_damaged_record_costs_one_list_and_no_process() {
 
 #[tokio::test]
 async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_other() {
+    for on_the_disk in [false, true] {
+        damaged_view_is_removed(on_the_disk).await;
+    }
+}
+
+async fn damaged_view_is_removed(on_the_disk: bool) {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     api.put_data("pods", "n", "a", "x", "1");
     let hub = Hub::start(&api, dir.path()).await;
     let damaged = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap().id;
     let kept = hub.views.open(&node(), &pods(Encoding::Protobuf)).await.unwrap().id;
-    hub.store
-        .write(Durability::Durable, move |tx| tx.put(Table::Views, &damaged.prefix(), b"bent"))
-        .await
-        .unwrap();
+    // By whoever wrote it, or by the disk.
+    let write = move |tx: &mut Tx<'_>| match on_the_disk {
+        true => tx.put_raw(Table::Views, &damaged.prefix(), b"bent by the disk"),
+        false => tx.put(Table::Views, &damaged.prefix(), b"bent"),
+    };
+    hub.store.write(Durability::Durable, write).await.unwrap();
     let remains = hub.remains(dir.path());
     let hub = Hub::start(&api, remains.path()).await;
     assert_eq!(hub.views.count(), (1, 1));
@@ -146,7 +155,7 @@ async fn a_view_whose_record_is_damaged_is_removed_at_the_next_start_and_no_othe
             let (mut left, mut objects) = (Vec::new(), 0);
             hub.store
                 .read(|reader| {
-                    reader.scan(Table::Views, &[], None, |key, _| {
+                    reader.scan_each(Table::Views, &[], None, |key, _| {
                         left.push(key.to_vec());
                         Ok(true)
                     })?;

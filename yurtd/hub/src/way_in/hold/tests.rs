@@ -192,7 +192,7 @@ async fn kernel_new_pods_and_the_host_come_to_the_hub_whatever_somebody_does_to_
 
     stop.cancel();
     holder.await.unwrap();
-    assert_eq!(new.asks(SERVICE).await, "hub", "it stays when the holder ends");
+    assert_eq!(new.asks(SERVICE).await, "api", "it goes with the holder");
     remove().await.unwrap();
     remove().await.unwrap();
     assert_eq!(new.asks(SERVICE).await, "api");
