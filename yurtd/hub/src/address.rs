@@ -62,7 +62,8 @@ pub async fn remove() -> anyhow::Result<()> {
     take(&handle, index, "lo", address).await
 }
 
-/// Puts address and table back whenever they are gone, until `stop`, which leaves them there.
+/// Puts address and table back whenever they are gone, until `stop`, which leaves the address there and takes the table
+/// away: the program that is called for the rest may be one of before, which knows no table.
 ///
 /// # Errors
 ///

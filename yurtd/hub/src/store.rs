@@ -35,11 +35,12 @@
 //! A full disk or map fails the transaction that did not fit and nothing else; readers go on seeing the last
 //! committed state. The store says that it is full until a write of that size has fitted or room was made.
 //!
-//! A store that is damaged, of another version, or sealed with a lost key is renamed (`store.damaged`) and a new one
-//! started: everything but the journal can be had from upstream again. LMDB trusts what it reads, so that a damaged page
-//! kills the process, or hides records; whether all pages are there and in order is therefore looked at before it is
-//! opened ([`structure`]), and every value has a checksum ([`checksum`]). A single record that is damaged costs its view,
-//! which is listed again. A start that dies while it looks at the store, three times in a row, counts as damage, too.
+//! A store of the version before is converted at its first start. One that is damaged, of any other version, or sealed
+//! with a lost key is renamed (`store.damaged`) and a new one started: everything but the journal can be had from upstream
+//! again. LMDB trusts what it reads, so that a damaged page kills the process, or hides records; whether all pages are there
+//! and in order is therefore looked at before it is opened ([`structure`]), and every value has a checksum ([`checksum`]).
+//! A single record that is damaged costs its view, which is listed again; in a bucket it costs itself. A start that dies
+//! while it looks at the store, or a disk that gives errors, three times in a row, counts as damage, too.
 //! Damage that shows only later is noted beside the store ([`Store::broken`]) for the next start.
 
 mod checksum;

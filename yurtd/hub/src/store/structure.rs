@@ -5,7 +5,8 @@
 //! that cannot be read is an error and no `SIGBUS`. Every page must be where it says it is and be reached once, its
 //! nodes must lie within it, keys must be in order within the bounds of the branches above, and pages and entries be as
 //! many as the tree says: a page of before that was never overwritten has another number of them. Values are not looked
-//! at; each has a checksum ([`super::checksum`]).
+//! at; each has a checksum ([`super::checksum`]). A store that is too large for the time there is at a start is used
+//! unseen, as every store was before; an error of the disk says nothing of what is on it and is not damage.
 //!
 //! The layout is LMDB's on this machine's word size and byte order (`mdb.c`: `MDB_page`, `MDB_node`, `MDB_db`, `MDB_meta`).
 

@@ -2,7 +2,8 @@
 //!
 //! It runs in `yurtd address`, with the hub's address, and has no other input than the hub's file and the kernel's
 //! messages. What was wanted last stays wanted: while the hub restarts or comes back from a crash systemd holds its
-//! sockets, and connections wait there. The table goes with the unit that holds the address (`yurtd address remove`).
+//! sockets, and connections wait there. The table goes with the holder when that is told to stop, and with the unit when it
+//! was killed (`yurtd address remove`).
 //!
 //! ```text
 //! table inet yurt-edge {
