@@ -22,6 +22,8 @@ pub(crate) mod needs;
 mod open;
 mod overlay;
 mod reflector;
+mod rights;
+mod sources;
 mod step;
 mod views;
 

@@ -13,14 +13,17 @@ mod lookup;
 pub(crate) mod overlay;
 pub(crate) mod record;
 mod ring;
+pub(crate) mod selector;
+mod snapshot;
 pub(crate) mod spec;
 pub(crate) mod state;
 mod stream;
 pub(crate) mod table;
+pub(crate) mod tap;
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -33,6 +36,7 @@ use crate::store::{ReadOnlyStore, Reader, StoreError, Table, Tx};
 use record::{ObjectRecord, ViewId, ViewRecord};
 use ring::{Ring, Rings};
 use table::{ViewTable, Written};
+use tap::Taps;
 
 pub(crate) use list::{Patience, Piece};
 pub(crate) use lookup::Lookup;
@@ -167,6 +171,10 @@ pub(crate) struct View {
     pub(crate) progress: watch::Sender<Progress>,
     /// Its last events, for those who watch.
     ring: Arc<Ring>,
+    /// What upstream tells it, for views within it.
+    taps: Taps,
+    /// The view that it is fed from; nothing while it has a list and a watch of its own.
+    source: Mutex<Weak<View>>,
     pub(crate) sync: watch::Sender<Sync>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
@@ -239,6 +247,8 @@ impl View {
             spec,
             store,
             ring,
+            taps: Taps::default(),
+            source: Mutex::default(),
             stored: AtomicU64::new(0),
             counts,
             progress: watch::channel(progress).0,
@@ -411,6 +421,20 @@ impl View {
             }
             _ => true,
         }
+    }
+
+    /// The view that it is fed from.
+    pub(crate) fn source(&self) -> Option<Arc<View>> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// It is fed from this view from now on, or from none. Views that are fed are no sources: theirs is.
+    pub(crate) fn set_source(&self, source: Option<&Arc<View>>) {
+        if source.is_some() {
+            self.close_taps();
+        }
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) =
+            source.map(Arc::downgrade).unwrap_or_default();
     }
 
     /// Whether a reflector keeps it equal to the API server's collection.

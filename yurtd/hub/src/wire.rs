@@ -24,6 +24,7 @@ pub(crate) mod list;
 pub(crate) mod object;
 pub(crate) mod proto;
 pub(crate) mod query;
+pub(crate) mod selectable;
 pub(crate) mod status;
 
 use bytes::Bytes;

@@ -1,7 +1,8 @@
 //! What goes over the wire: JSON as Go writes it, with `kind` and `apiVersion` in front, and Kubernetes' protobuf.
 //!
 //! In protobuf the metadata is real and the rest is not: the entries of `data` are field 2, as they are in a ConfigMap,
-//! and everything else is JSON text in a field that no kind has. EndpointSlices are real but for their ports.
+//! and everything else is JSON text in a field that no kind has. EndpointSlices are real but for their ports, and of a
+//! Service what is asked for by selectors and addresses.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -241,8 +242,29 @@ fn protobuf(object: &Value) -> Message {
         }
         out.text(4, rest.remove("addressType").as_ref().and_then(Value::as_str).unwrap_or_default());
     }
+    if object["kind"] == "Service" && object["spec"].is_object() {
+        out.bytes(2, &service_spec(&object["spec"]).0);
+    }
     if !rest.is_empty() {
         out.text(REST, &Value::Object(rest).to_string());
+    }
+    out
+}
+
+/// ServiceSpec{ports 1 {name 1, port 3}, clusterIP 3, type 4, publishNotReadyAddresses 13, clusterIPs 18}.
+fn service_spec(spec: &Value) -> Message {
+    let mut out = Message::default();
+    let text = |name: &str| spec[name].as_str().unwrap_or_default();
+    for port in spec["ports"].as_array().into_iter().flatten() {
+        let mut one = Message::default();
+        one.text(1, port["name"].as_str().unwrap_or_default());
+        one.varint(3, port["port"].as_u64().unwrap_or_default());
+        out.bytes(1, &one.0);
+    }
+    out.text(3, text("clusterIP")).text(4, text("type"));
+    out.varint(13, spec["publishNotReadyAddresses"].as_bool().unwrap_or_default().into());
+    for address in spec["clusterIPs"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        out.text(18, address);
     }
     out
 }

@@ -9,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, USER_AGENT,
 };
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use crate::view::{UpstreamResponse, ViewSpec};
 use crate::wire::query::QueryString;
 use crate::wire::{ListPage, WireError, split_list};
 
-const AGENT: &str = concat!("yurtd/", env!("CARGO_PKG_VERSION"), " (hub)");
+pub(super) const AGENT: &str = concat!("yurtd/", env!("CARGO_PKG_VERSION"), " (hub)");
 /// The API server gives up after a minute itself.
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 /// An answer to a GET of a watch comes at once, whatever the collection does.
@@ -122,7 +122,7 @@ pub(super) async fn watch(
     Ok(response.unwrap_or_else(|| Err(late()))?.into_body())
 }
 
-fn late() -> FetchError {
+pub(super) fn late() -> FetchError {
     FetchError::Unreachable("no answer in time".to_owned())
 }
 
@@ -152,8 +152,8 @@ fn request(
     builder.body(body).map_err(|error| FetchError::Unreachable(error.to_string()))
 }
 
-/// Sends; any status but 200 is an answer of its own.
-async fn send(
+/// Sends; any status but success is an answer of its own.
+pub(super) async fn send(
     upstream: &Upstream,
     credential: &Credential,
     request: Request<RequestBody>,
@@ -162,7 +162,7 @@ async fn send(
         .send(credential, request)
         .await
         .map_err(|error| FetchError::Unreachable(error.to_string()))?;
-    if response.status() == StatusCode::OK {
+    if response.status().is_success() {
         return Ok(response);
     }
     let code = response.status();
@@ -180,7 +180,10 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-async fn collect(response: Response<ResponseBody>, limit: usize) -> Result<(HeaderMap, Bytes), FetchError> {
+pub(super) async fn collect(
+    response: Response<ResponseBody>,
+    limit: usize,
+) -> Result<(HeaderMap, Bytes), FetchError> {
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, limit).collect().await;
     let body = body.map_err(|error| FetchError::Unreachable(chain(&*error)))?;
@@ -211,7 +214,7 @@ fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, F
 }
 
 /// At most `limit` for an answer.
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     timeout(limit, future).await.ok()
 }
 

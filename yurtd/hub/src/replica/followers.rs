@@ -1,7 +1,7 @@
 //! The reflectors that run, one a view, and the credentials that they use.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Start;
 use super::credentials::Credentials;
+use super::reflector::derived::Feeding;
 use super::reflector::{Reflector, Refusals};
+use super::sources::is_shared;
+use super::views::Inner;
 use crate::caller::{Identity, Permit};
 use crate::limits::LARGE_PAGES;
 use crate::link::Link;
@@ -18,6 +21,7 @@ use crate::store::Store;
 use crate::upstream::Upstream;
 use crate::view::overlay::Overlay;
 use crate::view::record::ViewId;
+use crate::view::selector::Selector;
 use crate::view::{Transition, View, Why};
 
 /// Owns the reflectors' tasks, which end with `stop`.
@@ -28,6 +32,8 @@ pub(super) struct Followers {
     link: Link,
     stop: CancellationToken,
     silence: Duration,
+    /// All views, which a view may be fed from.
+    views: Weak<Inner>,
     credentials: Credentials,
     tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
     /// Large pages that may be in memory at a time: kubelet's, and the others'.
@@ -42,6 +48,7 @@ impl Followers {
         link: &Link,
         stop: CancellationToken,
         silence: Duration,
+        views: Weak<Inner>,
     ) -> Self {
         Self {
             store,
@@ -50,6 +57,7 @@ impl Followers {
             link: link.clone(),
             stop,
             silence,
+            views,
             credentials: Credentials::default(),
             tasks: Mutex::default(),
             large: [(); 2].map(|()| Arc::new(Semaphore::new(LARGE_PAGES))),
@@ -81,6 +89,10 @@ impl Followers {
             refusals: Refusals::default(),
             silence: self.silence,
             no_bookmarks: false,
+            feeding: Feeding::new(
+                self.views.clone(),
+                is_shared(&view.spec).then(|| Selector::of(&view.spec)).flatten(),
+            ),
         };
         let stop = self.stop.clone();
         let task = tokio::spawn(async move {

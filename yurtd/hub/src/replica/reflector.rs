@@ -1,5 +1,6 @@
 //! One view's reflector: the loop around [`step`](super::step), its pauses, and what becomes of failures.
 
+pub(super) mod derived;
 mod list;
 mod watch;
 
@@ -22,6 +23,7 @@ use crate::upstream::{Upstream, jitter};
 use crate::view::overlay::Overlay;
 use crate::view::record::ViewRecord;
 use crate::view::{Failed, Request, Transition, View, ViewError, Why};
+use derived::Feeding;
 
 /// Without watchers and lists for that long, a reflector ends.
 const IDLE_SECONDS: u64 = 900;
@@ -65,6 +67,8 @@ pub(super) struct Reflector {
     pub(super) silence: Duration,
     /// A list has shown that nothing had happened, and no bookmark has come since: there are none.
     pub(super) no_bookmarks: bool,
+    /// What it may be fed from, instead of upstream.
+    pub(super) feeding: Feeding,
 }
 
 /// The 403s in a row. Any other answer, and an answer that does not come, ends the row.
@@ -115,8 +119,8 @@ impl Reflector {
             }
             let action = step.next(outcome, jitter());
             outcome = match action {
-                Action::List { at } => self.list(at).await,
-                Action::Watch => self.watch().await,
+                Action::List { at } => self.list_or_copy(at).await,
+                Action::Watch => self.watch_or_follow().await,
                 Action::Pause(pause) => self.pause(pause).await,
                 Action::AwaitLink => self.await_link().await,
                 Action::AwaitCredential => self.await_credential().await,
@@ -124,10 +128,13 @@ impl Reflector {
             };
             match outcome {
                 Outcome::Forbidden | Outcome::Started | Outcome::Rested | Outcome::Closed => {}
+                // A copy says nothing of what the API server lets anybody list.
+                Outcome::Listed if self.is_fed() => {}
                 Outcome::Listed => self.refusals.listed(),
                 _ => self.refusals = Refusals::default(),
             }
         }
+        self.view.set_source(None);
         // Nobody follows from now on, not only until the link is back; and another process has to know.
         if !self.offline() && self.view.turn(Transition::Lost(Why::Unfollowed)).is_following() {
             self.keep_state(Durability::Soon).await;

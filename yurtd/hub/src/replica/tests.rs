@@ -1,5 +1,6 @@
 //! Views and their reflectors against a fake API server, over real TLS and HTTP/2.
 
+mod derived;
 mod keeping;
 mod link;
 mod lists;

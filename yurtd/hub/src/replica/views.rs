@@ -77,16 +77,24 @@ impl Views {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
         let overlay = Overlay::default();
-        let inner = Inner {
+        let inner = Arc::new_cyclic(|inner| Inner {
             catalogue,
-            followers: Followers::new(store.clone(), overlay.clone(), upstream, link, stop.clone(), silence),
+            followers: Followers::new(
+                store.clone(),
+                overlay.clone(),
+                upstream,
+                link,
+                stop.clone(),
+                silence,
+                inner.clone(),
+            ),
             store: store.clone(),
             overlay,
             link: link.clone(),
             node: node.clone(),
             pods: Mutex::default(),
-        };
-        let views = Self { inner: Arc::new(inner) };
+        });
+        let views = Self { inner };
         let housekeeping = views.clone();
         let online = views.clone();
         let stopped = stop.clone();

@@ -59,6 +59,24 @@ impl ViewSpec {
         self.encoding
     }
 
+    /// Whether everything in this view is in `wide` as well, in the same bytes, whatever there is.
+    pub(crate) fn is_within(&self, wide: &Self) -> bool {
+        let requires = |all: &str, some: &str| {
+            let all = requirements(all);
+            requirements(some).iter().all(|one| all.contains(one))
+        };
+        self.resource == wide.resource
+            && self.encoding == wide.encoding
+            && (wide.namespace.is_none() || wide.namespace == self.namespace)
+            && requires(&self.label_selector, &wide.label_selector)
+            && requires(&self.field_selector, &wide.field_selector)
+    }
+
+    /// The whole collection of this resource.
+    pub(crate) fn of_all(&self) -> Self {
+        Self::new(self.resource.clone(), None, "", "", self.encoding)
+    }
+
     /// Whether the view, when complete, has every object of the resource with this name: then its silence about
     /// one proves that there is none.
     pub(crate) fn covers(&self, namespace: Option<&str>, name: &str) -> bool {
@@ -73,8 +91,17 @@ impl ViewSpec {
     }
 }
 
-/// Requirements trimmed, sorted and without repetitions; `==` is `=`. Commas in parentheses separate values.
+/// Requirements trimmed, sorted and without repetitions; `==` is `=`.
 fn canonical(selector: &str) -> String {
+    let mut requirements: Vec<_> = requirements(selector).into_iter().map(canonical_requirement).collect();
+    requirements.retain(|requirement| !requirement.is_empty());
+    requirements.sort();
+    requirements.dedup();
+    requirements.join(",")
+}
+
+/// The requirements of a selector; none of an empty one. Commas in parentheses separate values.
+pub(super) fn requirements(selector: &str) -> Vec<&str> {
     let mut requirements = Vec::new();
     let (mut depth, mut start) = (0_usize, 0);
     for (at, character) in selector.char_indices() {
@@ -82,17 +109,15 @@ fn canonical(selector: &str) -> String {
             '(' => depth += 1,
             ')' => depth = depth.saturating_sub(1),
             ',' if depth == 0 => {
-                requirements.push(canonical_requirement(&selector[start..at]));
+                requirements.push(&selector[start..at]);
                 start = at + 1;
             }
             _ => {}
         }
     }
-    requirements.push(canonical_requirement(&selector[start..]));
+    requirements.push(&selector[start..]);
     requirements.retain(|requirement| !requirement.is_empty());
-    requirements.sort();
-    requirements.dedup();
-    requirements.join(",")
+    requirements
 }
 
 fn canonical_requirement(text: &str) -> String {

@@ -3,6 +3,8 @@
 //! Pure over a [`Tx`]: what is written follows from what is stored and what came. Each change is noted as an event too,
 //! for those who watch; the transaction ends with what they are to be told once it is committed ([`Written`]).
 
+mod selected;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 

@@ -16,11 +16,20 @@ use crate::view::table::{Taken, ViewTable, Written};
 use crate::view::{Request, State, Transition, ViewError};
 use crate::wire::ListPage;
 
+/// How far a list has come.
+#[derive(Debug, Default)]
+pub(super) struct Taking {
+    pages: usize,
+    /// Bytes of the pages, and those of what has changed and waits for the last one.
+    listed: u64,
+    waiting: usize,
+}
+
 impl Reflector {
     /// The whole collection, page by page, committed with the last one.
     pub(super) async fn list(&mut self, at: Option<u64>) -> Outcome {
         let mut parameters = ListParameters { at, continue_token: None, size: PageSize::new() };
-        let (mut first, mut listed, mut waiting) = (true, 0, 0);
+        let mut taking = Taking::default();
         if !self.credentials.is_node() && !self.store.has_room_for_others() {
             let error = StoreError::Full("what is left of it is kubelet's".to_owned());
             return self.store_failed(Request::List, error).await;
@@ -34,40 +43,58 @@ impl Reflector {
             };
             self.credentials.accepted(&credential);
             parameters.size.came(page.list.items.len(), page.bytes);
-            listed += page.bytes as u64;
-            if !self.may_store(listed) {
-                return self.too_large().await;
-            }
             let token = page.list.continue_token.clone();
-            let taken = match token {
-                Some(_) => self.stage(page.list, first).await,
-                None => self.commit(page.list, first).await,
-            };
-            let taken = match taken {
-                Ok(taken) => taken,
-                Err(error) => return self.store_failed(Request::List, error).await,
-            };
-            self.rebuild = false;
-            match taken {
-                Taken::Listed => {
-                    self.view.sync.send_modify(|sync| {
-                        sync.attempts += 1;
-                        sync.failure = None;
-                        sync.state = sync.state.after(Transition::Listed, clock::now());
-                    });
-                    return Outcome::Listed;
-                }
-                Taken::InPlace => self.is_empty(),
-                Taken::Staged(bytes) => waiting += bytes,
-                Taken::AnotherHistory => return self.start_over().await,
+            match self.take_page(page.list, page.bytes, &mut taking).await {
+                Ok(true) => parameters.continue_token = token,
+                Ok(false) => return Outcome::Listed,
+                Err(outcome) => return outcome,
             }
-            if waiting > limits::DIFFERENCE {
-                tracing::info!(view = %self.view.name(), "almost everything has changed; the view starts over");
-                return self.start_over().await;
-            }
-            first = false;
-            parameters.continue_token = token;
         }
+    }
+
+    /// Takes a page, of so many bytes; whether it was not the last one.
+    pub(super) async fn take_page(
+        &mut self,
+        page: ListPage,
+        bytes: usize,
+        taking: &mut Taking,
+    ) -> Result<bool, Outcome> {
+        taking.listed += bytes as u64;
+        if !self.may_store(taking.listed) {
+            return Err(self.too_large().await);
+        }
+        let first = taking.pages == 0;
+        taking.pages += 1;
+        let taken = if page.continue_token.is_some() {
+            self.stage(page, first).await
+        } else {
+            self.commit(page, first).await
+        };
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => return Err(self.store_failed(Request::List, error).await),
+        };
+        self.rebuild = false;
+        match taken {
+            Taken::Listed => {
+                // What has changed is not told event by event.
+                self.view.close_taps();
+                self.view.sync.send_modify(|sync| {
+                    sync.attempts += 1;
+                    sync.failure = None;
+                    sync.state = sync.state.after(Transition::Listed, clock::now());
+                });
+                return Ok(false);
+            }
+            Taken::InPlace => self.is_empty(),
+            Taken::Staged(bytes) => taking.waiting += bytes,
+            Taken::AnotherHistory => return Err(self.start_over().await),
+        }
+        if taking.waiting > limits::DIFFERENCE {
+            tracing::info!(view = %self.view.name(), "almost everything has changed; the view starts over");
+            return Err(self.start_over().await);
+        }
+        Ok(true)
     }
 
     /// What is stored of the view is not all of it any more, or not yet.

@@ -26,6 +26,8 @@ const GROUP: usize = 256;
 const BURST: usize = 256 << 10;
 /// A resumed watch that is silent for that long after its start has sent what was missed.
 const CAUGHT_UP: Duration = Duration::from_millis(250);
+/// After that long, and again and again, a view with a watch of its own looks for one that it may be fed from.
+const LOOK_FOR_SOURCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
 impl Reflector {
     /// The watch from the view's resourceVersion on, until it ends.
@@ -62,7 +64,12 @@ impl Reflector {
         let mut doubtful = false;
         // What has already arrived behind a chunk but could not be added to it: the end.
         let mut behind = None;
+        let mut joining = None;
+        let mut look_for_source = Instant::now() + LOOK_FOR_SOURCE;
         loop {
+            if !doubtful && self.joined(&mut joining) {
+                return (Outcome::Rested, received);
+            }
             let chunk = match behind.take() {
                 Some(chunk) => chunk,
                 None => tokio::select! {
@@ -89,6 +96,13 @@ impl Reflector {
                         tracing::debug!(view = %self.view.name(), "the watch is silent");
                         self.no_bookmarks = true;
                         return (Outcome::Silent, received);
+                    }
+                    () = sleep_until(look_for_source), if joining.is_none() && !doubtful => {
+                        look_for_source = Instant::now() + LOOK_FOR_SOURCE;
+                        if caught_up.is_none() {
+                            joining = self.join().await;
+                        }
+                        continue;
                     }
                     () = sleep_until(caught_up.unwrap_or(look_again)) => {
                         if caught_up.take().is_some() {
@@ -160,7 +174,7 @@ impl Reflector {
         }
     }
 
-    fn live(&mut self) {
+    pub(super) fn live(&mut self) {
         self.refusals = Refusals::default();
         self.view.sync.send_if_modified(|sync| {
             let news = !sync.state.is_following() || sync.failure.is_some();
@@ -209,7 +223,10 @@ impl Reflector {
             }
         }
         taken.more = changes.len() >= GROUP;
+        let last = changes.last().map_or(0, |change| change.item.meta.resource_version);
+        let changes: Arc<[Change]> = changes.into();
         if !changes.is_empty() {
+            let told_on = Arc::clone(&changes);
             let (view, overlay) = (Arc::clone(&self.view), self.overlay.clone());
             let told = Arc::clone(&self.view);
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
@@ -221,8 +238,10 @@ impl Reflector {
                 table.save()
             };
             self.store.write_then(durability, job, move |written| told.publish(written)).await?;
+            self.view.tell_taps(&told_on, version.max(last));
         } else if version > 0 {
             self.view.publish_bookmark(version);
+            self.view.tell_taps(&changes, version);
         }
         if let Some(outcome) = taken.end.filter(|end| *end != Outcome::Rested) {
             self.failed(Request::Watch, None, outcome).await;
