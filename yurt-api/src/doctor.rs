@@ -252,6 +252,10 @@ pub struct View {
     pub age_seconds: Option<u64>,
     /// Whether the node's pods or kubelet need it, used or not.
     pub kept: bool,
+    /// The wider view of this collection that it is fed from, by its user and its selectors; nothing when it is asked for
+    /// over the uplink itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
 }
 
 /// What a view is worth.

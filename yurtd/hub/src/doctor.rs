@@ -103,9 +103,14 @@ impl Doctor {
     /// What kubelet waits for before it starts any pod.
     fn not_stored(&self, node: &Permit, node_known: bool, pods_known: bool) -> Vec<String> {
         let services = Resource::new("", "v1", "services");
-        let services_known = [Encoding::Json, Encoding::Protobuf].into_iter().any(|encoding| {
-            let spec = ViewSpec::new(services.clone(), None, "", "", encoding);
-            self.health.hub.views.find(node, &spec, Question::AsLastKnown).is_some()
+        let views = self.health.hub.views.all();
+        let services_known = views.iter().any(|view| {
+            let spec = view.spec();
+            view.identity == *node.identity()
+                && *spec.resource() == services
+                && spec.namespace().is_none()
+                && spec.label_selector().is_empty()
+                && view.may_answer(Question::AsLastKnown)
         });
         let needed =
             [(node_known, "its Node"), (pods_known, "its pods"), (services_known, "the list of Services")];
@@ -210,7 +215,20 @@ fn tell(view: &View, now: u64) -> ToldView {
         troubled: matches!(why, Some(Why::Credential | Why::Forbidden | Why::Failed | Why::Store)),
         age_seconds: since.map(|since| now.saturating_sub(since)),
         kept: view.is_kept(),
+        of: view.source().map(|source| of(&source)),
     }
+}
+
+/// A view of the same resource in the same encoding.
+fn of(source: &View) -> String {
+    let mut name = source.identity.to_string();
+    for selector in [source.spec().label_selector(), source.spec().field_selector()] {
+        if !selector.is_empty() {
+            name.push_str(" ?");
+            name.push_str(selector);
+        }
+    }
+    name
 }
 
 fn reason(why: Why) -> &'static str {

@@ -103,6 +103,18 @@ impl Filters {
 }
 
 impl Filters {
+    /// Whether kubelet's view of this collection is kept in JSON. Services are only where one of them is
+    /// changed: in protobuf other components are fed from them.
+    pub(crate) fn json_for_kubelet(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        field_selector: &str,
+    ) -> bool {
+        let service = resource.group.is_empty() && resource.plural == "services";
+        json_for_kubelet(resource, namespace, field_selector) || (service && self.hub_as_service)
+    }
+
     /// The filter for what kubelet reads without a view, a list (no name) or one object: nothing when what may touch
     /// the answer depends on the link.
     pub(crate) fn for_forwarded(
@@ -125,12 +137,13 @@ impl Filters {
     }
 }
 
-/// Whether kubelet's view of this collection is kept in JSON: the hub changes objects of it, or filters them.
+/// Whether kubelet's view of this collection is kept in JSON, whichever the way in is: the hub changes objects of it, or
+/// filters them.
 pub(crate) fn json_for_kubelet(resource: &Resource, namespace: Option<&str>, field_selector: &str) -> bool {
     resource.group.is_empty()
         && match resource.plural.as_str() {
             // kubelet reads every Secret by a watch of its own; of what type it is is seen when it is there.
-            "nodes" | "pods" | "services" | "secrets" => true,
+            "nodes" | "pods" | "secrets" => true,
             // The same; two names of them are filtered.
             "configmaps" => match field_selector.strip_prefix("metadata.name=") {
                 Some("kube-proxy") => namespace.is_none_or(|namespace| namespace == "kube-system"),
@@ -602,6 +615,10 @@ mod tests {
         assert!(!json_for_kubelet(&core("configmaps"), Some("shop"), "metadata.name=other"));
         assert!(json_for_kubelet(&core("secrets"), Some("shop"), "metadata.name=any"));
         assert!(!json_for_kubelet(&core("endpoints"), None, ""));
+        let services =
+            |way| Filters::new("v1.36.3", NODE_CA.into(), way).json_for_kubelet(&core("services"), None, "");
+        assert!(services(WayIn::Environment) && !services(WayIn::Service));
+        assert!(filters("v1.36.3").json_for_kubelet(&core("pods"), None, ""));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde_json::Value;
+use bytes::Bytes;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use yurt_node::link::LinkState;
@@ -18,7 +19,9 @@ use crate::link::Link;
 use crate::node_client::NodeClient;
 use crate::replica::Views;
 use crate::view::Lookup;
-use crate::wire::{Encoding, Resource};
+use crate::wire::object::decode_object;
+use crate::wire::proto::{self, Value as Field};
+use crate::wire::{Encoding, Resource, WireError};
 
 const PATH: &str = "/api/v1/namespaces/default/services/kubernetes";
 /// Between two looks at the view; the Service's addresses change when a cluster gets another range for them.
@@ -88,7 +91,9 @@ impl ServiceAddresses {
 
     fn in_view(&self) -> Option<BTreeSet<SocketAddr>> {
         let services = Resource::new("", "v1", "services");
-        match self.views.lookup(&self.node, &services, Some("default"), "kubernetes", &[Encoding::Json]) {
+        let encodings = [Encoding::Protobuf, Encoding::Json];
+        match self.views.lookup(&self.node, &services, Some("default"), "kubernetes", &encodings) {
+            Lookup::Found { encoding: Encoding::Protobuf, body, .. } => endpoints_of(&protobuf(&body).ok()?),
             Lookup::Found { body, .. } => endpoints_of(&serde_json::from_slice(&body).ok()?),
             _ => None,
         }
@@ -103,6 +108,35 @@ impl ServiceAddresses {
             }
         }
     }
+}
+
+/// What [`endpoints_of`] reads of a Service: Service{spec 2}, ServiceSpec{ports 1 {name 1, port 3}, clusterIP 3,
+/// clusterIPs 18}.
+fn protobuf(body: &Bytes) -> Result<Value, WireError> {
+    let what = "Service";
+    let (_, item) = decode_object(Encoding::Protobuf, body)?;
+    let (mut ports, mut addresses) = (Vec::new(), Vec::new());
+    for field in proto::fields(what, &item.body) {
+        let (2, Field::Bytes(spec)) = field? else { continue };
+        for field in proto::fields(what, spec) {
+            match field? {
+                (1, Field::Bytes(port)) => {
+                    let (mut name, mut number) = ("", 0);
+                    for field in proto::fields(what, port) {
+                        match field? {
+                            (1, Field::Bytes(value)) => name = proto::text(what, value)?,
+                            (3, Field::Number(value)) => number = value,
+                            _ => {}
+                        }
+                    }
+                    ports.push(json!({"name": name, "port": number}));
+                }
+                (3 | 18, Field::Bytes(value)) => addresses.push(proto::text(what, value)?),
+                _ => {}
+            }
+        }
+    }
+    Ok(json!({"spec": {"ports": ports, "clusterIPs": addresses}}))
 }
 
 /// The ClusterIPs of a Service, and its port for TLS; nothing when it has none.
@@ -122,9 +156,31 @@ fn endpoints_of(service: &Value) -> Option<BTreeSet<SocketAddr>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn a_service_in_protobuf_says_the_same() {
+        use crate::wire::TypeMeta;
+        use crate::wire::proto::{Writer, envelope};
+
+        let (mut metadata, mut port, mut spec, mut object) = <[Writer; 4]>::default().into();
+        metadata.bytes(1, b"kubernetes");
+        port.bytes(1, b"https");
+        port.varint(3, 8443);
+        spec.bytes(1, &port.finish());
+        spec.bytes(3, b"10.96.0.1");
+        spec.bytes(4, b"ClusterIP");
+        for address in ["10.96.0.1", "fd00::1"] {
+            spec.bytes(18, address.as_bytes());
+        }
+        object.bytes(1, &metadata.finish());
+        object.bytes(2, &spec.finish());
+        let body = envelope(&TypeMeta::new("v1", "Service"), &object.finish());
+        let both = ["10.96.0.1:8443", "[fd00::1]:8443"].map(|text| text.parse().unwrap());
+        assert_eq!(endpoints_of(&protobuf(&body).unwrap()), Some(both.into()));
+        assert!(protobuf(&body.slice(..body.len() - 9)).is_err());
+        assert!(protobuf(&Bytes::from_static(b"{}")).is_err());
+    }
 
     #[test]
     fn the_addresses_of_both_families_are_read_and_a_headless_service_has_none() {

@@ -154,7 +154,10 @@ fn views(views: &[View], text: &mut String) {
             write!(collection, " ({})", view.encoding).ok();
         }
         let state = match view.state {
-            ViewState::Following => "up to date".to_owned(),
+            ViewState::Following => match &view.of {
+                Some(source) => format!("up to date, of {source}"),
+                None => "up to date".to_owned(),
+            },
             ViewState::Behind => match &view.why {
                 Some(why) => format!("behind: {why}"),
                 None => "behind".to_owned(),

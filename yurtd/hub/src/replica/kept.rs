@@ -98,6 +98,10 @@ impl Views {
         let pods = self.node_pods();
         for view in self.inner.catalogue.of(node.identity()) {
             let needed = is_needed(&view.spec, node_name, pods.as_deref());
+            if self.is_of_another_way_in(&node, &view) {
+                view.set_kept(false);
+                continue;
+            }
             if let Some(successor) = successor(&view.spec) {
                 // It is not fetched twice, and not given away before there is something better.
                 let replaced =
@@ -114,6 +118,24 @@ impl Views {
             self.open_needed(&node, &pods);
             self.follow_accounts(&pods);
         }
+    }
+
+    /// Whether kubelet reads these Services in another encoding now, in which they are followed: with the way in that may
+    /// have changed.
+    fn is_of_another_way_in(&self, node: &Permit, view: &View) -> bool {
+        let spec = &view.spec;
+        let encoding = match spec.encoding() {
+            Encoding::Json => Encoding::Protobuf,
+            Encoding::Protobuf => Encoding::Json,
+            _ => return false,
+        };
+        if !spec.resource().group.is_empty() || spec.resource().plural != "services" {
+            return false;
+        }
+        let (labels, fields) = (spec.label_selector(), spec.field_selector());
+        let other = ViewSpec::new(spec.resource().clone(), spec.namespace(), labels, fields, encoding);
+        self.find(node, &other, Question::Any)
+            .is_some_and(|other| other.is_followed() && other.used() > view.used())
     }
 
     /// Starts views of what pods refer to and nobody has asked for: kubelet has read it from somewhere else, or with a

@@ -193,6 +193,11 @@ impl Views {
             .fold(StateCounts::default(), |counts, view| counts.with(view.state(), now))
     }
 
+    /// How many views are fed from others.
+    pub(crate) fn fed(&self) -> usize {
+        self.inner.catalogue.all().iter().filter(|view| view.source().is_some()).count()
+    }
+
     /// A single object out of the views of the identity in one of the `accept`ed encodings, as the best of them knows
     /// it. No use of a view.
     pub(crate) fn lookup(

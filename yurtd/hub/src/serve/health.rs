@@ -170,6 +170,7 @@ impl Health {
             online: self.hub.link.is_online(),
             ready: readiness.ready,
             views: self.hub.views.states(),
+            fed_views: self.hub.views.fed(),
             pending_patches: readiness.pending_status_patches,
             pending_events: readiness.pending_events,
             dropped_events: readiness.dropped_events,

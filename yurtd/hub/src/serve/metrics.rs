@@ -59,6 +59,7 @@ pub(crate) struct Sample {
     pub(crate) online: bool,
     pub(crate) ready: bool,
     pub(crate) views: StateCounts,
+    pub(crate) fed_views: usize,
     pub(crate) pending_patches: usize,
     pub(crate) pending_events: usize,
     pub(crate) dropped_events: u64,
@@ -112,6 +113,11 @@ impl Metrics {
             "views",
             "Collections that are kept: followed now, behind the API server, refused by it, or not listed yet",
             views,
+        );
+        all.register(
+            "fed_views",
+            "Collections that cost no uplink: they are fed from a wider one that another component reads",
+            count(sample.fed_views),
         );
         all.register_with_unit(
             "view_age",

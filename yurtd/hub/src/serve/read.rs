@@ -20,7 +20,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::respond::{self, Failure};
 use super::{Body, BoxError, Hub};
 use crate::caller::Permit;
-use crate::filter::{Filter, Filters, json_for_kubelet};
+use crate::filter::{Filter, Filters};
 use crate::limits;
 use crate::link::Link;
 use crate::offline::{Answer, OfflineError};
@@ -45,7 +45,7 @@ const WATCH_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
 /// it is answered, whoever answers.
 pub(crate) async fn begins(hub: &Hub, permit: &Permit, collection: &Collection) {
     if permit.is_node() && begins_anew(&collection.read) {
-        for spec in &specs(permit, collection) {
+        for spec in &specs(hub, permit, collection) {
             hub.offline.kubelet_begins(permit, spec).await;
         }
     }
@@ -57,7 +57,7 @@ pub(crate) async fn view(
     permit: &Permit,
     collection: &Collection,
 ) -> Result<Option<Response<Body>>, Failure> {
-    let specs = specs(permit, collection);
+    let specs = specs(hub, permit, collection);
     let mut opened = Err(ViewError::NotAView);
     for spec in &specs {
         opened = open(hub, permit, collection, spec).await;
@@ -128,7 +128,7 @@ pub(crate) async fn last_known(
     passed_by: impl Fn(u64) -> Result<Option<Answer>, OfflineError>,
 ) -> Result<Option<LastKnown>, Failure> {
     let Read::List(freshness) = collection.read else { return Ok(None) };
-    let specs = specs(permit, collection);
+    let specs = specs(hub, permit, collection);
     let wanted = match freshness {
         Freshness::NotOlderThan(wanted) => wanted,
         Freshness::Consistent | Freshness::Any => 0,
@@ -166,15 +166,15 @@ pub(crate) enum LastKnown {
 
 /// Whether a view that is followed has what this list asks for: then nothing else has to remember it.
 pub(crate) fn is_followed(hub: &Hub, permit: &Permit, collection: &Collection) -> bool {
-    newest(hub, permit, &specs(permit, collection)).is_some_and(|view| view.is_followed())
+    newest(hub, permit, &specs(hub, permit, collection)).is_some_and(|view| view.is_followed())
 }
 
 /// The views that would do, best first. What the hub changes for kubelet it keeps in JSON.
-fn specs(permit: &Permit, collection: &Collection) -> Vec<ViewSpec> {
+fn specs(hub: &Hub, permit: &Permit, collection: &Collection) -> Vec<ViewSpec> {
     let namespace = collection.namespace.as_deref();
     if permit.is_node()
         && collection.encodings.contains(&Encoding::Json)
-        && json_for_kubelet(&collection.resource, namespace, &collection.field_selector)
+        && hub.filters.json_for_kubelet(&collection.resource, namespace, &collection.field_selector)
     {
         return specs_in(collection, &[Encoding::Json]);
     }

@@ -9,6 +9,7 @@ mod freshness;
 mod identity;
 mod offline;
 mod overlay;
+mod shared;
 mod tokens;
 mod trust;
 mod watches;

@@ -371,6 +371,25 @@ async fn nothing_is_fed_across_encodings_or_of_what_is_not_shared() {
     assert!(hub.views.all().iter().all(|view| view.source().is_none()));
 }
 
+/// With another way in kubelet reads Services in another encoding. What it read before is kept until it has something in
+/// its place, and not followed beside it.
+#[tokio::test]
+async fn services_are_kept_for_kubelet_in_one_encoding() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let kept = |view: &View| {
+        hub.views.follow_needed();
+        view.is_kept()
+    };
+    let former = hub.views.open(&node(), &services("", NOT_HEADLESS, Encoding::Json)).await.unwrap();
+    former.used_at(crate::clock::steady() - 10);
+    assert!(kept(&former));
+    let now = hub.views.open(&node(), &services("", NOT_HEADLESS, Encoding::Protobuf)).await.unwrap();
+    assert!(kept(&now) && !kept(&former));
+    assert!(kept(&now.source().unwrap()));
+}
+
 /// What is done to one of a few Services.
 #[derive(Debug, Clone)]
 enum Done {
