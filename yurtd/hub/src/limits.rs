@@ -154,6 +154,9 @@ pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
 
+/// How long upstream's next events wait for a watcher to take what is there. One that takes longer has to find out from
+/// the store what has become of each object. kube-apiserver ends its watch.
+pub(crate) const KEEPS_UP: Duration = Duration::from_millis(500);
 /// Bytes of events that a view keeps in memory for watchers that keep up: two of the largest bursts that come from
 /// upstream at once, so that one is sent while the next is written.
 pub(crate) const RING: usize = 512 << 10;

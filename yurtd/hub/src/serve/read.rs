@@ -300,7 +300,9 @@ async fn watch(
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
-    let frames = view.watch(options)?;
+    let mut frames = view.watch(options)?;
+    let account = hub.accounts.of_permit(permit);
+    frames.read_by(Box::new(move || account.reader().map(|held| Box::new(held) as _)), options).await;
     let frames = Frames {
         frames,
         filter: FilterFor::of(hub, permit, view),
