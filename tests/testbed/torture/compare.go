@@ -181,8 +181,9 @@ type follower struct {
 	// Keys with events that were passed over, to the newest of them.
 	passed map[string]Event
 	seen   map[uint64]bool
-	// Index of the event in its stretch.
-	heard int
+	// Index of the event in its stretch, and the stretch before.
+	heard  int
+	before *Stretch
 	// When the hub was killed.
 	kills []time.Time
 }
@@ -198,7 +199,7 @@ func (p *Pair) compare(kills []time.Time) *Figures {
 	figures.Direct = len(history.events)
 	p.hub.mu.Lock()
 	defer p.hub.mu.Unlock()
-	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, seen: map[uint64]bool{}, kills: kills}
+	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, seen: map[uint64]bool{}, kills: kills, before: &Stretch{}}
 	for _, fault := range append(p.hub.faults, p.direct.faults...) {
 		f.tell(&f.Wrong, "not understood", "%s", fault)
 	}
@@ -222,7 +223,8 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 		if f.state != nil {
 			f.Relists++
 			if !*explained {
-				f.tell(&f.Unexplained, "unexplained list", "at %d, the client was at %d, %s", stretch.Version, f.position, stretch.Began.Format("15:04:05.000"))
+				f.tell(&f.Unexplained, "unexplained list", "at %d, the client was at %d, %s, after a watch since %d that lasted %v and brought %d events",
+					stretch.Version, f.position, stretch.Began.Format("15:04:05.000"), f.before.Since, f.before.Ended.Sub(f.before.Began), len(f.before.Events))
 			}
 		}
 		f.whole(stretch)
@@ -239,6 +241,7 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 	} else if stretch.Error != "" && !*explained {
 		f.told0("error", stretch)
 	}
+	f.before = stretch
 	for at, event := range stretch.Events {
 		f.heard = at
 		f.event(event, stretch)
