@@ -121,7 +121,8 @@ pub(crate) struct Share {
     pub(crate) unsent: usize,
     /// Bytes of whole lists in memory; what does not fit is sent from the store, piece by piece.
     pub(crate) lists: usize,
-    /// Lists that are sent that way. Each is a thread, and a state of the store that is not freed meanwhile.
+    /// Lists that are sent that way, and watches that begin so, half as many at most. Each is a thread, and a state of
+    /// the store that is not freed meanwhile.
     pub(crate) readers: usize,
 }
 

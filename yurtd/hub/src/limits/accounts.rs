@@ -160,6 +160,12 @@ impl Account {
         self.hold(1, |used| &used.readers, |share| share.readers)
     }
 
+    /// The same for a watch that begins behind much of what there is: it can do without, and a list cannot. Half of them
+    /// are lists' alone.
+    pub(crate) fn watch_reader(self: &Arc<Self>) -> Option<Held> {
+        self.hold(1, |used| &used.readers, |share| share.readers / 2)
+    }
+
     fn hold(
         self: &Arc<Self>,
         amount: usize,
@@ -267,8 +273,11 @@ mod tests {
         assert!(accounts.of(&kubelet()).list(KUBELET.lists).is_some());
         let readers: Vec<_> = std::iter::from_fn(|| account.reader()).collect();
         assert_eq!(readers.len(), IDENTITY.readers);
+        assert!(account.watch_reader().is_none());
         drop(readers);
-        assert!(account.reader().is_some());
+        let watches: Vec<_> = std::iter::from_fn(|| account.watch_reader()).collect();
+        assert_eq!(watches.len(), IDENTITY.readers / 2);
+        assert!(account.reader().is_some(), "lists have places left");
     }
 
     #[test]

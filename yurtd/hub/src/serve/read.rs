@@ -302,7 +302,7 @@ async fn watch(
     };
     let mut frames = view.watch(options)?;
     let account = hub.accounts.of_permit(permit);
-    frames.read_by(Box::new(move || account.reader().map(|held| Box::new(held) as _)), options).await;
+    frames.read_by(Box::new(move || account.watch_reader().map(|held| Box::new(held) as _)), options).await;
     let frames = Frames {
         frames,
         filter: FilterFor::of(hub, permit, view),
