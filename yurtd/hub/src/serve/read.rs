@@ -302,7 +302,10 @@ async fn watch(
     };
     let mut frames = view.watch(options)?;
     let account = hub.accounts.of_permit(permit);
-    frames.read_by(Box::new(move || account.watch_reader().map(|held| Box::new(held) as _)), options).await;
+    let first = Arc::clone(&account);
+    let first = async move { first.watch_reader_soon().await.map(|held| Box::new(held) as _) };
+    let readers = Box::new(move || account.watch_reader().map(|held| Box::new(held) as _));
+    frames.read_by(first, readers, options).await;
     let frames = Frames {
         frames,
         filter: FilterFor::of(hub, permit, view),

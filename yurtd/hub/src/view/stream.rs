@@ -107,11 +107,17 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
 
 impl WatchStream {
     /// With threads that read what is more than a batch. Once this returns it is decided what the watch begins with:
-    /// whatever comes later it is told, event by event. `options` are those it was begun with.
-    pub(crate) async fn read_by(&mut self, readers: Readers, options: WatchOptions) {
+    /// whatever comes later it is told, event by event. `first` is waited for if one is needed now, `options` are those
+    /// the watch was begun with.
+    pub(crate) async fn read_by(
+        &mut self,
+        first: impl Future<Output = Option<Room>>,
+        readers: Readers,
+        options: WatchOptions,
+    ) {
         if !self.on_ring
             && !self.ended
-            && let Some(room) = readers()
+            && let Some(room) = first.await
         {
             let mut reading =
                 catch_up::in_one_transaction(&self.client.view, room, Origin::Beginning(options));

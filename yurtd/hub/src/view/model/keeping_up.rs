@@ -103,7 +103,7 @@ fn events(world: &World, stream: &mut WatchStream, count: usize) -> Vec<(String,
 fn read_by_threads(world: &World, options: WatchOptions) -> WatchStream {
     world.runtime.block_on(async {
         let mut stream = world.view().watch(options).unwrap();
-        stream.read_by(Box::new(|| Some(Box::new(()))), options).await;
+        stream.read_by(async { Some(Box::new(()) as _) }, Box::new(|| None), options).await;
         stream
     })
 }
