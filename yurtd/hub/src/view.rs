@@ -570,9 +570,10 @@ impl View {
         }
     }
 
-    /// Waits, not long, until watchers who keep up have room for so many bytes of events.
+    /// Waits, not long, until watchers who keep up, and views that are fed from it, have room for so many bytes of events.
     pub(crate) async fn make_way(&self, bytes: usize) {
         self.ring.make_way(bytes).await;
+        self.taps.make_way(bytes).await;
     }
 
     /// A bookmark from upstream: nothing has changed up to there. Watchers sleep on: they look when they send one.

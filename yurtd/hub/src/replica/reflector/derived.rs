@@ -253,6 +253,7 @@ impl Reflector {
         // Since when the source is not followed.
         let mut lost_at = None;
         let mut look_again = Instant::now() + Duration::from_secs(60);
+        attached.tap.follow();
         self.live();
         loop {
             let asks_at =
@@ -351,6 +352,8 @@ impl Reflector {
         // What cannot be read was stored by the source, and is for nobody to select.
         let fits: Vec<bool> = told.changes.iter().map(|change| fits(change).unwrap_or_default()).collect();
         if !fits.is_empty() {
+            let selected = told.changes.iter().zip(&fits).filter(|(_, fits)| **fits);
+            self.view.make_way(selected.map(|(change, _)| change.item.body.len()).sum()).await;
             let (view, overlay) = (Arc::clone(&self.view), self.overlay.clone());
             let known = Arc::clone(&self.view);
             let durability = if self.credentials.is_node() { Durability::Soon } else { Durability::Relaxed };

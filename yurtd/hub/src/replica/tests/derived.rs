@@ -289,6 +289,31 @@ async fn a_cut_costs_one_watch_and_every_event_is_told() {
     assert_eq!(asked(&api), (before.0, before.1 + 1));
 }
 
+/// Upstream waits for whoever is fed, and that one for those who watch it.
+#[tokio::test]
+async fn a_burst_of_many_megabytes_is_told_event_by_event() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let views = open_three(&hub).await;
+    let mut watch = Watch::start(&views[1], options(Since::Exactly(views[1].resource_version())));
+    api.cut();
+    hub.reaches(LinkState::Offline).await;
+    let before = asked(&api);
+    let large = |number: usize| {
+        let metadata = json!({"annotations": {"a": number.to_string(), "b": "x".repeat(50_000)}});
+        let service = json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.7"}});
+        api.put("/api/v1/namespaces/shop/services/plain", service).version
+    };
+    let versions: Vec<u64> = (0..150).map(large).collect();
+    api.restore();
+    for version in versions {
+        assert_eq!(watch.object().await, (EventType::Modified, "plain".into(), version));
+    }
+    fed(&views).await;
+    assert_eq!(asked(&api), (before.0, before.1 + 1));
+}
+
 #[tokio::test]
 async fn a_source_that_lists_again_is_heard_as_changes() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
