@@ -26,6 +26,7 @@ use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
 use crate::wire::object::{decode_object, encode_object, with_resource_version};
 use crate::wire::query::Query;
+use crate::wire::selectable::Selectable;
 use crate::wire::{Encoding, Event, FrameDecoder, MAX_FRAME, Status, split_list};
 
 const NODE_CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -107,6 +108,11 @@ pub fn accept(input: &[u8]) {
 pub fn list(input: &[u8]) {
     let Some((encoding, body)) = encoding(input) else { return };
     let Ok(mut page) = split_list(encoding, &Bytes::copy_from_slice(body)) else { return };
+    for item in &page.items {
+        if let Ok(seen) = Selectable::read(encoding, &item.body) {
+            assert_eq!((&*seen.name, &*seen.namespace), (&*item.meta.name, &*item.meta.namespace));
+        }
+    }
     let mut size = ListSize::new(encoding);
     page.items.iter().for_each(|item| size.add(item.body.len()));
     let mut writer = ListWriter::new(&page.kind, page.resource_version, &size);

@@ -18,6 +18,7 @@
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
 //! | whole lists that are being sent | [`OTHERS`]`.lists` | [`KUBELET`]`.lists` |
 //! | events for watchers that keep up | [`RINGS`] | [`RINGS`] |
+//! | events for views that are fed | [`TAP`] and a burst a source, of which there are a handful | |
 //! | pages of upstream's lists | [`LARGE_PAGES`] × about 6 × [`PAGE_BYTES`] | the same |
 //! | answers to be remembered | [`OBSERVED`] and 2 × [`UNWRITTEN`], together with kubelet | |
 
@@ -156,6 +157,10 @@ pub(crate) const FORWARDED: usize = 200;
 pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
+
+/// Events of a view that wait for the views that are fed from it, which share them. Only Services and EndpointSlices have
+/// such views, in two encodings.
+pub(crate) const TAP: usize = 1 << 20;
 
 /// How long upstream's next events wait for a watcher to take what is there. One that takes longer has to find out from
 /// the store what has become of each object. kube-apiserver ends its watch.

@@ -220,16 +220,26 @@ mod tests {
                     ..pod("db")
                 },
             ]),
-            views: vec![View {
-                user: "system:node:edge-1".into(),
-                path: "/api/v1/pods".into(),
-                field_selector: "spec.nodeName=edge-1".into(),
-                encoding: "json".into(),
-                state: ViewState::Behind,
-                why: Some("the link was lost".into()),
-                age_seconds: Some(7260),
-                ..View::default()
-            }],
+            views: vec![
+                View {
+                    user: "system:node:edge-1".into(),
+                    path: "/api/v1/pods".into(),
+                    field_selector: "spec.nodeName=edge-1".into(),
+                    encoding: "json".into(),
+                    state: ViewState::Behind,
+                    why: Some("the link was lost".into()),
+                    age_seconds: Some(7260),
+                    ..View::default()
+                },
+                View {
+                    user: "proxy".into(),
+                    path: "/api/v1/services".into(),
+                    encoding: "protobuf".into(),
+                    state: ViewState::Following,
+                    of: Some("system:node:edge-1".into()),
+                    ..View::default()
+                },
+            ],
             ..Hub::default()
         }
     }
@@ -260,8 +270,9 @@ edge-1: 1 thing needs attention
   Not checked: whether images are on the node, and volumes of claims and CSI drivers. kubelet before 1.31 pulls
   anew what has imagePullPolicy Always, and so does not start it without a link.
 
-  KEPT FOR            COLLECTION                          STATE                      AGE
-  system:node:edge-1  /api/v1/pods ?spec.nodeName=edge-1  behind: the link was lost  2 h 1 min
+  KEPT FOR            COLLECTION                          STATE                              AGE
+  system:node:edge-1  /api/v1/pods ?spec.nodeName=edge-1  behind: the link was lost          2 h 1 min
+  proxy               /api/v1/services (protobuf)         up to date, of system:node:edge-1  -
 ";
         assert_eq!(text(&report), expected);
     }

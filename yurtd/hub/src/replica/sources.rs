@@ -11,6 +11,7 @@ use http::StatusCode;
 
 use super::{Start, Views};
 use crate::caller::Permit;
+use crate::view::selector::Selector;
 use crate::view::{View, ViewError, ViewSpec};
 use crate::wire::Encoding;
 use crate::wire::endpoint_slice::is_slice;
@@ -29,7 +30,9 @@ fn is_services(spec: &ViewSpec) -> bool {
 /// for the rest of it. kubelet's part of the Services is all but the headless ones, and kube-proxy's a part of that.
 /// Nobody else reads JSON.
 fn is_nearly_all(spec: &ViewSpec) -> bool {
-    is_services(spec) && spec.namespace().is_none() && spec.encoding() == Encoding::Protobuf
+    is_services(spec)
+        && spec.encoding() == Encoding::Protobuf
+        && Selector::of(spec).is_some_and(|selector| selector.only_leaves_out())
 }
 
 /// Whether something may come of it: its reflector has not failed. One whose resourceVersion is too old lists again.

@@ -61,6 +61,14 @@ impl Selector {
         Some(Self { namespace: spec.namespace().map(str::to_owned), labels, fields })
     }
 
+    /// Whether it names what is not in the view, and nothing that is: as a rule that is nearly everything.
+    pub(crate) fn only_leaves_out(&self) -> bool {
+        let leaves_out = |label: &Label| matches!(label, Label::Absent(_) | Label::NotIn(..));
+        self.namespace.is_none()
+            && self.labels.iter().all(leaves_out)
+            && self.fields.iter().all(|field| !field.is)
+    }
+
     /// Whether an object in its stored form is in the view. `namespace` is its own, empty if it has none.
     ///
     /// # Errors

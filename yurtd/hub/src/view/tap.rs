@@ -15,8 +15,8 @@ use crate::limits;
 
 /// Bursts that may wait in a tap.
 const BURSTS: usize = 64;
-/// And their bytes, beyond the first. Taps of one view share them.
-const BYTES: usize = 1 << 20;
+/// And their bytes, beyond the first.
+const BYTES: usize = limits::TAP;
 
 /// A burst, which the view has stored.
 #[derive(Debug, Clone)]

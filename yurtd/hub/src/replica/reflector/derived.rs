@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Whatever goes wrong leads to the view's own watch, from its own resourceVersion: nothing depends on the source but the
-//! uplink.
+//! uplink. The futures are boxed: most reflectors are never fed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,11 +24,12 @@ use super::{IDLE_SECONDS, Reflector};
 use crate::replica::fetch::FetchError;
 use crate::replica::sources::may_become_followed;
 use crate::replica::step::Outcome;
+use crate::replica::views::Inner;
 use crate::replica::{Views, rights};
 use crate::store::{Durability, StoreError, Tx};
 use crate::upstream::jitter;
 use crate::view::selector::Selector;
-use crate::view::table::Written;
+use crate::view::table::{Change, Written};
 use crate::view::tap::{Tap, Told};
 use crate::view::{Request, State, Sync, Transition, View, Why};
 
@@ -45,7 +46,7 @@ const UNCONFIRMED: &str = "the right to read it is not confirmed";
 
 /// What a reflector knows of the views that its own may be fed from.
 pub(in crate::replica) struct Feeding {
-    views: std::sync::Weak<crate::replica::views::Inner>,
+    views: Weak<Inner>,
     /// Nothing if its selectors cannot be evaluated here, or nobody shares its resource.
     selector: Option<Selector>,
     attached: Option<Attached>,
@@ -65,10 +66,7 @@ pub(in crate::replica) struct Attached {
 }
 
 impl Feeding {
-    pub(in crate::replica) fn new(
-        views: std::sync::Weak<crate::replica::views::Inner>,
-        selector: Option<Selector>,
-    ) -> Self {
+    pub(in crate::replica) fn new(views: Weak<Inner>, selector: Option<Selector>) -> Self {
         Self { views, selector, attached: None, may_read_until: None, alone_until: None }
     }
 
@@ -82,7 +80,7 @@ impl Reflector {
     pub(super) async fn list_or_copy(&mut self, at: Option<u64>) -> Outcome {
         // Whoever watches from a version misses nothing if the list is of that version.
         if at.is_none()
-            && let Some(outcome) = self.copy().await
+            && let Some(outcome) = Box::pin(self.copy()).await
         {
             return outcome;
         }
@@ -94,13 +92,13 @@ impl Reflector {
     pub(super) async fn watch_or_follow(&mut self) -> Outcome {
         if let Some(attached) = self.feeding.attached.take() {
             self.view.set_source(Some(&attached.source));
-            let outcome = self.follow_source(attached).await;
+            let outcome = Box::pin(self.follow_source(attached)).await;
             self.view.set_source(None);
             return outcome;
         }
         // A difference has not every event: who watches has them from upstream, until the view can [join](Self::join).
         if !self.view.is_watched()
-            && let Some(outcome) = self.copy().await
+            && let Some(outcome) = Box::pin(self.copy()).await
         {
             return outcome;
         }
@@ -115,7 +113,9 @@ impl Reflector {
 
     /// A source to follow as soon as the view's own watch has come to where its tap begins ([`Self::joined`]).
     pub(super) async fn join(&mut self) -> Option<Attached> {
-        self.attach(false).await
+        // Nothing to box for those that are never fed.
+        self.feeding.selector.as_ref()?;
+        Box::pin(self.attach(false)).await
     }
 
     /// Whether the view has come so far: then its own watch may end, and the source is followed.
@@ -346,9 +346,7 @@ impl Reflector {
     async fn apply_told(&mut self, from: u64, told: Told) -> Result<(), StoreError> {
         let Some(selector) = &self.feeding.selector else { return Ok(()) };
         let (encoding, version) = (self.view.spec.encoding(), told.version);
-        let fits = |change: &crate::view::table::Change| {
-            selector.fits(encoding, &change.item.meta.namespace, &change.item.body)
-        };
+        let fits = |change: &Change| selector.fits(encoding, &change.item.meta.namespace, &change.item.body);
         // What cannot be read was stored by the source, and is for nobody to select.
         let fits: Vec<bool> = told.changes.iter().map(|change| fits(change).unwrap_or_default()).collect();
         if !fits.is_empty() {

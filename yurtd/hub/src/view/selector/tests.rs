@@ -121,6 +121,21 @@ fn fields_that_are_not_there_are_empty() {
 }
 
 #[test]
+fn nearly_everything_is_what_only_leaves_out() {
+    for (namespace, labels, fields, expected) in [
+        (None, "", "", true),
+        (None, "!a,b!=1,c notin (2)", "spec.clusterIP!=None", true),
+        (None, "a", "", false),
+        (None, "a=1", "", false),
+        (None, "!a", "metadata.name=x", false),
+        (Some("shop"), "!a", "", false),
+    ] {
+        let selector = Selector::of(&services(namespace, labels, fields)).unwrap();
+        assert_eq!(selector.only_leaves_out(), expected, "{namespace:?} {labels} {fields}");
+    }
+}
+
+#[test]
 fn a_namespaces_view_has_its_own_objects() {
     let selector = Selector::of(&services(Some("shop"), "", "")).unwrap();
     let object = br#"{"metadata":{"name":"web","namespace":"shop"}}"#;
