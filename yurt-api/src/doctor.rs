@@ -104,6 +104,9 @@ pub struct Link {
     pub state: LinkState,
     /// For how many seconds, as far as this process has seen it.
     pub for_seconds: u64,
+    /// `host:port` of the API servers that are asked, those of kubelet's kubeconfig before those that the cluster has
+    /// named.
+    pub servers: Vec<String>,
 }
 
 /// Where the link stands.
@@ -309,7 +312,7 @@ mod tests {
         let report = Report {
             version: VERSION,
             hub: Some(Hub {
-                link: Link { state: LinkState::Offline, for_seconds: 7 },
+                link: Link { state: LinkState::Offline, for_seconds: 7, servers: vec!["cloud:6443".into()] },
                 pods: Some(vec![Pod { way: Way::Past, reboot: Reboot::DoesNot, ..Pod::default() }]),
                 views: vec![View { state: ViewState::Behind, ..View::default() }],
                 ..Hub::default()

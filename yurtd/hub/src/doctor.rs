@@ -66,6 +66,7 @@ impl Doctor {
                     LinkState::Unknown => Told::Unknown,
                 },
                 for_seconds: hub.link.for_seconds(),
+                servers: hub.upstream.servers(),
             },
             missing_addresses: readiness.missing_addresses.iter().map(ToString::to_string).collect(),
             certificate: Certificate {

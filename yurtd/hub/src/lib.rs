@@ -8,6 +8,7 @@
 //! within milliseconds.
 
 pub mod address;
+mod api_servers;
 mod caller;
 mod certificate;
 mod clock;
@@ -46,6 +47,7 @@ use yurt_node::link::LinkState;
 use yurt_node::pki;
 use yurt_node::supervise::Tasks;
 
+use self::api_servers::ApiServers;
 use self::caller::Permit;
 use self::certificate::Certificates;
 use self::filter::Filters;
@@ -136,6 +138,8 @@ impl Server {
         let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
+        let servers = ApiServers::open(store.clone(), client.clone(), upstream.clone(), link.clone());
+        tasks.part("the look for other API servers", servers.run(stop.clone()));
         let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
         let (keys, ended) = (issuer.clone(), stop.clone());
         tasks.part("the keys of the cluster's tokens", async move {

@@ -16,9 +16,11 @@ mod again;
 mod client_tls;
 mod pool;
 mod probe;
+mod servers;
 mod silence;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,6 +117,17 @@ impl Upstream {
         let link = probe::start(Arc::clone(&pool), tasks);
         let shares = Arc::default();
         Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
+    }
+
+    /// The cluster has named these API servers beside those of the configuration. They are asked when none of those
+    /// answers.
+    pub(crate) fn found(&self, servers: &[SocketAddr]) {
+        self.pool.servers().set_found(servers);
+    }
+
+    /// `host:port` of every API server that is known, those of the configuration first.
+    pub(crate) fn servers(&self) -> Vec<String> {
+        self.pool.servers().names()
     }
 
     /// A place among the requests of an identity; nothing is counted for kubelet, which comes with the node's

@@ -223,7 +223,7 @@ mod tests {
 
     fn well() -> Hub {
         Hub {
-            link: Link { state: LinkState::Online, for_seconds: 1000 },
+            link: Link { state: LinkState::Online, for_seconds: 1000, servers: Vec::new() },
             certificate: Certificate {
                 present: true,
                 ends_in_seconds: Some(90 * 86_400),
@@ -280,7 +280,11 @@ mod tests {
         /// What is made wrong, and what is said of it.
         type Row = (fn(&mut Hub), &'static str, &'static str);
         let table: [Row; 16] = [
-            (|hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200 }, "for 2 h", "uplink"),
+            (
+                |hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200, servers: Vec::new() },
+                "for 2 h",
+                "uplink",
+            ),
             (|hub| hub.link = Link::default(), "not known yet", "ask again"),
             (|hub| hub.missing_addresses = vec!["169.254.2.1".into()], "169.254.2.1", "yurt-address"),
             (|hub| hub.way_in_missing = Some("no nf_tables".into()), "no nf_tables", "yurt-address"),
