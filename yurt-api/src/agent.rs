@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::volume::Volume;
 use crate::names;
+use crate::way_in::WayIn;
 
 /// The namespace of the cluster's own components.
 const CLUSTER_NAMESPACE: &str = "kube-system";
@@ -82,13 +83,27 @@ pub struct Turn {
     pub pods: Vec<String>,
 }
 
+/// Which CA kubelet believes the hub by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Believed {
+    /// Its certificate, PEM.
+    pub ca: String,
+    /// When kubelet had been restarted for it. What began before may have another one in its `ca.crt`.
+    pub since: Moment,
+}
+
 /// What the keeper has written down of the node's way, for who runs on the node itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Course {
     /// When kubelet came to the hub; nothing while it does not work through it.
     pub came: Option<Moment>,
+    /// By which CA it believes the hub; nothing while that is not known.
+    pub believed: Option<Believed>,
     /// Agents whose turn it is.
     pub turn: Option<Turn>,
+    /// By which way kubelet has pods come to the hub, as far as the keeper knows.
+    pub way_in: Option<WayIn>,
     /// Some of what runs was, or may have been, led to the hub by its environment.
     pub environment: bool,
 }
