@@ -1,6 +1,7 @@
 //! The connections: finding one with room for another stream, making new ones, retiring and closing them.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -73,6 +74,13 @@ impl Server {
         let name = ServerName::try_from(host.clone()).map_err(|_| fault())?;
         let port = authority.port_u16().unwrap_or(443);
         Ok(Self { host, port, authority, name, addresses: Mutex::default() })
+    }
+
+    /// Where it is, as far as that is known. An address in text is one before anybody has connected.
+    fn known(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        addresses.extend(self.host.parse::<IpAddr>());
+        addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect()
     }
 
     async fn resolve(&self, patience: Duration) -> Result<Vec<IpAddr>, OpenError> {
@@ -254,6 +262,11 @@ impl Pool {
             preferred: AtomicUsize::new(0),
             stop,
         })
+    }
+
+    /// Where the servers are: what their names led to last.
+    pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.servers.iter().flat_map(Server::known).collect()
     }
 
     pub(super) fn servers(&self) -> usize {
