@@ -122,8 +122,8 @@ fn next_revision(last: u64) -> u64 {
     now.max(last.saturating_add(1))
 }
 
-/// Of which state of which view something follows, and of which moments.
-type Basis = (Option<(u64, u64)>, Came);
+/// Of which state of which view something follows, of which moments, and whether a turn may still be going on.
+type Basis = (Option<(u64, u64)>, Came, bool);
 
 impl Keeper {
     /// Runs until stopped.
@@ -199,11 +199,13 @@ impl Keeper {
             return None;
         }
         let view = self.views.pods_view().filter(|view| view.may_answer(Question::AsLastKnown));
-        let basis =
-            (view.as_ref().map(|view| (u64::from(view.id.0), view.progress.borrow().sequence)), came.clone());
+        let now = jiff::Timestamp::now().as_second();
+        let turn = course.and_then(|course| course.turn.as_ref()).filter(|turn| turn.may_last(now));
+        let state = view.as_ref().map(|view| (u64::from(view.id.0), view.progress.borrow().sequence));
+        let basis = (state, came.clone(), turn.is_some());
         if known.as_ref().is_none_or(|(before, _)| *before != basis) {
             let excluded = match view {
-                Some(view) => match excluded(&view, &since, course.and_then(|course| course.turn.as_ref())) {
+                Some(view) => match excluded(&view, &since, turn) {
                     Ok(excluded) => excluded,
                     Err(error) => {
                         tracing::warn!(%error, "the node's pods cannot be read");
@@ -221,7 +223,7 @@ impl Keeper {
             state.on_host.clone_from(&excluded.on_host);
             state.would_loop = would_loop;
         });
-        let turn = course.and_then(|course| Some(course.turn.as_ref()?.second));
+        let turn = turn.map(|turn| turn.second);
         if !excluded.unplaced.is_empty() {
             return Some((Wanted::nothing(), turn));
         }
