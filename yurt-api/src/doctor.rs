@@ -86,6 +86,9 @@ pub struct Hub {
     /// connections keep to the API server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_held_up_by: Vec<String>,
+    /// So they do because the hub's API server is at the Service's address: the hub would be led to itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_would_loop: bool,
     /// The node's pods; nothing while they are not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<Vec<Pod>>,

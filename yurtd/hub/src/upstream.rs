@@ -19,7 +19,7 @@ mod probe;
 mod servers;
 mod silence;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -155,6 +155,11 @@ impl Upstream {
         let busy =
             |_| UpstreamError::Busy(format!("{FORWARDED_OF_ONE} requests of {identity} are under way"));
         share.try_acquire_owned().map(Some).map_err(busy)
+    }
+
+    /// Where its connections lead, as far as that is known.
+    pub(crate) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.pool.servers().addresses()
     }
 
     /// The same servers, on the connections of views.

@@ -1,6 +1,7 @@
 //! Which API servers there are: those of the configuration, and those that the cluster has named
 //! ([`api_servers`](crate::api_servers)).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,6 +48,13 @@ impl Server {
         let name = ServerName::try_from(API_SERVER);
         let name = name.map_err(|error| UpstreamError::Request(error.to_string()))?;
         Ok(Self { name, ..named })
+    }
+
+    /// Where it is, as far as that is known. An address in text is one before anybody has connected.
+    fn known(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        addresses.extend(self.host.parse::<IpAddr>());
+        addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect()
     }
 
     pub(super) async fn resolve(&self, patience: Duration) -> Result<Vec<IpAddr>, OpenError> {
@@ -126,6 +134,12 @@ impl Servers {
     /// This one has answered.
     pub(super) fn answered(&self, server: &Arc<Server>) {
         *self.preferred.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(server));
+    }
+
+    /// Where they are: what their names led to last.
+    pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        let servers = self.configured.iter().cloned().chain(self.found());
+        servers.flat_map(|server| server.known()).collect()
     }
 
     /// `host:port` of each, those of the configuration first.
