@@ -215,7 +215,7 @@ async fn an_answer_that_the_disk_has_bent_is_none_and_is_kept_when_it_comes_agai
     let keep = || memory.remember(&of_node("/a"), &json("1"), Keep::Stored);
     keep();
     memory.write_back().await.unwrap();
-    let key = crate::store::bucket_key(Bucket::Answers, &of_node("/a").bytes);
+    let key = bucket_key(Bucket::Answers, &of_node("/a").bytes);
     let bend = move |tx: &mut crate::store::Tx<'_>| tx.put(Table::Buckets, &key, b"bent");
     store.write(Durability::Durable, bend).await.unwrap();
     assert_eq!(memory.recall(&of_node("/a")).unwrap(), None);
