@@ -22,6 +22,8 @@ const RECHECK: Duration = Duration::from_secs(120);
 const REFUSED: Duration = Duration::from_secs(10);
 /// A token that has been refused for so long was revoked.
 pub(super) const LASTS: Duration = Duration::from_secs(60);
+/// A refusal says nothing about one that comes so much later: an API server may have started both times.
+const UNCONNECTED: Duration = Duration::from_secs(600);
 
 pub(super) type Hash = [u8; 32];
 
@@ -34,6 +36,7 @@ struct Known {
 /// A token that was refused, and may be good for all that.
 struct Doubt {
     since: Instant,
+    last: Instant,
     expires: Option<i64>,
 }
 
@@ -147,12 +150,13 @@ impl Memory {
             return Refusal::Passing;
         }
         if !self.revoked.contains_key(&hash) {
-            let mut first = false;
-            let doubt = self.doubted.entry(hash).or_insert_with(|| {
-                first = true;
-                Doubt { since: now, expires }
-            });
+            let begun = Doubt { since: now, last: now, expires };
+            let before =
+                self.doubted.remove(&hash).filter(|doubt| now.duration_since(doubt.last) < UNCONNECTED);
+            let first = before.is_none();
+            let doubt = before.map_or(begun, |doubt| Doubt { last: now, ..doubt });
             let lasted = now.duration_since(doubt.since) >= LASTS;
+            self.doubted.insert(hash, doubt);
             if self.doubted.len() > limits::REFUSED_TOKENS {
                 evict(&mut self.doubted, &hash, |doubt| doubt.expires);
             }
@@ -242,6 +246,9 @@ mod tests {
         assert_eq!(refuse(&mut memory, at(200)), Refusal::First);
         memory.accept(TOKEN, record(), at(210));
         assert_eq!(refuse(&mut memory, at(300)), Refusal::First);
+        // And hours in which nobody has asked.
+        assert_eq!(refuse(&mut memory, at(7200)), Refusal::First);
+        assert_eq!(refuse(&mut memory, at(7260)), revoked(true, true));
     }
 
     #[test]
