@@ -7,10 +7,11 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
+use super::object::key;
 use super::remember::{Keep, Key, Owner};
 use super::row::Row;
 use super::{
-    Answer, IGNORED_PARAMETERS, Offline, discovery, key, names, parse_token_request, prewarm, token_request,
+    Answer, IGNORED_PARAMETERS, Offline, discovery, names, parse_token_request, prewarm, token_request,
 };
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::replica::Views;
