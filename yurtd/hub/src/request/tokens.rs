@@ -225,13 +225,11 @@ impl Tokens {
     }
 
     fn verdict(&self, token: &BearerToken, hash: &Hash) -> Verdict {
-        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
-        if expired(expires, SystemTime::now()) {
-            return Verdict::Refuse(AuthError::TokenExpired);
-        }
-        let online = self.inner.link.is_online();
-        let mut memory = lock(&self.inner.memory);
-        if let Some(known) = memory.known.get_mut(hash) {
+        let (now, online) = (SystemTime::now(), self.inner.link.is_online());
+        if let Some(known) = lock(&self.inner.memory).known.get_mut(hash) {
+            if expired(known.record.expires, now) {
+                return Verdict::Refuse(AuthError::TokenExpired);
+            }
             let identity = Identity::new(&known.record.user);
             let fresh = known.checked.is_some_and(|checked| checked.elapsed() < RECHECK);
             if fresh || !online {
@@ -241,6 +239,12 @@ impl Tokens {
             known.checked = Some(Instant::now());
             return Verdict::AcceptAndRecheck(identity);
         }
+        // What is known is not read again: that is most of what deciding costs.
+        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        if expired(expires, now) {
+            return Verdict::Refuse(AuthError::TokenExpired);
+        }
+        let memory = lock(&self.inner.memory);
         match memory.refused.get(hash) {
             Some((when, reason)) if when.elapsed() < REFUSED => {
                 Verdict::Refuse(AuthError::TokenRefused(reason.clone()))
