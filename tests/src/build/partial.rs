@@ -7,6 +7,7 @@
 //! A folder is made and locked in two steps. Both, and looking for dead ones, happen under a lock on the cache.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,10 +42,17 @@ impl Partial {
         &self.path
     }
 
-    /// It is complete: this is its name from now on.
+    /// It is complete: this is its name from now on. The name says what it is made of, so one that another build has
+    /// finished meanwhile is as good, and this one goes.
     pub(super) fn finish(mut self, name: &Path) -> Result<()> {
-        fs::rename(&self.path, name).with_context(|| format!("naming {}", name.display()))?;
-        self.finished = true;
+        match fs::rename(&self.path, name) {
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+            }
+            renamed => {
+                renamed.with_context(|| format!("naming {}", name.display()))?;
+                self.finished = true;
+            }
+        }
         Ok(())
     }
 }
@@ -111,6 +119,17 @@ mod tests {
             .collect();
         found.sort();
         found
+    }
+
+    #[test]
+    fn two_builds_of_the_same_make_one() {
+        let cache = tempfile::tempdir().unwrap();
+        let builds = [Partial::create(cache.path()).unwrap(), Partial::create(cache.path()).unwrap()];
+        for build in builds {
+            fs::write(build.path().join("program"), "the same").unwrap();
+            build.finish(&cache.path().join("bin-0123")).unwrap();
+        }
+        assert_eq!(names(cache.path()), ["bin-0123"]);
     }
 
     #[test]

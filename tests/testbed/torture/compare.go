@@ -56,7 +56,7 @@ func (f *Figures) tell(count *int, kind, format string, values ...any) {
 }
 
 // compareAll waits until the clients agree and then looks at how they came to it.
-func compareAll(pairs []*Pair) any {
+func compareAll(pairs []*Pair, kills []time.Time) any {
 	deadline := time.Now().Add(quiet)
 	settled := time.Now()
 	for _, pair := range pairs {
@@ -67,7 +67,7 @@ func compareAll(pairs []*Pair) any {
 	}
 	all := make([]*Figures, 0, len(pairs))
 	for _, pair := range pairs {
-		all = append(all, pair.compare())
+		all = append(all, pair.compare(kills))
 	}
 	return map[string]any{"pairs": all, "settledMs": quiet.Milliseconds() - deadline.Sub(settled).Milliseconds()}
 }
@@ -181,10 +181,15 @@ type follower struct {
 	// Keys with events that were passed over, to the newest of them.
 	passed map[string]Event
 	seen   map[uint64]bool
+	// Index of the event in its stretch, and the stretch before.
+	heard  int
+	before *Stretch
+	// When the hub was killed.
+	kills []time.Time
 }
 
 // compare judges what came through the hub by what the API server said.
-func (p *Pair) compare() *Figures {
+func (p *Pair) compare(kills []time.Time) *Figures {
 	figures := &Figures{Name: p.spec.Name}
 	history, err := p.direct.history()
 	if err != nil {
@@ -194,7 +199,7 @@ func (p *Pair) compare() *Figures {
 	figures.Direct = len(history.events)
 	p.hub.mu.Lock()
 	defer p.hub.mu.Unlock()
-	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, seen: map[uint64]bool{}}
+	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, seen: map[uint64]bool{}, kills: kills, before: &Stretch{}}
 	for _, fault := range append(p.hub.faults, p.direct.faults...) {
 		f.tell(&f.Wrong, "not understood", "%s", fault)
 	}
@@ -218,7 +223,8 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 		if f.state != nil {
 			f.Relists++
 			if !*explained {
-				f.tell(&f.Unexplained, "unexplained list", "at %d, the client was at %d, %s", stretch.Version, f.position, stretch.Began.Format("15:04:05.000"))
+				f.tell(&f.Unexplained, "unexplained list", "at %d, the client was at %d, %s, after a watch since %d that lasted %v and brought %d events",
+					stretch.Version, f.position, stretch.Began.Format("15:04:05.000"), f.before.Since, f.before.Ended.Sub(f.before.Began), len(f.before.Events))
 			}
 		}
 		f.whole(stretch)
@@ -230,14 +236,26 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 		f.position, f.next = stretch.Since, f.history.after(stretch.Since)
 	}
 	// Whatever error a client is given by an API server it answers so; only 410 is a reason of the history.
-	if stretch.Gone {
+	if stretch.Gone || stretch.veryShort() && f.killed(stretch) {
 		*explained = true
 	} else if stretch.Error != "" && !*explained {
 		f.told0("error", stretch)
 	}
-	for _, event := range stretch.Events {
+	f.before = stretch
+	for at, event := range stretch.Events {
+		f.heard = at
 		f.event(event, stretch)
 	}
+}
+
+// killed says whether the hub was while this watch was there.
+func (f *follower) killed(stretch *Stretch) bool {
+	for _, kill := range f.kills {
+		if kill.After(stretch.Began) && kill.Before(stretch.Ended.Add(veryShort)) {
+			return true
+		}
+	}
+	return false
 }
 
 // told0 keeps what the client was refused with, for whoever has to explain a list.
@@ -299,12 +317,23 @@ func (f *follower) event(event Event, stretch *Stretch) {
 	case told.Type != event.Type && !skipped:
 		f.tell(&f.Wrong, "wrong", "%s %s at %d, which was %s", event.Type, event.Key, event.Version, told.Type)
 	case skipped && (event.Type == watch.Added) == held:
-		f.tell(&f.Mistyped, "mistyped", "%s %s at %d, and whether the client had it: %v", event.Type, event.Key, event.Version, held)
+		last := f.passed[event.Key]
+		f.tell(&f.Mistyped, "mistyped", "%s %s at %d, and whether the client had it: %v; it was not told %s at %d (%s)",
+			event.Type, event.Key, event.Version, held, last.Type, last.Version, f.place(stretch))
 	}
 	delete(f.passed, event.Key)
 	apply(f.state, event)
 	f.position, f.next = event.Version, at+1
 	f.seen[event.Version] = true
+}
+
+// place says where in which watch the client is.
+func (f *follower) place(stretch *Stretch) string {
+	began := stretch.Began.Format("15:04:05.000")
+	if stretch.Whole {
+		return fmt.Sprintf("event %d behind a list at %d, asked for %s", f.heard, stretch.Version, began)
+	}
+	return fmt.Sprintf("event %d of a watch since %d, asked for %s", f.heard, stretch.Since, began)
 }
 
 // pass goes on to an event, over those that the client was not told.
@@ -313,7 +342,8 @@ func (f *follower) pass(to int, stretch *Stretch) {
 		event := f.history.events[f.next]
 		f.passed[event.Key] = event
 		if event.Version > stretch.Known {
-			f.tell(&f.Skipped, "skipped", "%s %s at %d, the watch began when %d was there", event.Type, event.Key, event.Version, stretch.Known)
+			f.tell(&f.Skipped, "skipped", "%s %s at %d, the watch began when %d was there (%s)",
+				event.Type, event.Key, event.Version, stretch.Known, f.place(stretch))
 		} else {
 			f.Folded++
 		}

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -91,6 +92,7 @@ type Session struct {
 	writer   *Writer
 	pairs    []*Pair
 	patches  *Patches
+	kills    []time.Time
 }
 
 func (s *Session) do(command Command) (any, error) {
@@ -119,12 +121,15 @@ func (s *Session) do(command Command) (any, error) {
 		}
 		return s.writer.stop(), nil
 	case "compare":
-		return compareAll(s.pairs), nil
+		return compareAll(s.pairs, s.kills), nil
+	case "killed":
+		s.kills = append(s.kills, time.Now())
+		return map[string]any{}, nil
 	case "unfollow":
 		for _, pair := range s.pairs {
 			pair.stop()
 		}
-		s.pairs = nil
+		s.pairs, s.kills = nil, nil
 		return map[string]any{}, nil
 	case "list":
 		return s.cluster.firstList()

@@ -27,7 +27,7 @@ type Event struct {
 type Stretch struct {
 	// Where a watch begins; 0 for a list and for a WatchList.
 	Since uint64
-	// The newest version that the API server had when this began: what came before may have been folded.
+	// The newest version that the API server had when this was answered: what came before may have been folded.
 	Known uint64
 	// What a list, or a WatchList up to its bookmark, gave, and at which version.
 	Whole   bool
@@ -39,6 +39,15 @@ type Stretch struct {
 	Error string
 	Gone  bool
 	Began time.Time
+	Ended time.Time
+}
+
+// How long a watch has to last for client-go, if it brings nothing: after one that ends sooner it lists.
+const veryShort = time.Second
+
+// veryShort says whether client-go lists after this watch although it was refused nothing.
+func (s *Stretch) veryShort() bool {
+	return s.Error == "" && len(s.Events) == 0 && !s.Whole && s.Since > 0 && s.Ended.Sub(s.Began) < veryShort
 }
 
 // Recorder is client-go's reflector with a list and a watch that keep what they hear.
@@ -159,6 +168,8 @@ func (r *Recorder) WatchWithContext(ctx context.Context, options metav1.ListOpti
 		r.note(func() { stretch.failed(err) })
 		return nil, err
 	}
+	known := r.cluster.newest.Load()
+	r.note(func() { stretch.Known = known })
 	tap := &tap{inner: inner, events: make(chan watch.Event), stop: make(chan struct{})}
 	go tap.run(r, stretch, initial)
 	return tap, nil
@@ -180,6 +191,7 @@ func (t *tap) Stop() {
 
 func (t *tap) run(r *Recorder, stretch *Stretch, initial bool) {
 	defer close(t.events)
+	defer r.note(func() { stretch.Ended = time.Now() })
 	for event := range t.inner.ResultChan() {
 		// What the reflector does not take any more was not heard.
 		select {

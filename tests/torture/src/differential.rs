@@ -76,7 +76,7 @@ fn draw(random: &mut Random) -> Fault {
     }
 }
 
-fn inflict(rig: &Rig, random: &mut Random, fault: Fault, longest: Duration) -> Result<()> {
+fn inflict(rig: &mut Rig, random: &mut Random, fault: Fault, longest: Duration) -> Result<()> {
     let pause = random.duration(Duration::from_millis(50), longest);
     match fault {
         Fault::Trouble(trouble) => {
@@ -84,16 +84,21 @@ fn inflict(rig: &Rig, random: &mut Random, fault: Fault, longest: Duration) -> R
             std::thread::sleep(pause);
         }
         Fault::Kill => {
-            rig.hub.kill()?;
-            rig.hub.start()?;
+            kill(rig)?;
         }
         Fault::KillInCut(trouble) => {
             rig.line.set(trouble)?;
             std::thread::sleep(pause / 2);
-            rig.hub.kill()?;
-            rig.hub.start()?;
+            kill(rig)?;
             std::thread::sleep(pause / 2);
         }
     }
     rig.line.restore()
+}
+
+/// Clients know of it: a watch that has hardly begun and ends makes client-go list again.
+fn kill(rig: &mut Rig) -> Result<()> {
+    rig.hub.kill()?;
+    rig.clients.ask("killed")?;
+    rig.hub.start()
 }

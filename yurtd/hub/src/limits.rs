@@ -121,7 +121,8 @@ pub(crate) struct Share {
     pub(crate) unsent: usize,
     /// Bytes of whole lists in memory; what does not fit is sent from the store, piece by piece.
     pub(crate) lists: usize,
-    /// Lists that are sent that way. Each is a thread, and a state of the store that is not freed meanwhile.
+    /// Lists that are sent that way, and watches that begin so, half as many at most. Each is a thread, and a state of
+    /// the store that is not freed meanwhile.
     pub(crate) readers: usize,
 }
 
@@ -132,6 +133,8 @@ pub(crate) const KUBELET: Share =
 pub(crate) const IDENTITY: Share = Share { streams: 1024, unsent: 3 << 20, lists: 6 << 20, readers: 16 };
 /// All others together.
 pub(crate) const OTHERS: Share = Share { streams: 4096, unsent: 8 << 20, lists: 12 << 20, readers: 32 };
+/// How long a watch that begins waits for one of them.
+const READER_WITHIN: Duration = Duration::from_secs(1);
 /// Identities that are counted before those with nothing under way are forgotten.
 pub(crate) const COUNTED: usize = 256;
 /// A body is handed to HTTP in pieces of this size, so that what waits for a reader is one of them.
@@ -154,6 +157,9 @@ pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
 
+/// How long upstream's next events wait for a watcher to take what is there. One that takes longer has to find out from
+/// the store what has become of each object. kube-apiserver ends its watch.
+pub(crate) const KEEPS_UP: Duration = Duration::from_secs(2);
 /// Bytes of events that a view keeps in memory for watchers that keep up: two of the largest bursts that come from
 /// upstream at once, so that one is sent while the next is written.
 pub(crate) const RING: usize = 512 << 10;

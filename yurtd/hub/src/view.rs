@@ -2,11 +2,13 @@
 //!
 //! A view is a part of the store (`record`, `table`) that one reflector (`replica`) keeps equal to the API
 //! server's collection, and any number of watchers follow (`stream`): those who keep up in memory (`ring`), others in
-//! the store (`feed`). [`catalogue`] knows them all. It outlives its clients, the link and the process. Nothing here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
+//! the store (`feed`, `catch_up`). [`catalogue`] knows them all. It outlives its clients, the link and the process. Nothing
+//! here knows HTTP beyond an upstream answer that is handed on verbatim; nobody gets here without a
 //! [`Permit`](crate::caller::Permit). What is in a view is written by
 //! `replica` alone, through `table`; a view itself only reads.
 
 pub(crate) mod catalogue;
+mod catch_up;
 mod feed;
 mod list;
 mod lookup;
@@ -542,6 +544,11 @@ impl View {
         if moved {
             self.ring.wake();
         }
+    }
+
+    /// Waits, not long, until watchers who keep up have room for so many bytes of events.
+    pub(crate) async fn make_way(&self, bytes: usize) {
+        self.ring.make_way(bytes).await;
     }
 
     /// A bookmark from upstream: nothing has changed up to there. Watchers sleep on: they look when they send one.

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
-use super::{COUNTED, IDENTITY, KUBELET, OTHERS, Share};
+use super::{COUNTED, IDENTITY, KUBELET, OTHERS, READER_WITHIN, Share};
 use crate::caller::{Caller, Credential, Identity, Permit};
 
 /// Everybody's accounts.
@@ -29,12 +30,14 @@ struct Used {
     unsent: AtomicUsize,
     lists: AtomicUsize,
     readers: AtomicUsize,
+    /// Something that was held has been given back.
+    freed: Notify,
 }
 
 impl Used {
     fn new(share: Share) -> Self {
         let none = || AtomicUsize::new(0);
-        Self { share, streams: none(), unsent: none(), lists: none(), readers: none() }
+        Self { share, streams: none(), unsent: none(), lists: none(), readers: none(), freed: Notify::new() }
     }
 }
 
@@ -160,6 +163,25 @@ impl Account {
         self.hold(1, |used| &used.readers, |share| share.readers)
     }
 
+    /// The same for a watch that begins behind much of what there is: it can do without, and a list cannot. Half of them
+    /// are lists' alone.
+    pub(crate) fn watch_reader(self: &Arc<Self>) -> Option<Held> {
+        self.hold(1, |used| &used.readers, |share| share.readers / 2)
+    }
+
+    /// The same, waited for: all clients come back at once when the hub was away.
+    pub(crate) async fn watch_reader_soon(self: &Arc<Self>) -> Option<Held> {
+        let until = Instant::now() + READER_WITHIN;
+        loop {
+            let freed =
+                futures::future::select_all(self.shares().map(|used| Box::pin(used.freed.notified())));
+            if let Some(held) = self.watch_reader() {
+                return Some(held);
+            }
+            timeout_at(until, freed).await.ok()?;
+        }
+    }
+
     fn hold(
         self: &Arc<Self>,
         amount: usize,
@@ -218,6 +240,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         for used in self.account.shares() {
             (self.counter)(used).fetch_sub(self.amount, Ordering::Relaxed);
+            used.freed.notify_waiters();
         }
     }
 }
@@ -267,8 +290,24 @@ mod tests {
         assert!(accounts.of(&kubelet()).list(KUBELET.lists).is_some());
         let readers: Vec<_> = std::iter::from_fn(|| account.reader()).collect();
         assert_eq!(readers.len(), IDENTITY.readers);
+        assert!(account.watch_reader().is_none());
         drop(readers);
-        assert!(account.reader().is_some());
+        let watches: Vec<_> = std::iter::from_fn(|| account.watch_reader()).collect();
+        assert_eq!(watches.len(), IDENTITY.readers / 2);
+        assert!(account.reader().is_some(), "lists have places left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_waits_a_moment_for_a_reader() {
+        let accounts = Accounts::new();
+        let account = accounts.of(&caller("a"));
+        let mut watches: Vec<_> = std::iter::from_fn(|| account.watch_reader()).collect();
+        let began = Instant::now();
+        assert!(account.watch_reader_soon().await.is_none());
+        assert_eq!(began.elapsed(), READER_WITHIN);
+        let (one, ()) = tokio::join!(account.watch_reader_soon(), async { drop(watches.pop()) });
+        assert!(one.is_some());
+        assert_eq!(began.elapsed(), READER_WITHIN);
     }
 
     #[test]

@@ -300,7 +300,12 @@ async fn watch(
         bookmarks: watch.bookmarks,
         ends_at: Instant::now() + lasts,
     };
-    let frames = view.watch(options)?;
+    let mut frames = view.watch(options)?;
+    let account = hub.accounts.of_permit(permit);
+    let first = Arc::clone(&account);
+    let first = async move { first.watch_reader_soon().await.map(|held| Box::new(held) as _) };
+    let readers = Box::new(move || account.watch_reader().map(|held| Box::new(held) as _));
+    frames.read_by(first, readers, options).await;
     let frames = Frames {
         frames,
         filter: FilterFor::of(hub, permit, view),

@@ -14,8 +14,12 @@
 //! ```
 //!
 //! `sequence` moves to the right: everything up to there was sent or skipped. Behind `started` the watcher is known by it
-//! alone: it can have seen nothing that has come later. Once nothing is left in the log it stands where the transaction stood that has read it, and goes on in the
-//! ring from there.
+//! alone: it can have seen nothing that has come later. Once nothing is left in the log it stands where the transaction
+//! stood that has read it, and goes on in the ring from there.
+//!
+//! What is read in one transaction ([`Position::read`], then [`Position::read_on`]) is one step from what the watcher has
+//! to what is there: each object once, with the type that fits. Between two transactions things move in the log, and a
+//! deletion may be told of something that was never sent. That does no harm; the other way round would.
 
 use std::borrow::Cow;
 
@@ -55,14 +59,18 @@ pub(crate) fn body<'a>(
 }
 
 /// Where a watcher stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Everything in the log up to here was sent or skipped.
     sequence: u64,
+    /// The same when the transaction began: nothing that has come into the view since then has been sent.
+    base: u64,
     /// The view's sequence when the watch began.
     started: u64,
     /// resourceVersion that the watcher came with; 0 after the state was sent.
     since: u64,
+    /// Whether it has nothing that came into the view behind `since`.
+    says_all: bool,
     /// What is behind it is not the log's to say: the ring has every event of it. 0 if that is not so.
     joins_at: u64,
     state: Option<StatePart>,
@@ -84,7 +92,7 @@ pub(crate) struct Batch {
     pub(crate) frames: Vec<Bytes>,
     /// Nothing is left to read for now.
     pub(crate) drained: bool,
-    /// One of the frames is the hub's own doing: it has a resourceVersion from long ago.
+    /// A frame may have a resourceVersion from long ago: the hub's own doing, or the state, which has no order.
     pub(crate) local: bool,
     /// Deletions may have been missed: the watch must end with 410.
     pub(crate) expired: bool,
@@ -92,6 +100,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// What the watcher has cannot be continued.
+    pub(super) fn expired() -> Self {
+        Self { expired: true, ..Self::default() }
+    }
+
     fn push(&mut self, frame: Bytes) {
         self.bytes += frame.len();
         self.frames.push(frame);
@@ -110,12 +123,18 @@ impl Batch {
 impl Position {
     /// After resourceVersion `since`; nothing if deletions since then may be forgotten, or if it is of a history that
     /// is no more. `known` is the collection's resourceVersion.
-    pub(crate) fn after(record: &ViewRecord, known: u64, since: u64) -> Option<Self> {
+    ///
+    /// The resourceVersion of the last object that a watcher was sent may be older than others that it has: after the
+    /// initial state, which has no order, and after a local version. One that takes bookmarks was sent one behind them;
+    /// for those that came before it was sent there is [`ViewRecord::local_version`].
+    pub(crate) fn after(record: &ViewRecord, known: u64, since: u64, bookmarks: bool) -> Option<Self> {
         let abandoned = since > record.resource_version.max(known) && since <= record.abandoned;
         (since >= record.horizon && !abandoned).then_some(Self {
             sequence: 0,
+            base: 0,
             started: record.sequence,
             since,
+            says_all: bookmarks && since >= record.local_version,
             joins_at: 0,
             state: None,
         })
@@ -132,7 +151,7 @@ impl Position {
         let version = record.resource_version.max(known);
         let state = Some(StatePart { after: None, version, announce_end });
         let sequence = record.sequence;
-        Self { sequence, started: sequence, since: 0, joins_at: 0, state }
+        Self { sequence, base: sequence, started: sequence, since: 0, says_all: false, joins_at: 0, state }
     }
 
     /// Everything up to here was sent or skipped.
@@ -150,8 +169,16 @@ impl Position {
         self.since
     }
 
-    /// Reads on.
+    /// Reads on, in a transaction of its own.
     pub(crate) fn read(&mut self, reader: &Reader<'_>, id: ViewId) -> Result<Batch, StoreError> {
+        // What was sent out of an earlier one may be gone since then.
+        self.says_all &= self.sequence == 0;
+        self.base = self.sequence;
+        self.read_on(reader, id)
+    }
+
+    /// Reads on in the same transaction.
+    pub(crate) fn read_on(&mut self, reader: &Reader<'_>, id: ViewId) -> Result<Batch, StoreError> {
         let record = load(reader, id)?;
         let mut batch = Batch::default();
         let Some(kind) = record.kind.clone() else {
@@ -167,8 +194,7 @@ impl Position {
             self.sequence < record.horizon_sequence
         };
         if expired {
-            batch.expired = true;
-            return Ok(batch);
+            return Ok(Batch::expired());
         }
         let view = Source { reader, id, record: &record, kind: &kind, encoding: record.spec.encoding() };
         if self.state.is_some() {
@@ -211,6 +237,8 @@ impl Position {
         }
         if state.announce_end {
             batch.push(encode_bookmark(view.encoding, view.kind, state.version, true));
+        } else {
+            batch.local = true;
         }
         self.state = None;
         Ok(())
@@ -233,7 +261,7 @@ impl Position {
                 return Ok(false);
             }
             let entry = LogEntry::decode(value)?;
-            if let Some(frame) = self.frame(view, began, sequence, key, entry)? {
+            if let Some(frame) = self.frame(view, sequence, key, entry)? {
                 if batch.is_too_much(&frame) {
                     more = true;
                     return Ok(false);
@@ -254,14 +282,14 @@ impl Position {
     fn frame(
         &self,
         view: &Source<'_, '_>,
-        began: u64,
         sequence: u64,
         log_key: &[u8],
         entry: LogEntry<'_>,
     ) -> Result<Option<Bytes>, StoreError> {
         // While it catches up a watcher is known by its resourceVersion, afterwards by its position.
+        let by_version = self.base < self.started;
         let unseen = |entered_sequence: u64, entered_version: u64| {
-            if began < self.started { entered_version > self.since } else { entered_sequence > began }
+            if by_version { entered_version > self.since } else { entered_sequence > self.base }
         };
         match entry {
             LogEntry::Live { version, local, key } => {
@@ -282,11 +310,11 @@ impl Position {
                 let body = body(view.reader, view.record, &full, &object)?;
                 Ok(Some(encode_event(view.encoding, event_type, view.kind, &body)))
             }
-            LogEntry::Tombstone { version, entered_sequence, sealed, body, .. } => {
-                // An object that came and went behind a watcher's back is not worth two events. One that comes back
-                // with a resourceVersion may know more than that says: the last object it saw can be older than
-                // others (the initial state, a local version). A deletion too many does no harm.
-                let never_seen = began >= self.started && entered_sequence > began;
+            LogEntry::Tombstone { version, entered_sequence, entered_version, sealed, body, .. } => {
+                // An object that came and went behind a watcher's back is not worth two events. Where that cannot be
+                // said the deletion is told: one too many does no harm.
+                let can_be_said = !by_version || self.says_all;
+                let never_seen = can_be_said && unseen(entered_sequence, entered_version);
                 if version <= self.since || never_seen {
                     return Ok(None);
                 }

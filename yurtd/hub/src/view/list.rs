@@ -89,6 +89,8 @@ impl View {
         room: impl FnOnce(usize) -> Option<Room>,
     ) -> Result<Option<ListBody>, StoreError> {
         self.touch();
+        // Whoever lists will watch on from there.
+        self.ring.expect();
         // Read before the transaction: whatever happened up to there is in it.
         let known = *self.progress.borrow();
         let shared = match self.shared(known) {
@@ -115,6 +117,7 @@ impl View {
         patience: Patience,
     ) -> mpsc::Receiver<Result<Piece, StoreError>> {
         self.touch();
+        self.ring.expect();
         let (pieces, receiver) = mpsc::channel(1);
         let (view, runtime) = (Arc::clone(self), Handle::current());
         tokio::task::spawn_blocking(move || {

@@ -71,6 +71,10 @@ pub(crate) struct ViewRecord {
     pub(crate) tombstone_bytes: u64,
     /// Objects with a local version.
     pub(crate) locals: u64,
+    /// resourceVersion of the collection when the hub last changed something of it itself: what watchers were sent with
+    /// one from before does not say all that they have.
+    #[serde(default)]
+    pub(crate) local_version: u64,
     /// Bytes of its objects.
     #[serde(default)]
     pub(crate) bytes: u64,
@@ -94,6 +98,7 @@ impl ViewRecord {
             tombstones: 0,
             tombstone_bytes: 0,
             locals: 0,
+            local_version: 0,
             bytes: 0,
             used: now,
         }
@@ -208,7 +213,9 @@ pub(crate) enum LogEntry<'a> {
     Tombstone {
         /// Of the deletion.
         version: u64,
+        /// Of its first appearance, as in an [`ObjectRecord`]; an old release has left 0, which everybody has seen.
         entered_sequence: u64,
+        entered_version: u64,
         sealed: bool,
         key: &'a str,
         /// Its last state, as watchers get it.
@@ -218,7 +225,9 @@ pub(crate) enum LogEntry<'a> {
 
 const LIVE: u8 = 0;
 const LOCAL: u8 = 1;
-const TOMBSTONE: u8 = 2;
+/// As older releases wrote it: without `entered_version`.
+const OLD_TOMBSTONE: u8 = 2;
+const TOMBSTONE: u8 = 3;
 
 impl<'a> LogEntry<'a> {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -229,10 +238,10 @@ impl<'a> LogEntry<'a> {
                 out.extend_from_slice(&version.to_be_bytes());
                 out.extend_from_slice(key.as_bytes());
             }
-            Self::Tombstone { version, entered_sequence, sealed, key, body } => {
+            Self::Tombstone { version, entered_sequence, entered_version, sealed, key, body } => {
                 out.reserve(32 + key.len() + body.len());
                 out.push(TOMBSTONE);
-                for number in [version, entered_sequence] {
+                for number in [version, entered_sequence, entered_version] {
                     out.extend_from_slice(&number.to_be_bytes());
                 }
                 out.push(u8::from(sealed));
@@ -253,12 +262,20 @@ impl<'a> LogEntry<'a> {
             LIVE | LOCAL => {
                 Ok(Self::Live { version, local: tag == LOCAL, key: cursor.text(cursor.rest.len())? })
             }
-            TOMBSTONE => {
+            TOMBSTONE | OLD_TOMBSTONE => {
                 let entered_sequence = cursor.number()?;
+                let entered_version = if tag == TOMBSTONE { cursor.number()? } else { 0 };
                 let sealed = cursor.byte()? != 0;
                 let length = u16::from_be_bytes(cursor.array()?).into();
                 let key = cursor.text(length)?;
-                Ok(Self::Tombstone { version, entered_sequence, sealed, key, body: cursor.rest })
+                Ok(Self::Tombstone {
+                    version,
+                    entered_sequence,
+                    entered_version,
+                    sealed,
+                    key,
+                    body: cursor.rest,
+                })
             }
             _ => Err(damaged()),
         }
@@ -330,11 +347,20 @@ mod tests {
         let entry = LogEntry::Tombstone {
             version: 9,
             entered_sequence: 1,
+            entered_version: 8,
             sealed: false,
             key: "default/web",
             body: b"last",
         };
-        assert_eq!(LogEntry::decode(&entry.encode()).unwrap(), entry);
+        let encoded = entry.encode();
+        assert_eq!(LogEntry::decode(&encoded).unwrap(), entry);
+        // Of the release before.
+        let old = [&[OLD_TOMBSTONE], &encoded[1..17], &encoded[25..]].concat();
+        let entered_version = |entry| match entry {
+            LogEntry::Tombstone { entered_version, body: b"last", .. } => Some(entered_version),
+            _ => None,
+        };
+        assert_eq!(entered_version(LogEntry::decode(&old).unwrap()), Some(0));
     }
 
     #[test]

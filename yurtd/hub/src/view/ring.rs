@@ -15,9 +15,13 @@
 //! left, and goes on here. A position is the same number in both, so nothing is lost or told twice where one passes into
 //! the other. The log may be ahead: a transaction is read before it is told.
 //!
-//! When the ring is full its oldest events go, whoever has not taken them. Rings of views that nobody watches are empty.
-//! What was longest in memory goes after two minutes: events of Secrets are here as plain text, as they are in what is
-//! being sent.
+//! When the ring is full its oldest events go. Upstream's next ones wait a moment for those who have not taken them
+//! ([`Ring::make_way`]), as kube-apiserver's do: what comes in a burst is larger than the ring, and who reads it as fast
+//! as it can keeps up. Whoever has kept the others waiting is not waited for again before it has taken everything.
+//!
+//! A view collects while somebody watches, and for half a minute after the last watcher has gone, somebody has listed or
+//! the process has begun: that one comes (again). Rings of other views are empty. What was longest in memory goes after
+//! two minutes: events of Secrets are here as plain text, as they are in what is being sent.
 //!
 //! A channel that broadcasts has a bound of messages and not of bytes, and one list of waiters more; it was left out.
 
@@ -27,6 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::feed::Position;
 use super::record::ViewRecord;
@@ -35,7 +41,7 @@ use crate::limits;
 use crate::wire::frame::encode_event;
 use crate::wire::{Encoding, EventType, TypeMeta};
 
-/// Seconds that a view without watchers goes on collecting: one whose watch has ended comes again.
+/// Seconds that a view without watchers goes on collecting for one that is expected.
 const LINGERS: u64 = 30;
 
 /// An event that a transaction has made.
@@ -123,6 +129,7 @@ impl News {
         self.bytes += event.body.len();
         events.push_back(event);
         while self.bytes > limits::RING
+            && events.len() > 1
             && let Some(oldest) = events.pop_front()
         {
             self.bytes -= oldest.body.len();
@@ -164,11 +171,17 @@ impl Rings {
         all.push(Arc::downgrade(ring));
     }
 
-    /// When all together have more than they may, none keeps more than its part of it.
+    /// When all together have more than they may, none keeps more than its part of it: first of what was taken by those
+    /// who keep up, and if that is not enough, of everything.
     fn make_room(&self, bound: usize) {
-        if self.bytes.load(Ordering::Relaxed) <= bound {
-            return;
+        for taken in [true, false] {
+            if self.bytes.load(Ordering::Relaxed) > bound {
+                self.shrink(bound, taken);
+            }
         }
+    }
+
+    fn shrink(&self, bound: usize, taken: bool) {
         let mut rings: Vec<Arc<Ring>> = {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().filter_map(Weak::upgrade).collect()
@@ -177,7 +190,7 @@ impl Rings {
         let part = bound / rings.len().max(1);
         for ring in rings {
             if ring.bytes.load(Ordering::Relaxed) > part {
-                ring.shrink_to(part);
+                ring.shrink_to(part, taken);
             }
         }
     }
@@ -189,9 +202,11 @@ pub(crate) struct Ring {
     inner: Mutex<Inner>,
     /// Bytes of the frames, for those who look at all rings.
     bytes: AtomicUsize,
-    /// Those who listen, and when the last one that went did so, as [`steady`] says.
+    /// Those who listen, and when somebody was last expected to, as [`steady`] says.
     listeners: AtomicUsize,
-    left: AtomicU64,
+    expected: AtomicU64,
+    /// Somebody has taken something, or has gone, while that is waited for.
+    taken: Notify,
     rings: Arc<Rings>,
 }
 
@@ -207,9 +222,22 @@ struct Inner {
     /// The collection's resourceVersion at `last`.
     version: u64,
     kind: Option<Arc<TypeMeta>>,
-    /// Watchers that wait, by their seats.
-    waiting: Vec<Option<Waker>>,
+    /// Watchers, by their seats.
+    watchers: Vec<Option<Watcher>>,
     free: Vec<usize>,
+    /// Somebody waits until more is taken.
+    awaited: bool,
+}
+
+/// Somebody in a seat.
+#[derive(Default)]
+struct Watcher {
+    /// What is up to there was taken, or is not wanted.
+    stands: u64,
+    /// It has kept others waiting and has not taken everything since.
+    slow: bool,
+    /// Of one that waits.
+    waker: Option<Waker>,
 }
 
 impl Inner {
@@ -227,11 +255,27 @@ impl Inner {
         true
     }
 
-    fn shrink_to(&mut self, bytes: usize) {
-        while self.bytes > bytes && self.drop_oldest() {}
+    fn shrink_to(&mut self, bytes: usize, last_one_taken: u64) {
+        while self.bytes > bytes
+            && self.frames.front().is_some_and(|oldest| oldest.sequence <= last_one_taken)
+            && self.drop_oldest()
+        {}
         if self.frames.is_empty() {
             self.frames = VecDeque::new();
         }
+    }
+
+    /// Up to where all who keep up have taken everything.
+    fn taken_up_to(&self) -> u64 {
+        let watchers = self.watchers.iter().flatten().filter(|watcher| !watcher.slow);
+        watchers.map(|watcher| watcher.stands).min().unwrap_or(self.last)
+    }
+
+    /// Bytes that somebody who keeps up has not taken.
+    fn untaken(&self) -> usize {
+        let taken = self.taken_up_to();
+        let first = self.frames.partition_point(|frame| frame.sequence <= taken);
+        self.frames.range(first..).map(Frame::size).sum()
     }
 }
 
@@ -263,15 +307,17 @@ impl Ring {
             floor_version: version,
             version,
             kind: record.and_then(|record| record.kind.clone()).map(Arc::new),
-            waiting: Vec::new(),
+            watchers: Vec::new(),
             free: Vec::new(),
+            awaited: false,
         };
         let ring = Arc::new(Self {
             encoding,
             inner: Mutex::new(inner),
             bytes: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),
-            left: AtomicU64::new(0),
+            expected: AtomicU64::new(steady()),
+            taken: Notify::new(),
             rings: Arc::clone(rings),
         });
         rings.enter(&ring);
@@ -281,7 +327,42 @@ impl Ring {
     /// Whether somebody wants to be told, or will in a moment.
     pub(crate) fn is_listened_to(&self) -> bool {
         self.listeners.load(Ordering::Relaxed) > 0
-            || steady().saturating_sub(self.left.load(Ordering::Relaxed)) < LINGERS
+            || steady().saturating_sub(self.expected.load(Ordering::Relaxed)) < LINGERS
+    }
+
+    /// Somebody has listed, or has gone, and will probably watch.
+    pub(crate) fn expect(&self) {
+        self.expected.fetch_max(steady(), Ordering::Relaxed);
+    }
+
+    /// Waits until so many bytes more find room without what somebody who keeps up has not taken yet, and not long.
+    pub(crate) async fn make_way(&self, bytes: usize) {
+        let until = Instant::now() + limits::KEEPS_UP;
+        loop {
+            let taken = self.taken.notified();
+            if self.has_way(bytes) {
+                return;
+            }
+            if timeout_at(until, taken).await.is_err() {
+                let mut inner = self.lock();
+                let last = inner.last;
+                let slow = inner.watchers.iter_mut().flatten().filter(|watcher| watcher.stands < last);
+                slow.for_each(|watcher| watcher.slow = true);
+                inner.awaited = false;
+                return;
+            }
+        }
+    }
+
+    /// Whether so many bytes more find room. If not, whoever takes something says so.
+    fn has_way(&self, bytes: usize) -> bool {
+        let mut inner = self.lock();
+        let untaken = inner.untaken();
+        let has = untaken == 0
+            || untaken.saturating_add(bytes) <= inner.limit
+                && self.rings.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= limits::RINGS;
+        inner.awaited = !has;
+        has
     }
 
     /// Takes what a transaction has made of the view, once it is committed. Whether there is more than before; nobody has
@@ -316,8 +397,9 @@ impl Ring {
                 None => inner.restart(record.sequence, record.resource_version),
             }
             (inner.last, inner.version) = (record.sequence, record.resource_version);
-            let limit = inner.limit;
-            inner.shrink_to(limit);
+            // A single event may be larger than that.
+            let limit = inner.limit.max(inner.frames.back().map_or(0, Frame::size));
+            inner.shrink_to(limit, u64::MAX);
             self.count(&inner);
             moved
         };
@@ -327,7 +409,10 @@ impl Ring {
 
     /// Wakes all who wait.
     pub(crate) fn wake(&self) {
-        let waiting: Vec<Waker> = self.lock().waiting.iter_mut().filter_map(Option::take).collect();
+        let mut inner = self.lock();
+        let waiting = inner.watchers.iter_mut().flatten().filter_map(|watcher| watcher.waker.take());
+        let waiting: Vec<Waker> = waiting.collect();
+        drop(inner);
         waiting.into_iter().for_each(Waker::wake);
     }
 
@@ -356,9 +441,10 @@ impl Ring {
         self.count(&inner);
     }
 
-    fn shrink_to(&self, bytes: usize) {
+    fn shrink_to(&self, bytes: usize, taken: bool) {
         let mut inner = self.lock();
-        inner.shrink_to(bytes);
+        let up_to = if taken { inner.taken_up_to() } else { u64::MAX };
+        inner.shrink_to(bytes, up_to);
         self.count(&inner);
     }
 
@@ -371,14 +457,21 @@ impl Ring {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place to listen from.
+    /// A place to listen from, for one who wants what comes from now on.
     pub(crate) fn listen(self: &Arc<Self>) -> Seat {
         self.listeners.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.lock();
-        let number = inner.free.pop().unwrap_or_else(|| {
-            inner.waiting.push(None);
-            inner.waiting.len() - 1
-        });
+        let watcher = Some(Watcher { stands: inner.last, ..Watcher::default() });
+        let number = match inner.free.pop() {
+            Some(number) => number,
+            None => {
+                inner.watchers.push(None);
+                inner.watchers.len() - 1
+            }
+        };
+        if let Some(place) = inner.watchers.get_mut(number) {
+            *place = watcher;
+        }
         drop(inner);
         Seat { ring: Arc::clone(self), number }
     }
@@ -387,7 +480,7 @@ impl Ring {
     #[cfg(test)]
     pub(crate) fn set_limit(&self, bytes: usize) {
         self.lock().limit = bytes;
-        self.shrink_to(bytes);
+        self.shrink_to(bytes, false);
     }
 
     /// Bytes of its frames, and of those of all that share its bound.
@@ -417,31 +510,44 @@ impl Seat {
             return Next::Behind;
         }
         let first = inner.frames.partition_point(|frame| frame.sequence <= position.sequence());
+        let mut next = Next::Nothing;
         for frame in inner.frames.range(first..) {
             position.pass(frame.sequence);
             if frame.local || frame.version > position.since() {
-                return Next::Frame { bytes: frame.bytes.clone(), local: frame.local };
+                next = Next::Frame { bytes: frame.bytes.clone(), local: frame.local };
+                break;
             }
         }
-        position.pass(inner.last);
-        match inner.waiting.get_mut(self.number) {
-            Some(Some(waker)) => waker.clone_from(context.waker()),
-            Some(place) => *place = Some(context.waker().clone()),
-            None => {}
+        let nothing = matches!(next, Next::Nothing);
+        if nothing {
+            position.pass(inner.last);
         }
-        Next::Nothing
+        if let Some(watcher) = inner.watchers.get_mut(self.number).and_then(Option::as_mut) {
+            watcher.stands = watcher.stands.max(position.sequence());
+            watcher.slow &= !nothing;
+            match &mut watcher.waker {
+                _ if !nothing => {}
+                Some(waker) => waker.clone_from(context.waker()),
+                waker @ None => *waker = Some(context.waker().clone()),
+            }
+        }
+        if inner.awaited {
+            self.ring.taken.notify_waiters();
+        }
+        next
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.ring.lock();
-        if let Some(place) = inner.waiting.get_mut(self.number) {
+        if let Some(place) = inner.watchers.get_mut(self.number) {
             *place = None;
         }
         inner.free.push(self.number);
         drop(inner);
-        self.ring.left.store(steady(), Ordering::Relaxed);
+        self.ring.expect();
         self.ring.listeners.fetch_sub(1, Ordering::Relaxed);
+        self.ring.taken.notify_waiters();
     }
 }

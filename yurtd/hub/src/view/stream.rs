@@ -6,6 +6,9 @@
 //!   log: a batch ── drained ─▶ ring: an event ──▶ nothing: wait
 //! ```
 //!
+//! The first batch is read when the watch begins, and all of them in one transaction if there are readers left
+//! (`catch_up`): from then on nothing that happens is folded into something else.
+//!
 //! It waits for the next event, one timer (a bookmark, the end) and what the view is worth; a bookmark from upstream wakes
 //! nobody.
 
@@ -17,13 +20,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::wrappers::WatchStream as Changes;
 
-use super::feed::{self, Position};
-use super::list::ListBody;
+use super::catch_up::{self, Origin, Step};
+use super::feed::{Batch, Position};
+use super::list::{ListBody, Room};
 use super::ring::{Next, Seat};
-use super::{Client, Since, Sync, View, WatchError, WatchOptions};
+use super::{Client, Sync, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
 use crate::wire::frame::{encode_bookmark, encode_error};
@@ -33,6 +38,9 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// The last bookmark comes that long before the end.
 const BEFORE_END: Duration = Duration::from_secs(2);
 
+/// Where a thread that reads is to be had.
+type Readers = Box<dyn Fn() -> Option<Room> + Send + std::marker::Sync>;
+
 /// Frames of one watch. Ends at the deadline, or after an ERROR frame.
 pub(crate) struct WatchStream {
     client: Client,
@@ -40,6 +48,9 @@ pub(crate) struct WatchStream {
     position: Position,
     /// Nothing is left in the log: the ring has what comes.
     on_ring: bool,
+    /// A thread that reads the log, or the state before it.
+    reading: Option<mpsc::Receiver<Step>>,
+    readers: Option<Readers>,
     queue: VecDeque<Bytes>,
     ended: bool,
     sync: Changes<Sync>,
@@ -67,24 +78,17 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     // From here on events are collected.
     let seat = view.ring.listen();
     let known = view.resource_version();
-    let record = view.read(|reader| feed::load(reader, view.id))?;
-    let position = match options.since {
-        Since::Exactly(since) if !options.send_initial_events => {
-            let position = Position::after(&record, known, since).ok_or(WatchError::Expired)?;
-            match view.ring.seen_by(since) {
-                Some(seen) => position.joining(seen),
-                None => position,
-            }
-        }
-        Since::Exactly(_) | Since::Any => Position::from_state(&record, known, options.send_initial_events),
-    };
+    let first = view.read(|reader| Origin::Beginning(options).first(view, reader, known))?;
+    let (position, batch) = first.ok_or(WatchError::Expired)?;
     let last_bookmark = options.ends_at.checked_sub(BEFORE_END).unwrap_or(options.ends_at);
     let bookmark_at = options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark));
-    Ok(WatchStream {
+    let mut watch = WatchStream {
         client,
         seat,
-        position,
+        position: Position::default(),
         on_ring: false,
+        reading: None,
+        readers: None,
         queue: VecDeque::new(),
         ended: false,
         sync: Changes::new(view.sync.subscribe()),
@@ -96,10 +100,38 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         ends_at: options.ends_at,
         #[cfg(test)]
         log_reads: 0,
-    })
+    };
+    watch.accept(position, batch);
+    Ok(watch)
 }
 
 impl WatchStream {
+    /// With threads that read what is more than a batch. Once this returns it is decided what the watch begins with:
+    /// whatever comes later it is told, event by event. `first` is waited for if one is needed now, `options` are those
+    /// the watch was begun with.
+    pub(crate) async fn read_by(
+        &mut self,
+        first: impl Future<Output = Option<Room>>,
+        readers: Readers,
+        options: WatchOptions,
+    ) {
+        if !self.on_ring
+            && !self.ended
+            && let Some(room) = first.await
+        {
+            let mut reading =
+                catch_up::in_one_transaction(&self.client.view, room, Origin::Beginning(options));
+            if let Some(step) = reading.recv().await {
+                // Instead of what was read before, not after it.
+                self.queue.clear();
+                self.owes_bookmark = false;
+                self.reading = Some(reading);
+                self.took(step);
+            }
+        }
+        self.readers = Some(readers);
+    }
+
     /// For those who put events with old resourceVersions among the frames. client-go takes the resourceVersion of the last
     /// event for the collection's, and would come back with it: too old, perhaps. A bookmark behind them says how it is,
     /// if the client wants bookmarks.
@@ -136,29 +168,57 @@ impl WatchStream {
         self.position.since()
     }
 
-    /// Reads on in the log.
+    /// Reads on in the log, or has it read.
     fn read(&mut self) {
         #[cfg(test)]
         {
             self.log_reads += 1;
         }
         let view = &self.client.view;
-        let outcome = view.read(|reader| self.position.read(reader, view.id));
-        let status = match outcome {
-            Ok(batch) if !batch.expired => {
-                self.queue.extend(batch.frames);
-                self.on_ring = batch.drained;
-                self.owes_bookmark |= batch.local && self.bookmarks;
-                return;
+        let mut position = self.position.clone();
+        match view.read(|reader| position.read(reader, view.id)) {
+            Ok(batch) if !batch.drained && !batch.expired => {
+                let room = self.readers.as_ref().and_then(|readers| readers());
+                match room {
+                    Some(room) => {
+                        let origin = Origin::Position(self.position.clone());
+                        self.reading = Some(catch_up::in_one_transaction(view, room, origin));
+                    }
+                    None => self.accept(position, batch),
+                }
             }
-            Ok(_) => Status::expired(),
+            read => self.took(read.map(|batch| (position, batch))),
+        }
+    }
+
+    fn took(&mut self, step: Step) {
+        let view = &self.client.view;
+        let status = match step {
+            Ok((position, batch)) => return self.accept(position, batch),
             Err(StoreError::Failed(error)) => Status::new(500, "InternalError", error),
             Err(error) => {
                 tracing::error!(%error, view = %view.name(), "a watch cannot go on");
                 Status::new(500, "InternalError", error.to_string())
             }
         };
-        self.queue.push_back(encode_error(view.spec.encoding(), &status));
+        self.end_with(&status);
+    }
+
+    fn accept(&mut self, position: Position, batch: Batch) {
+        if batch.expired {
+            return self.end_with(&Status::expired());
+        }
+        self.position = position;
+        self.queue.extend(batch.frames);
+        self.on_ring = batch.drained;
+        self.owes_bookmark |= batch.local && self.bookmarks;
+        if self.on_ring {
+            self.reading = None;
+        }
+    }
+
+    fn end_with(&mut self, status: &Status) {
+        self.queue.push_back(encode_error(self.client.view.spec.encoding(), status));
         self.ended = true;
     }
 
@@ -203,6 +263,14 @@ impl Stream for WatchStream {
             }
             if watch.ended {
                 return Poll::Ready(None);
+            }
+            if let Some(reading) = &mut watch.reading {
+                match std::task::ready!(reading.poll_recv(context)) {
+                    Some(step) => watch.took(step),
+                    // It was too slow for the thread.
+                    None => watch.reading = None,
+                }
+                continue;
             }
             if !watch.on_ring {
                 watch.read();

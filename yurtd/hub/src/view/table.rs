@@ -436,6 +436,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let local = shown.is_some();
         let entry = LogEntry::Live { version, local, key: &key };
         self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())?;
+        if local {
+            self.changed_here();
+        }
         let event_type = if known.is_some() { EventType::Modified } else { EventType::Added };
         let body = shown.unwrap_or_else(|| plain.clone());
         self.news.add(NewEvent { sequence, version, local, event_type, body });
@@ -450,6 +453,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let size = value.len() as u64;
         let record = ObjectRecord::decode(value)?;
         let (sequence, entered_sequence) = (record.sequence, record.entered_sequence);
+        let entered_version = record.entered_version;
         let body = match body {
             Some(body) => body.clone(),
             None => {
@@ -466,7 +470,9 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let sequence = self.record.next_sequence();
         let log_key = self.id.log(sequence);
         let (sealed, stored) = self.seal(&log_key, &body)?;
-        let entry = LogEntry::Tombstone { version, entered_sequence, sealed, key, body: &stored }.encode();
+        let entry =
+            LogEntry::Tombstone { version, entered_sequence, entered_version, sealed, key, body: &stored };
+        let entry = entry.encode();
         self.record.tombstones += 1;
         self.record.tombstone_bytes += entry.len() as u64;
         self.tx.put(Table::Log, &log_key, &entry)?;
@@ -495,6 +501,7 @@ impl<'t, 'e> ViewTable<'t, 'e> {
         let version = record.version;
         let entry = LogEntry::Live { version, local: true, key };
         self.tx.put(Table::Log, &self.id.log(sequence), &entry.encode())?;
+        self.changed_here();
         if self.news.are_collected() {
             let body = match shown {
                 Some(shown) => Bytes::copy_from_slice(shown),
@@ -504,6 +511,11 @@ impl<'t, 'e> ViewTable<'t, 'e> {
             self.news.add(NewEvent { sequence, version, local: true, event_type, body });
         }
         Ok(true)
+    }
+
+    /// Watchers are sent something that does not come from upstream, with a resourceVersion from long ago.
+    fn changed_here(&mut self) {
+        self.record.local_version = self.record.local_version.max(self.record.resource_version);
     }
 
     fn staged(&self) -> Result<HashMap<String, Listed>, StoreError> {

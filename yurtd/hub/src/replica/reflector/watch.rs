@@ -214,6 +214,7 @@ impl Reflector {
             let told = Arc::clone(&self.view);
             // kubelet starts and stops pods by its events; everybody else's may wait for company.
             let node = self.credentials.is_node();
+            self.view.make_way(changes.iter().map(|change| change.item.body.len()).sum()).await;
             let durability = if node { Durability::Soon } else { Durability::Relaxed };
             let job = move |tx: &mut Tx<'_>| {
                 let mut table = view.table(tx)?.showing(overlay.book());
