@@ -42,6 +42,8 @@ pub(crate) mod strategic;
 pub(crate) mod token_request;
 mod write_back;
 
+use std::sync::{Mutex, Weak};
+
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
 use http::request::Parts;
@@ -57,6 +59,7 @@ use crate::caller::Permit;
 use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
+use crate::replica::needs::NodePods;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
 use crate::store::{Bucket, Store};
@@ -87,6 +90,8 @@ pub(crate) struct Offline {
     leases: OfflineLeases,
     replies: Replies,
     answers: Remembered,
+    /// The node's pods whose accounts' answers stay.
+    told_of: Mutex<Weak<NodePods>>,
     discovery: Remembered,
 }
 
@@ -112,6 +117,7 @@ impl Offline {
             leases: OfflineLeases::default(),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
+            told_of: Mutex::default(),
             discovery: Remembered::open(store, Bucket::Discovery, DISCOVERY),
         }
     }

@@ -215,11 +215,19 @@ impl Tokens {
     }
 
     fn verdict(&self, token: &BearerToken, hash: &Hash) -> Verdict {
-        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        // What is known is not read again: that is most of what deciding costs.
+        let known = lock(&self.inner.memory).ends(hash);
+        let (expires, plausible) = match known {
+            Some(expires) => (expires, true),
+            None => {
+                let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+                (expires, jwt::is_plausible(token.expose()))
+            }
+        };
         if expired(expires, SystemTime::now()) {
             return Verdict::Refuse(AuthError::TokenExpired);
         }
-        let (online, plausible) = (self.inner.link.is_online(), jwt::is_plausible(token.expose()));
+        let online = self.inner.link.is_online();
         lock(&self.inner.memory).verdict(hash, online, plausible, Instant::now())
     }
 

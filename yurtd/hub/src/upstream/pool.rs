@@ -375,9 +375,10 @@ impl Pool {
     }
 
     fn free_slot(&self, key: PoolKey) -> Option<Slot> {
+        // Looks at a file: not under the lock that everybody's requests need.
+        let current = if key.kind == CredentialKind::Node { self.tls.refresh() } else { 0 };
         let mut connections = self.lock();
         connections.retain(|connection| connection.usable());
-        let current = if key.kind == CredentialKind::Node { self.tls.refresh() } else { 0 };
         connections
             .iter()
             .filter(|connection| connection.key == key && connection.generation == current)

@@ -120,6 +120,11 @@ impl Memory {
         }
     }
 
+    /// When a known token ends, if it does.
+    pub(super) fn ends(&self, hash: &Hash) -> Option<Option<u64>> {
+        self.known.get(hash).map(|known| known.record.expires)
+    }
+
     /// The API server knows it.
     pub(super) fn accept(&mut self, hash: Hash, record: TokenRecord, now: Instant) -> Accepted {
         self.refused.remove(&hash);
