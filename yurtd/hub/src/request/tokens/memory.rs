@@ -121,7 +121,7 @@ impl Memory {
     }
 
     /// When a known token ends, if it does.
-    pub(super) fn ends(&self, hash: &Hash) -> Option<Option<u64>> {
+    pub(super) fn ends(&self, hash: &Hash) -> Option<Option<i64>> {
         self.known.get(hash).map(|known| known.record.expires)
     }
 
