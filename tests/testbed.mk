@@ -1,7 +1,7 @@
 # The testbed and the story: a real cluster on this machine. Root is needed.
 TESTBED = cargo run --quiet --locked -p yurt-tests --bin testbed --
 
-.PHONY: bench-hub cluster clean-cluster demo size test-e2e test-flannel test-torture torture can-run
+.PHONY: bench-hub bench-rig cluster clean-cluster demo size test-e2e test-flannel test-torture torture can-run
 
 # Said before minutes of building, not after.
 can-run:
@@ -30,6 +30,15 @@ test-flannel: can-run image plugin ## Convert, cut and power cut on a cluster wh
 bench-hub: can-run image plugin ## The hub beside the API server and a vanilla node: speed, uplink, memory (ten minutes)
 	cargo build --locked --release -p yurt-load
 	$(TESTBED) demo --only bench-vanilla,S4,bench-hub
+
+# The same two questions where nothing else is: no machines and not the testbed's lock. FIGURES takes what
+# `yurt-torture --help` says (`--no-lists`, `--rounds 3`, `--beside ANOTHER-BUILD`).
+FIGURES ?=
+bench-rig: can-run ## The hub beside the API server and a relay with nothing in it: speed, CPU, context switches (two minutes)
+	cargo build --locked --release -p yurtd --bin yurtd
+	cargo build --locked --release -p yurt-load
+	cargo run --quiet --locked -p yurt-torture -- --yurtd $${CARGO_TARGET_DIR:-target}/release/yurtd --figures 5 \
+	  --bulk 100 $(FIGURES)
 
 test-e2e: image plugin ## The story and what must hold besides, as a test (a quarter of an hour)
 	cargo test --locked -p yurt-tests --test story

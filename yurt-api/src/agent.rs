@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::volume::Volume;
 use crate::names;
+use crate::way_in::WayIn;
 
 /// The namespace of the cluster's own components.
 const CLUSTER_NAMESPACE: &str = "kube-system";
@@ -82,13 +83,37 @@ pub struct Turn {
     pub pods: Vec<String>,
 }
 
+impl Turn {
+    /// Longer than a keeper needs for all of them. One that was killed, and does not come back, leaves its turn.
+    const LONGEST: u64 = 600;
+
+    /// Whether it may still be going on at `second`.
+    pub fn may_last(&self, second: i64) -> bool {
+        second.abs_diff(self.second) <= Self::LONGEST
+    }
+}
+
+/// Which CA kubelet believes the hub by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Believed {
+    /// Its certificate, PEM.
+    pub ca: String,
+    /// When kubelet had been restarted for it. What began before may have another one in its `ca.crt`.
+    pub since: Moment,
+}
+
 /// What the keeper has written down of the node's way, for who runs on the node itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Course {
     /// When kubelet came to the hub; nothing while it does not work through it.
     pub came: Option<Moment>,
+    /// By which CA it believes the hub; nothing while that is not known.
+    pub believed: Option<Believed>,
     /// Agents whose turn it is.
     pub turn: Option<Turn>,
+    /// By which way kubelet has pods come to the hub, as far as the keeper knows.
+    pub way_in: Option<WayIn>,
     /// Some of what runs was, or may have been, led to the hub by its environment.
     pub environment: bool,
 }
@@ -110,6 +135,13 @@ mod tests {
         assert!(!came.is_after(101, Some("1-a")));
         assert!(came.is_after(99, Some("1a")), "systemd writes it without dashes");
         assert!(!came.is_after(99, Some("2-a")) && !came.is_after(99, None), "the node was booted since");
+    }
+
+    #[test]
+    fn a_turn_has_an_end_also_when_its_keeper_has_not_come_back_or_the_clock_was_set() {
+        let turn = Turn { second: 1000, pods: Vec::new() };
+        assert!(turn.may_last(1000) && turn.may_last(1600) && turn.may_last(990));
+        assert!(!turn.may_last(1601) && !turn.may_last(0));
     }
 
     #[test]

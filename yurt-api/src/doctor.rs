@@ -86,6 +86,9 @@ pub struct Hub {
     /// connections keep to the API server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_held_up_by: Vec<String>,
+    /// So they do because the hub's API server is at the Service's address: the hub would be led to itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_would_loop: bool,
     /// The node's pods; nothing while they are not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<Vec<Pod>>,
@@ -104,6 +107,9 @@ pub struct Link {
     pub state: LinkState,
     /// For how many seconds, as far as this process has seen it.
     pub for_seconds: u64,
+    /// `host:port` of the API servers that are asked, those of kubelet's kubeconfig before those that the cluster has
+    /// named.
+    pub servers: Vec<String>,
 }
 
 /// Where the link stands.
@@ -313,7 +319,7 @@ mod tests {
         let report = Report {
             version: VERSION,
             hub: Some(Hub {
-                link: Link { state: LinkState::Offline, for_seconds: 7 },
+                link: Link { state: LinkState::Offline, for_seconds: 7, servers: vec!["cloud:6443".into()] },
                 pods: Some(vec![Pod { way: Way::Past, reboot: Reboot::DoesNot, ..Pod::default() }]),
                 views: vec![View { state: ViewState::Behind, ..View::default() }],
                 ..Hub::default()

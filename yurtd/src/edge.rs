@@ -12,6 +12,7 @@ use yurt_api::names;
 use yurt_hub::serve::sockets;
 use yurt_hub::{Came, Places, Surroundings};
 use yurt_node::config::EdgeConfig;
+use yurt_node::stamp::Stamp;
 use yurt_node::supervise::Tasks;
 use yurt_tunnel::agent::{self, AgentConfig, Connections};
 
@@ -66,18 +67,27 @@ pub(crate) fn came() -> Came {
 
 /// Looks whether the keeper has written it down anew.
 async fn follow_came(said: watch::Sender<Came>, stop: CancellationToken) {
-    let journal = || std::fs::metadata(names::KEEPER_JOURNAL).and_then(|file| file.modified()).ok();
+    follow(Path::new(names::KEEPER_JOURNAL), came, said, stop).await;
+}
+
+async fn follow(
+    journal: &Path,
+    mut read: impl FnMut() -> Came,
+    said: watch::Sender<Came>,
+    stop: CancellationToken,
+) {
     let mut seen = None;
     loop {
-        let written = journal();
+        let written = Stamp::of(journal);
         if written.is_none() || written != seen {
-            let now = came();
+            let now = read();
+            // What could not be read, for want of descriptors perhaps, is read again.
+            seen = written.filter(|_| now.is_ok());
             said.send_if_modified(|before| {
                 let changed = *before != now;
                 *before = now;
                 changed
             });
-            seen = written;
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -102,5 +112,36 @@ async fn watchdog(stop: CancellationToken) {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd cannot be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use yurt_api::agent::Course;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_journal_that_could_not_be_read_once_is_read_again_and_one_that_was_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal.json");
+        std::fs::write(&journal, "{}").unwrap();
+        let (said, mut heard) = watch::channel(Err("not yet".to_owned()));
+        let stop = CancellationToken::new();
+        let end = stop.clone();
+        let following = tokio::spawn(async move {
+            let mut times = 0;
+            let read = || {
+                times += 1;
+                if times == 1 { Err("too many open files".to_owned()) } else { Ok(Course::default()) }
+            };
+            follow(&journal, read, said, end).await;
+            times
+        });
+        let limit = 3 * LOOK;
+        tokio::time::timeout(limit, heard.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        tokio::time::sleep(3 * LOOK).await;
+        stop.cancel();
+        assert_eq!(following.await.unwrap(), 2);
     }
 }

@@ -1,7 +1,9 @@
-//! Asks one server the same GET over and over on a number of HTTP/2 connections, one request at a time on each, and
-//! prints what came of it as one line of JSON. Two servers are compared by asking them in turns, in one run.
+//! Asks a server the same GET over and over on a number of HTTP/2 connections, one request at a time on each, and prints
+//! what came of it as one line of JSON. Several servers are compared by asking them in short turns, in one run: what else
+//! the machine does meets all of them.
 
 mod connect;
+mod counts;
 mod measure;
 
 use std::net::SocketAddr;
@@ -9,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 
 use self::connect::Target;
@@ -18,10 +20,13 @@ use self::connect::Target;
 #[derive(Debug, Parser)]
 #[command(name = "yurt-load", version)]
 struct Arguments {
-    /// Where the server listens
+    /// Where a server listens; the others are compared with the first
+    #[arg(long, required = true)]
+    server: Vec<SocketAddr>,
+    /// The process behind each server, in the same order, whose CPU time and context switches are counted
     #[arg(long)]
-    server: SocketAddr,
-    /// The name that its certificate is verified for
+    process: Vec<u32>,
+    /// The name that their certificates are verified for
     #[arg(long)]
     name: String,
     /// CA certificates in PEM
@@ -39,15 +44,18 @@ struct Arguments {
     /// Connections at a time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
-    /// How long, in seconds
+    /// How long each server is asked, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+    /// In how many turns
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    turns: u32,
 }
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(line) => {
-            println!("{line}");
+        Ok(lines) => {
+            println!("{}", lines.join("\n"));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -57,10 +65,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<String> {
+fn run(arguments: &Arguments) -> anyhow::Result<Vec<String>> {
     let token = std::fs::read_to_string(&arguments.token)
         .with_context(|| format!("cannot read {}", arguments.token.display()))?;
-    let target = Target::new(arguments.server, &arguments.name, &arguments.ca)?;
+    let servers = arguments.server.len();
+    ensure!(
+        arguments.process.is_empty() || arguments.process.len() == servers,
+        "give --process as often as --server, or not at all"
+    );
+    let targets = arguments
+        .server
+        .iter()
+        .map(|server| Target::new(*server, &arguments.name, &arguments.ca))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let request = measure::Request {
         path: arguments.path.clone(),
         accept: arguments.accept.clone(),
@@ -71,11 +88,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let report = runtime.block_on(measure::measure(
-        &target,
-        &request,
-        arguments.connections,
-        Duration::from_secs(arguments.seconds),
-    ))?;
-    Ok(serde_json::to_string(&report)?)
+    let schedule = measure::Schedule {
+        connections: arguments.connections,
+        turns: arguments.turns,
+        turn: Duration::from_secs(arguments.seconds) / arguments.turns,
+    };
+    let reports = runtime.block_on(measure::measure(&targets, &arguments.process, &request, schedule))?;
+    reports.iter().map(|report| Ok(serde_json::to_string(report)?)).collect()
 }

@@ -30,7 +30,6 @@ pub(crate) struct Hub {
 }
 
 struct Shared {
-    program: PathBuf,
     config: PathBuf,
     folder: PathBuf,
     log: PathBuf,
@@ -40,6 +39,7 @@ struct Shared {
 }
 
 struct Running {
+    program: PathBuf,
     child: Option<Child>,
     state: PathBuf,
     /// Ends that nobody asked for, since they were last looked at.
@@ -65,9 +65,9 @@ impl Hub {
                 Ok(passed)
             })
             .collect::<Result<_>>()?;
-        let running = Running { child: None, state: folder.join("state"), ends: Vec::new(), wanted: false };
+        let (program, state) = (program.to_owned(), folder.join("state"));
+        let running = Running { program, child: None, state, ends: Vec::new(), wanted: false };
         let shared = Arc::new(Shared {
-            program: program.to_owned(),
             config: config.to_owned(),
             folder: folder.to_owned(),
             log: folder.join("hub.log"),
@@ -90,6 +90,19 @@ impl Hub {
         let mut running = self.shared.lock();
         running.state = state.to_owned();
         self.shared.start(&mut running)
+    }
+
+    /// Ends it well and starts another build of it with the same state.
+    pub(crate) fn run(&self, program: &Path) -> Result<()> {
+        self.stop(None)?;
+        let mut running = self.shared.lock();
+        running.program = program.to_owned();
+        self.shared.start(&mut running)
+    }
+
+    /// Its process, if it runs.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.shared.lock().child.as_ref().map(Child::id)
     }
 
     /// Starts it.
@@ -180,7 +193,7 @@ impl Shared {
         let mut command = Command::new("bash");
         command
             .args(["-c", PASS, "bash"])
-            .arg(&self.program)
+            .arg(&running.program)
             .args(["edge", "--config"])
             .arg(&self.config)
             .arg("--state-dir")

@@ -8,10 +8,12 @@
 //! - [`random`], [`damage`]: what is done, from a seed.
 //! - [`kills`], [`stores`], [`differential`]: the three tortures.
 //! - [`report`]: what came of them.
+//! - [`figures`]: the same rig, left alone: how fast the hub is (`make bench-rig`).
 
 mod clients;
 mod damage;
 mod differential;
+mod figures;
 mod hub;
 mod kills;
 mod line;
@@ -61,6 +63,21 @@ struct Arguments {
     /// The program under torture
     #[arg(long)]
     yurtd: Option<PathBuf>,
+    /// No torture: how fast it is, for so many seconds each of the figures
+    #[arg(long)]
+    figures: Option<u64>,
+    /// Of the figures those of forwarded requests alone
+    #[arg(long)]
+    no_lists: bool,
+    /// How often all figures
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Another build that figures are compared with
+    #[arg(long)]
+    beside: Vec<PathBuf>,
+    /// Folder of `yurt-load` and `yurt-relay`, for figures
+    #[arg(long)]
+    load: Option<PathBuf>,
     /// Where logs go if something is wrong
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -105,7 +122,15 @@ fn outside(arguments: &Arguments) -> Result<ExitCode> {
         Some(given) => given.clone(),
         None => yurt_tests::paths::target().join("torture"),
     };
-    world::enter(arguments, &built, &yurtd, &keep, seed)
+    let load = arguments.load.clone().unwrap_or_else(|| yurt_tests::paths::target().join("release"));
+    if arguments.figures.is_some() {
+        ensure!(
+            load.join("yurt-relay").is_file(),
+            "{} has no yurt-relay; `make bench-rig` builds it",
+            load.display()
+        );
+    }
+    world::enter(arguments, &built, &yurtd, &load, &keep, seed)
 }
 
 fn inside(arguments: &Arguments) -> Result<ExitCode> {
@@ -115,7 +140,7 @@ fn inside(arguments: &Arguments) -> Result<ExitCode> {
     let folder = world::prepare()?;
     let seed = arguments.seed.context("the seed is given from outside")?;
     println!("torture: seed {seed}");
-    let start = |compaction| {
+    let start = |compaction, relayed| {
         Rig::start(rig::Options {
             folder: &folder,
             bin,
@@ -125,11 +150,20 @@ fn inside(arguments: &Arguments) -> Result<ExitCode> {
             rate: arguments.rate,
             bulk: arguments.bulk,
             compaction,
+            relayed,
         })
     };
+    if let Some(seconds) = arguments.figures {
+        let hubs: Vec<_> = arguments.yurtd.iter().chain(&arguments.beside).cloned().collect();
+        let programs = arguments.load.as_deref().context("figures need --load")?;
+        let rig = start(Compaction::AsUsual, false)?;
+        let (rounds, lists) = (arguments.rounds, !arguments.no_lists);
+        figures::run(&rig, figures::Options { bin, programs, hubs: &hubs, seconds, rounds, lists })?;
+        return rig.end().map(|()| ExitCode::SUCCESS);
+    }
     let mut report = Report::new(seed, arguments.lenient);
     let outcome = (|| {
-        let mut rig = start(Compaction::Never)?;
+        let mut rig = start(Compaction::Never, true)?;
         let mut random = Random::new(seed);
         if arguments.kills > 0 {
             kills::run(&mut rig, &mut random, arguments.kills, &mut report)?;
@@ -140,7 +174,7 @@ fn inside(arguments: &Arguments) -> Result<ExitCode> {
         let time = Duration::from_secs(arguments.seconds);
         if time > LONG {
             rig.end()?;
-            rig = start(Compaction::AsUsual)?;
+            rig = start(Compaction::AsUsual, true)?;
         }
         if !time.is_zero() {
             differential::run(&mut rig, &mut random, time, &mut report)?;

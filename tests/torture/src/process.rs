@@ -30,6 +30,11 @@ impl Process {
         Ok(Self { name, child, log: path })
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails if it has ended, with its last words.
     pub(crate) fn lives(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {

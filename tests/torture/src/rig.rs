@@ -21,7 +21,8 @@ use crate::report::Report;
 use crate::world::CLUSTER_ADDRESS;
 
 const NODE: &str = "edge-node";
-const API: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 6443);
+/// The API server.
+pub(crate) const API: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 6443);
 const START: Duration = Duration::from_secs(90);
 
 /// Whether etcd forgets old revisions.
@@ -44,6 +45,8 @@ pub(crate) struct Options<'a> {
     pub(crate) rate: u32,
     pub(crate) bulk: u32,
     pub(crate) compaction: Compaction,
+    /// Whether the hub's link is a relay that can do something to it.
+    pub(crate) relayed: bool,
 }
 
 /// It runs. Fields are dropped in their order: clients first, etcd last.
@@ -53,6 +56,7 @@ pub(crate) struct Rig {
     pub(crate) line: Line,
     api: Process,
     etcd: Process,
+    files: Files,
     folder: PathBuf,
 }
 
@@ -87,9 +91,10 @@ impl Rig {
         let mut clients = Clients::start(options.clients, &settings, &folder)?;
         clients.ask("setup").context("making what the clients need")?;
         let line = Line::to(API)?;
+        let server = if options.relayed { line.address() } else { API };
         let config = folder.join("edge.json");
         let text = json!({
-            "nodeName": NODE, "apiServers": [format!("https://{}", line.address())],
+            "nodeName": NODE, "apiServers": [format!("https://{server}")],
             "caFile": files.ca, "clientCaFile": files.ca,
             "clientCertificate": files.node, "clientKey": files.node,
             "tunnelServers": [], "tunnelCaFile": files.ca, "kubeletAddress": "127.0.0.1:10250",
@@ -99,13 +104,23 @@ impl Rig {
         let hub = Hub::new(options.yurtd, &config, &folder)?;
         hub.start()?;
         clients.ask("list").context("the hub's first list")?;
-        Ok(Self { clients, hub, line, api, etcd, folder })
+        Ok(Self { clients, hub, line, api, etcd, files, folder })
     }
 
     /// Fails if what must not end has ended.
     pub(crate) fn lives(&mut self) -> Result<()> {
         self.etcd.lives()?;
         self.api.lives()
+    }
+
+    /// The process of the API server.
+    pub(crate) fn api_process(&self) -> u32 {
+        self.api.id()
+    }
+
+    /// Certificates.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
     }
 
     /// A place for copies.
@@ -156,10 +171,11 @@ pub(crate) fn keep(folder: &Path, keep: &Path, report: &Report) -> Result<()> {
     Ok(())
 }
 
-struct Files {
-    ca: PathBuf,
-    server: PathBuf,
-    admin: PathBuf,
+/// Certificates and keys.
+pub(crate) struct Files {
+    pub(crate) ca: PathBuf,
+    pub(crate) server: PathBuf,
+    pub(crate) admin: PathBuf,
     node: PathBuf,
     accounts: PathBuf,
     accounts_public: PathBuf,

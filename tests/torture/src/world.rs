@@ -42,6 +42,7 @@ pub(crate) fn enter(
     arguments: &Arguments,
     built: &TortureArtifacts,
     yurtd: &Path,
+    load: &Path,
     keep: &Path,
     seed: u64,
 ) -> Result<ExitCode> {
@@ -58,9 +59,17 @@ pub(crate) fn enter(
         .arg(absolute(yurtd)?)
         .arg("--keep")
         .arg(absolute(keep)?)
+        .args(arguments.figures.map(|seconds| format!("--figures={seconds}")))
+        .args(arguments.no_lists.then_some("--no-lists"))
+        .args(["--rounds", &arguments.rounds.to_string()])
+        .arg("--load")
+        .arg(absolute(load)?)
         .arg("--inside")
         .arg(absolute(&built.bin)?)
         .arg(absolute(&built.clients)?);
+    for beside in &arguments.beside {
+        command.arg("--beside").arg(absolute(beside)?);
+    }
     Err(command.exec()).context("starting unshare")
 }
 

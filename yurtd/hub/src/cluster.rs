@@ -303,7 +303,7 @@ mod tests {
         let torn =
             move |tx: &mut crate::store::Tx<'_>| tx.put(crate::store::Table::Buckets, &key, b"not sealed");
         cluster.store.write(crate::store::Durability::Durable, torn).await.unwrap();
-        assert!(cluster.store.get(Bucket::Misc, KEY).is_err());
+        assert_eq!(cluster.store.get(Bucket::Misc, KEY).unwrap(), None);
         cluster.guard.check().await.unwrap();
         assert!(cluster.is_checked() && cluster.store.get(Bucket::Misc, KEY).unwrap().is_some());
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use yurt_api::agent::{Course, Moment};
+use yurt_api::agent::Course;
 use yurt_api::doctor::{
     Certificate, Hub, Link, LinkState as Told, Pod, Store, View as ToldView, ViewState, Waiting,
 };
@@ -35,8 +35,6 @@ pub struct Doctor {
     pub(crate) health: Arc<Health>,
     /// This boot of the node; empty where it has no name.
     pub(crate) boot: Arc<str>,
-    /// Since when the node's CA is there.
-    pub(crate) ca_since: Moment,
 }
 
 impl Doctor {
@@ -66,6 +64,7 @@ impl Doctor {
                     LinkState::Unknown => Told::Unknown,
                 },
                 for_seconds: hub.link.for_seconds(),
+                servers: hub.upstream.servers(),
             },
             missing_addresses: readiness.missing_addresses.iter().map(ToString::to_string).collect(),
             certificate: Certificate {
@@ -91,8 +90,12 @@ impl Doctor {
             way_in_why: way_in.chosen.why,
             way_in_missing: way_in.missing,
             host_held_up_by: way_in.on_host.into_iter().collect(),
+            host_would_loop: way_in.would_loop,
             ways_unknown: match came {
-                Ok(Course { came: Some(_), .. }) => None,
+                Ok(Course { came: Some(_), .. }) if self.since(came.as_ref().ok()).came.is_some() => None,
+                Ok(Course { came: Some(_), .. }) => {
+                    Some("kubelet was not told yet of the CA that the hub has now".to_owned())
+                }
                 Ok(_) => Some("the keeper has not written down when kubelet came to the hub".to_owned()),
                 Err(error) => Some(format!("the keeper's journal cannot be read: {error}")),
             },
@@ -117,6 +120,18 @@ impl Doctor {
         needed.iter().filter(|(known, _)| !known).map(|(_, what)| (*what).to_owned()).collect()
     }
 
+    /// Since when what begins goes through the hub.
+    fn since<'a>(&'a self, course: Option<&'a Course>) -> Since<'a> {
+        let boot = Some(&*self.boot).filter(|boot| !boot.is_empty());
+        let environment = course.is_some_and(|course| course.environment);
+        let service = self.health.way_in.borrow().chosen.way == WayIn::Service;
+        if service && !environment {
+            return Since::of(course, &self.health.node_ca, boot);
+        }
+        // What its environment led to the hub needs no table, and was shown the certificate of then.
+        Since { came: course.and_then(|course| course.came.as_ref()), believed: None, boot }
+    }
+
     /// The node's pods, if they are known.
     fn pods(&self, came: &Came) -> Result<Option<Vec<Pod>>, StoreError> {
         let hub = &self.health.hub;
@@ -125,16 +140,8 @@ impl Doctor {
         };
         let way_in = self.health.way_in.borrow().clone();
         let known = Known {
-            since: Since {
-                came: came.as_ref().ok().and_then(|course| course.came.as_ref()),
-                // What its environment led to the hub needs no table, and was shown the certificate of then.
-                ca: Some(&self.ca_since).filter(|_| {
-                    let environment = came.as_ref().is_ok_and(|course| course.environment);
-                    way_in.chosen.way == WayIn::Service && !environment
-                }),
-                boot: Some(&*self.boot).filter(|boot| !boot.is_empty()),
-            },
-            host_kept: !way_in.on_host.is_empty(),
+            since: self.since(came.as_ref().ok()),
+            host_kept: !way_in.on_host.is_empty() || way_in.would_loop,
             stored: &|need| self.stored(need),
             token: &|request| hub.offline.replies().lasts(request, SystemTime::now()),
             ended_here: &|namespace, name| {

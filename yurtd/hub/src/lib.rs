@@ -8,6 +8,7 @@
 //! within milliseconds.
 
 pub mod address;
+mod api_servers;
 mod caller;
 mod certificate;
 mod clock;
@@ -36,16 +37,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_api::agent::Moment;
 use yurt_node::config::EdgeConfig;
 use yurt_node::link::LinkState;
 use yurt_node::pki;
 use yurt_node::supervise::Tasks;
 
+use self::api_servers::ApiServers;
 use self::caller::Permit;
 use self::certificate::Certificates;
 use self::filter::Filters;
@@ -66,7 +66,7 @@ use self::serve::{Hub, listener, server_tls};
 use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
-use self::way_in::{CaSince, Keeper as WayInKeeper, State};
+use self::way_in::{Grounds, Keeper as WayInKeeper, State};
 
 pub use self::doctor::{Came, Doctor};
 pub use self::serve::health::Readiness;
@@ -89,8 +89,6 @@ pub struct Server {
     health: Arc<Health>,
     /// Names this boot of the node.
     boot: Arc<str>,
-    /// Since when the node's CA is there.
-    ca_since: Moment,
 }
 
 impl Server {
@@ -136,6 +134,8 @@ impl Server {
         let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
         let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
         let client = NodeClient::new(upstream.clone());
+        let servers = ApiServers::open(store.clone(), client.clone(), upstream.clone(), link.clone());
+        tasks.part("the look for other API servers", servers.run(stop.clone()));
         let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
         let (keys, ended) = (issuer.clone(), stop.clone());
         tasks.part("the keys of the cluster's tokens", async move {
@@ -167,13 +167,15 @@ impl Server {
         let certificates = Certificates::open(state_dir, &config.ca_file, node, domain, SystemTime::now())
             .context("the hub has nothing to prove itself with")?;
         // Before anybody reads the Service.
-        let chosen = way_in::choose(config.way_in, &around.places).await;
+        let seen = around.came.borrow().as_ref().ok().and_then(|course| course.way_in);
+        let grounds = Grounds { asked: config.way_in, seen, boot: boot.trim(), state_dir };
+        let chosen = way_in::choose(grounds, &around.places).await;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
             accounts: Accounts::new(),
             observed: Observed::default(),
             views,
-            upstream,
+            upstream: upstream.clone(),
             link: link.clone(),
             cluster,
             offline: offline.clone(),
@@ -195,19 +197,18 @@ impl Server {
             stop: stop.clone(),
         };
         let boot: Arc<str> = boot.trim().into();
-        let now = Moment { boot_id: Some(boot.to_string()), second: Timestamp::now().as_second() };
         let way_in = WayInKeeper {
             views: hub.views.clone(),
             services: learning.endpoints.subscribe(),
             came: around.came,
-            ca: CaSince::open(state_dir, &certificates.ca(), now).since,
+            ca: certificates.ca(),
+            upstream,
             boot: boot.clone(),
             places: around.places,
             state: watch::Sender::new(State::new(chosen)),
             stop: stop.clone(),
         };
         let way_in_state = way_in.state.subscribe();
-        let ca_since = way_in.ca.clone();
         tasks.part("the way in", way_in.run());
         tasks.part("the API server's addresses for pods", learning.run());
         let addresses = sockets.hub.iter().map(|socket| socket.local_addr().map(|address| address.ip()));
@@ -247,7 +248,7 @@ impl Server {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));
         }
-        Ok(Self { health, boot, ca_since })
+        Ok(Self { health, boot })
     }
 
     /// Whether the API servers can be reached, now and whenever it changes.
@@ -257,7 +258,7 @@ impl Server {
 
     /// Who looks at it for a person.
     pub fn doctor(&self) -> Doctor {
-        Doctor { health: self.health.clone(), boot: self.boot.clone(), ca_since: self.ca_since.clone() }
+        Doctor { health: self.health.clone(), boot: self.boot.clone() }
     }
 
     /// What `/readyz` shows now.

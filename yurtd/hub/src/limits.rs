@@ -110,6 +110,8 @@ const REVIEWED_PEERS: usize = 1024;
 pub(crate) const KNOWN_TOKENS: usize = 4096;
 /// Tokens that were refused and are not asked about again for a while.
 pub(crate) const REFUSED_TOKENS: usize = 512;
+/// Refused tokens that the hub itself asks about again; of others the next refusal counts.
+pub(crate) const DOUBTED_TOKENS: usize = 64;
 /// What is kept of the reason, in characters.
 pub(crate) const REFUSAL_CHARS: usize = 200;
 

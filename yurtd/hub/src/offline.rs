@@ -1,13 +1,13 @@
 //! Answers while the link is down: the truth as last known, or an honest error. Never a success for something that
 //! did not happen, unless the hub has made it durable and will replay it.
 //!
-//! [`row`] says which rule a request falls under (pure), this module carries it out:
+//! [`row`] says which rule a request falls under (pure), this module has it carried out:
 //!
 //! | row | answer |
 //! |---|---|
 //! | POST nodes | 409 when the Node is known |
-//! | GET of an object | from views and the last answer seen, whichever is newest; 404 where a view proves it |
-//! | PATCH of a status | applied to the stored object, in the [`journal`], replayed by [`rebase`] |
+//! | GET of an object | [`object`]: from views and the last answer seen, whichever is newest; 404 where a view proves it |
+//! | PATCH of a status | [`status_patch`]: applied to the stored object, in the [`journal`], replayed by [`rebase`] |
 //! | the node's Lease | [`lease`] |
 //! | the Lease of a leader election on this node that asked for it | [`leases`] |
 //! | TokenRequest of kubelet | the stored real reply: [`token_request`] |
@@ -23,127 +23,57 @@
 pub(crate) mod answer;
 pub(crate) mod change;
 pub(crate) mod discovery;
+mod error;
 pub(crate) mod events;
 pub(crate) mod journal;
 pub(crate) mod lease;
 pub(crate) mod leases;
+mod object;
 pub(crate) mod observe;
 pub(crate) mod overlay;
 pub(crate) mod patch;
 pub(crate) mod prewarm;
 pub(crate) mod rebase;
 pub(crate) mod remember;
+mod renewal;
 pub(crate) mod row;
+mod status_patch;
 pub(crate) mod strategic;
 pub(crate) mod token_request;
 mod write_back;
 
+use std::sync::{Mutex, Weak};
+
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use answer::Answer;
+pub(crate) use error::OfflineError;
 pub(crate) use row::Row;
 pub(crate) use token_request::Request as TokenRequest;
 
-use crate::caller::{Permit, rights_last};
-use crate::clock;
+use crate::caller::Permit;
 use crate::limits::{ANSWERS, DISCOVERY};
 use crate::link::Link;
 use crate::replica::Views;
+use crate::replica::needs::NodePods;
 use crate::request::RequestInfo;
 use crate::request::classify::{ResourceTarget, Target};
-use crate::store::{Bucket, Store, StoreError};
-use crate::view::{Lookup, Question, ViewSpec};
-use crate::wire::endpoint_slice::is_slice;
-use crate::wire::{Encoding, Resource, WireError};
-use events::{EventError, EventQueue};
+use crate::store::{Bucket, Store};
+use crate::view::{Question, ViewSpec};
+use crate::wire::Resource;
+use events::EventQueue;
 use journal::{Journal, ObjectKey};
 use lease::NodeLease;
-use leases::{LeaseError, OfflineLeases};
-use patch::{PatchError, PatchType};
+use leases::OfflineLeases;
 use remember::{Key, Owner, Remembered};
 use token_request::{Replies, TokenError, is_protobuf};
 
 /// Query parameters that do not change what is asked for.
 const IGNORED_PARAMETERS: [&str; 3] = ["timeout", "resourceVersion", "timeoutSeconds"];
-
-/// Why there is no answer without the API server.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OfflineError {
-    /// 503: what was never cached, or cannot be done now.
-    #[error("the edge node is offline and {0}")]
-    Unavailable(String),
-    /// 403: the API server's last word.
-    #[error("the edge node is offline, and the API server refused {0} when it was last asked")]
-    Refused(String),
-    /// 409: the object is there already.
-    #[error("{plural} {name:?} already exists")]
-    AlreadyExists {
-        /// Resource.
-        plural: String,
-        /// Name.
-        name: String,
-    },
-    /// 409: it is not as the client believes.
-    #[error("the edge node is offline, and {plural} {name:?} cannot be changed: {reason}")]
-    Conflict {
-        /// API group.
-        group: String,
-        /// Resource.
-        plural: String,
-        /// Name.
-        name: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// 404: a view that may say so does not have it.
-    #[error("{plural} {name:?} not found")]
-    NotFound {
-        /// API group.
-        group: String,
-        /// Resource.
-        plural: String,
-        /// Name.
-        name: String,
-    },
-    /// 409, 400 or 422: the patch.
-    #[error(transparent)]
-    Patch(#[from] PatchError),
-    /// 415: not a patch format.
-    #[error("{0:?} is not a patch format of the Kubernetes API")]
-    PatchType(String),
-    /// 400: the TokenRequest.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// 400: the Event.
-    #[error(transparent)]
-    Event(EventError),
-    /// 500: the store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// 500: a stored object cannot be read.
-    #[error("a stored object cannot be read: {0}")]
-    Damaged(String),
-}
-
-impl From<EventError> for OfflineError {
-    fn from(error: EventError) -> Self {
-        match error {
-            EventError::Store(error) => Self::Store(error),
-            error => Self::Event(error),
-        }
-    }
-}
-
-impl From<WireError> for OfflineError {
-    fn from(error: WireError) -> Self {
-        Self::Damaged(error.to_string())
-    }
-}
 
 /// What kubelet accepts of a GET, and what the hub makes of that where it has to read the answer.
 const KUBELET_ACCEPTS: [&str; 2] =
@@ -160,6 +90,8 @@ pub(crate) struct Offline {
     leases: OfflineLeases,
     replies: Replies,
     answers: Remembered,
+    /// The node's pods whose accounts' answers stay.
+    told_of: Mutex<Weak<NodePods>>,
     discovery: Remembered,
 }
 
@@ -185,6 +117,7 @@ impl Offline {
             leases: OfflineLeases::default(),
             replies: Replies::open(store.clone()).await,
             answers: Remembered::open(store.clone(), Bucket::Answers, ANSWERS),
+            told_of: Mutex::default(),
             discovery: Remembered::open(store, Bucket::Discovery, DISCOVERY),
         }
     }
@@ -323,185 +256,6 @@ impl Offline {
         }
     }
 
-    fn register_node(&self, permit: &Permit, target: &ResourceTarget) -> Result<Answer, OfflineError> {
-        let found = self.views.lookup(permit, &target.resource, None, &self.node_name, &[Encoding::Json]);
-        match found {
-            Lookup::Found { .. } => {
-                Err(OfflineError::AlreadyExists { plural: "nodes".into(), name: self.node_name.clone() })
-            }
-            Lookup::Refused => Err(OfflineError::Refused("its Node".into())),
-            Lookup::ProvenAbsent { .. } | Lookup::Unknown => Err(never_cached("its Node")),
-        }
-    }
-
-    fn object(
-        &self,
-        permit: &Permit,
-        info: &RequestInfo,
-        target: &ResourceTarget,
-        parts: &Parts,
-    ) -> Result<Answer, OfflineError> {
-        let name = target.name.as_deref().unwrap_or_default();
-        if target.is("coordination.k8s.io", "leases", None)
-            && let Some(lease) = self.leases.get(permit.identity(), names(target).0, name)
-            && info.accept.accepts(&lease.content_type)
-        {
-            return Ok(lease);
-        }
-        let accept = info.accept.view_encodings();
-        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
-        // Of what views know and what passed by the newer counts.
-        let is_newer =
-            |version: u64| answer.as_ref().and_then(Answer::version).is_some_and(|own| own > version);
-        match self.views.lookup(permit, &target.resource, target.namespace.as_deref(), name, &accept) {
-            Lookup::Found { encoding, body, version, local, view } if local || !is_newer(version) => {
-                view.touch();
-                return Ok(Answer::new(StatusCode::OK, encoding.content_type(), body));
-            }
-            Lookup::ProvenAbsent { version } if !is_newer(version) => return Err(not_found(target)),
-            Lookup::Refused => return Err(OfflineError::Refused(describe(target))),
-            Lookup::Found { .. } | Lookup::ProvenAbsent { .. } | Lookup::Unknown => {}
-        }
-        Ok(self.remembered(target, answer.ok_or_else(|| never_cached(&describe(target)))?))
-    }
-
-    /// The last answer seen; EndpointSlices in it show the node's own pods as they are here.
-    fn remembered(&self, target: &ResourceTarget, answer: Answer) -> Answer {
-        if is_slice(&target.resource) { answer.showing(&self.views.overlay().book()) } else { answer }
-    }
-
-    /// The list as it last passed by, if that was after `version`.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read.
-    pub(crate) fn newer_list(
-        &self,
-        permit: &Permit,
-        info: &RequestInfo,
-        parts: &Parts,
-        version: u64,
-    ) -> Result<Option<Answer>, OfflineError> {
-        let answer = self.recall(&self.answers, Owner::of(permit), info, parts)?;
-        let newer = answer.filter(|answer| answer.list_version().is_some_and(|own| own > version));
-        let slices = info.resource().is_some_and(|target| is_slice(&target.resource));
-        Ok(if slices { newer.map(|answer| answer.showing(&self.views.overlay().book())) } else { newer })
-    }
-
-    async fn patch_status(
-        &self,
-        permit: &Permit,
-        info: &RequestInfo,
-        target: &ResourceTarget,
-        parts: &Parts,
-        body: &Bytes,
-    ) -> Result<Answer, OfflineError> {
-        let content_type = header(&parts.headers, CONTENT_TYPE);
-        let patch_type = PatchType::from_content_type(content_type)
-            .ok_or_else(|| OfflineError::PatchType(content_type.to_owned()))?;
-        let schema = if target.resource.plural == "nodes" { &strategic::NODE } else { &strategic::POD };
-        let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref().unwrap_or_default());
-        if !info.accept.accepts(Encoding::Json.content_type()) {
-            return Err(OfflineError::Unavailable("status patches are answered in JSON alone".into()));
-        }
-        let object = ObjectKey {
-            plural: target.resource.plural.clone(),
-            namespace: namespace.map(str::to_owned),
-            name: name.to_owned(),
-        };
-        // Journal and local version come and go together: a replay in between would leave the local version behind.
-        let _claim = self.journal.claim(&object).await;
-        let stored = self.json(permit, &target.resource, namespace, name, target)?;
-        // A version that came from the API server while the link was up for a moment does not know of it.
-        let before = match self.journal.change(&object)? {
-            Some(change) => change.over(&stored),
-            None => stored.clone(),
-        };
-        let patched = patch::apply_to_status(&before, patch_type, body, schema)?;
-        if patched != stored {
-            // First on the disk, then visible: what a watcher has seen is never lost.
-            self.journal.append(&object, &before, &patched).await?;
-            self.views.apply_local(permit, &target.resource, namespace, name, &patched).await?;
-        }
-        Ok(Answer::new(StatusCode::OK, Encoding::Json.content_type(), Bytes::from(patched.to_string())))
-    }
-
-    fn json(
-        &self,
-        permit: &Permit,
-        resource: &Resource,
-        namespace: Option<&str>,
-        name: &str,
-        target: &ResourceTarget,
-    ) -> Result<Value, OfflineError> {
-        match self.views.lookup(permit, resource, namespace, name, &[Encoding::Json]) {
-            Lookup::Found { body, .. } => {
-                serde_json::from_slice(&body).map_err(|error| OfflineError::Damaged(error.to_string()))
-            }
-            Lookup::ProvenAbsent { .. } => Err(not_found(target)),
-            Lookup::Refused => Err(OfflineError::Refused(describe(target))),
-            Lookup::Unknown => Err(never_cached(&describe(target))),
-        }
-    }
-
-    fn lease(
-        &self,
-        target: &ResourceTarget,
-        info: &RequestInfo,
-        parts: &Parts,
-        body: &Bytes,
-    ) -> Result<Answer, OfflineError> {
-        let acceptable = |answer: Answer| info.accept.accepts(&answer.content_type).then_some(answer);
-        let answer = match parts.method {
-            http::Method::GET => self.lease.get().and_then(acceptable),
-            http::Method::PUT => {
-                let content_type = header(&parts.headers, CONTENT_TYPE);
-                if info.accept.accepts(content_type) { self.lease.renew(content_type, body) } else { None }
-            }
-            _ if self.lease.get().is_some() => {
-                return Err(OfflineError::AlreadyExists {
-                    plural: "leases".into(),
-                    name: self.node_name.clone(),
-                });
-            }
-            _ => None,
-        };
-        answer.ok_or_else(|| never_cached(&describe(target)))
-    }
-
-    fn renew(
-        &self,
-        permit: &Permit,
-        target: &ResourceTarget,
-        info: &RequestInfo,
-        parts: &Parts,
-        body: &Bytes,
-    ) -> Result<Answer, OfflineError> {
-        let content_type = header(&parts.headers, CONTENT_TYPE);
-        let answer_type = if PatchType::from_content_type(content_type).is_some() {
-            Encoding::Json.content_type()
-        } else {
-            content_type
-        };
-        if !info.accept.accepts(answer_type) {
-            let reason = format!("{} is answered as it was sent alone", describe(target));
-            return Err(OfflineError::Unavailable(reason));
-        }
-        let renewed = self.leases.renew(permit.identity(), names(target), content_type, body);
-        renewed.map_err(|error| match error {
-            LeaseError::NotHere(reason) => {
-                OfflineError::Unavailable(format!("{} cannot be renewed: {reason}", describe(target)))
-            }
-            LeaseError::Conflict(reason) => OfflineError::Conflict {
-                group: target.resource.group.clone(),
-                plural: target.resource.plural.clone(),
-                name: target.name.clone().unwrap_or_default(),
-                reason,
-            },
-            LeaseError::Patch(error) => error.into(),
-        })
-    }
-
     fn token(
         &self,
         target: &ResourceTarget,
@@ -521,34 +275,6 @@ impl Offline {
         })
     }
 
-    fn unchanged(
-        &self,
-        permit: &Permit,
-        info: &RequestInfo,
-        target: &ResourceTarget,
-        parts: &Parts,
-        body: &Bytes,
-    ) -> Result<Answer, OfflineError> {
-        let stored = self.object(permit, info, target, parts)?;
-        let refused = || OfflineError::Unavailable(format!("{} cannot be changed", describe(target)));
-        let content_type = header(&parts.headers, CONTENT_TYPE);
-        let unchanged = match (PatchType::from_content_type(content_type), is_protobuf(&stored.content_type))
-        {
-            (Some(patch_type), false) => {
-                let object: Value = serde_json::from_slice(&stored.body)
-                    .map_err(|error| OfflineError::Damaged(error.to_string()))?;
-                patch::changes_nothing(&object, patch_type, body)?
-            }
-            (None, true) if is_protobuf(content_type) => *body == stored.body,
-            (None, false) if !is_protobuf(content_type) => {
-                let sent: Option<Value> = serde_json::from_slice(body).ok();
-                sent.is_some() && sent == serde_json::from_slice(&stored.body).ok()
-            }
-            _ => false,
-        };
-        if unchanged { Ok(stored) } else { Err(refused()) }
-    }
-
     async fn event(
         &self,
         target: &ResourceTarget,
@@ -564,24 +290,6 @@ impl Offline {
         self.events.push(parts.uri.path(), content_type, body).await?;
         Ok(Answer::new(StatusCode::CREATED, content_type, body.clone()))
     }
-
-    fn recall(
-        &self,
-        memory: &Remembered,
-        owner: Owner<'_>,
-        info: &RequestInfo,
-        parts: &Parts,
-    ) -> Result<Option<Answer>, OfflineError> {
-        let accept_encoding = header(&parts.headers, ACCEPT_ENCODING);
-        let mut answer = memory.recall(&key(owner, info, parts))?;
-        if let (Owner::Other(_), Some(target)) = (owner, info.resource()) {
-            // Nobody has followed since whether the identity may still read this.
-            let (today, is_secret) = (clock::today(), target.resource.is_secret());
-            answer =
-                answer.filter(|answer| rights_last(answer.confirmed.unwrap_or_default(), today, is_secret));
-        }
-        Ok(answer.and_then(|answer| answer.decompressed(accept_encoding, 16 * memory.limit())))
-    }
 }
 
 /// Forgets local versions of objects that the journal does not have, because it could not be read or an older release
@@ -596,13 +304,6 @@ async fn forget_locals(views: &Views, journal: &[ObjectKey]) {
             Err(error) => tracing::warn!(%error, plural, "local versions cannot be looked through"),
         }
     }
-}
-
-fn key(owner: Owner<'_>, info: &RequestInfo, parts: &Parts) -> Key {
-    let query = info.query.canonical(&IGNORED_PARAMETERS);
-    let subject =
-        info.resource().map(|target| format!("{}/{}", target.resource.group, target.resource.plural));
-    Key::new(owner, &subject.unwrap_or_default(), parts.uri.path(), &query, header(&parts.headers, ACCEPT))
 }
 
 fn parse_token_request(

@@ -39,14 +39,18 @@
 //! with a lost key is renamed (`store.damaged`) and a new one started: everything but the journal can be had from upstream
 //! again. LMDB trusts what it reads, so that a damaged page kills the process, or hides records; whether all pages are there
 //! and in order is therefore looked at before it is opened ([`structure`]), and every value has a checksum ([`checksum`]).
-//! A single record that is damaged costs its view, which is listed again; in a bucket it costs itself. A start that dies
+//! A single record that is damaged costs its view, which is listed again; in a bucket it costs itself: it is not there,
+//! for whoever reads it, and is removed. A start that dies
 //! while it looks at the store, or a disk that gives errors, three times in a row, counts as damage, too.
 //! Damage that shows only later is noted beside the store ([`Store::broken`]) for the next start.
 
 mod checksum;
+mod convert;
 mod env;
+mod opening;
 mod seal;
 mod structure;
+mod transaction;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -54,8 +58,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use env::{Reader, Table, Tx};
+pub(crate) use env::Table;
 pub(crate) use seal::Sealer;
+pub(crate) use transaction::{Reader, Tx};
 pub(crate) use writer::Durability;
 
 use env::Environment;
@@ -163,7 +168,7 @@ impl Store {
 
     /// [`Self::open`] with a bound of one's own.
     pub(crate) fn open_with(dir: &Path, map_size: usize) -> Result<(Self, Opened), StoreError> {
-        let (environment, opened) = env::open(dir, map_size)?;
+        let (environment, opened) = opening::open(dir, map_size)?;
         let environment = Arc::new(environment);
         let writer = Arc::new(Writer::start(Arc::clone(&environment))?);
         Ok((Self { environment, writer }, opened))
@@ -267,16 +272,17 @@ impl Store {
         self.write(Durability::Durable, job).await
     }
 
-    /// Reads a value.
+    /// Reads a value; one that is damaged is none.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`], but not [`StoreError::Damaged`].
     pub(crate) fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let key = bucket_key(bucket, key);
-        self.read(|reader| {
+        let value = self.read(|reader| {
             reader.get(Table::Buckets, &key)?.map(|sealed| self.sealer().open(&key, sealed)).transpose()
-        })
+        });
+        Ok(self.whole(&key, value)?.flatten())
     }
 
     /// Keys below `prefix` in order with their values, at most `limit`, starting behind `after`.
@@ -299,8 +305,8 @@ impl Store {
         }
         self.read(|reader| {
             reader.scan_each(Table::Buckets, &prefix, after.as_deref(), |key, sealed| {
-                if let Some(value) = whole(bucket, sealed.and_then(|sealed| self.sealer().open(key, sealed)))?
-                {
+                let value = sealed.and_then(|sealed| self.sealer().open(key, sealed));
+                if let Some(value) = self.whole(key, value)? {
                     found.push((key[1..].to_vec(), value));
                 }
                 Ok(found.len() < limit)
@@ -318,13 +324,32 @@ impl Store {
         let mut found = Vec::new();
         self.read(|reader| {
             reader.scan_each(Table::Buckets, &[bucket as u8], None, |key, sealed| {
-                if let Some(sealed) = whole(bucket, sealed)? {
+                if let Some(sealed) = self.whole(key, sealed)? {
                     found.push((key[1..].to_vec(), sealed.len().saturating_sub(Sealer::OVERHEAD)));
                 }
                 Ok(true)
             })
         })?;
         Ok(found)
+    }
+
+    /// Nothing for a record of a bucket that is damaged, which has it removed: the others are worth something without it,
+    /// and nobody else would ever put it right.
+    fn whole<T>(&self, key: &[u8], record: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match record {
+            Ok(value) => Ok(Some(value)),
+            Err(StoreError::Damaged(reason)) => {
+                tracing::error!(bucket = key.first(), reason, "a stored record is damaged and is removed");
+                let key = key.to_vec();
+                // Whoever has written it anew meanwhile keeps it.
+                self.writer.try_write(move |tx| match read_sealed(tx, &key) {
+                    Err(StoreError::Damaged(_)) => tx.delete(Table::Buckets, &key).map(drop),
+                    read => read,
+                });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Cancelled when the database turns out to be broken, or is abandoned. It cannot be repaired while it is open: the
@@ -387,16 +412,9 @@ impl ReadOnlyStore {
     }
 }
 
-/// Nothing for a record that is damaged: the others of its bucket are worth something without it.
-fn whole<T>(bucket: Bucket, record: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match record {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::Damaged(reason)) => {
-            tracing::error!(?bucket, reason, "a stored record is damaged and is left out");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
+/// Whether the record of a bucket can be read.
+fn read_sealed(tx: &Tx<'_>, key: &[u8]) -> Result<(), StoreError> {
+    tx.get(Table::Buckets, key)?.map_or(Ok(()), |sealed| tx.sealer().open(key, sealed).map(drop))
 }
 
 /// Under which key of [`Table::Buckets`] a bucket's is.

@@ -16,9 +16,11 @@ mod again;
 mod client_tls;
 mod pool;
 mod probe;
+mod servers;
 mod silence;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,6 +119,17 @@ impl Upstream {
         Ok((Self { pool, link: link.clone(), traffic: Traffic::Requests, shares }, link))
     }
 
+    /// The cluster has named these API servers beside those of the configuration. They are asked when none of those
+    /// answers.
+    pub(crate) fn found(&self, servers: &[SocketAddr]) {
+        self.pool.servers().set_found(servers);
+    }
+
+    /// `host:port` of every API server that is known, those of the configuration first.
+    pub(crate) fn servers(&self) -> Vec<String> {
+        self.pool.servers().names()
+    }
+
     /// A place among the requests of an identity; nothing is counted for kubelet, which comes with the node's
     /// certificate.
     ///
@@ -142,6 +155,11 @@ impl Upstream {
         let busy =
             |_| UpstreamError::Busy(format!("{FORWARDED_OF_ONE} requests of {identity} are under way"));
         share.try_acquire_owned().map(Some).map_err(busy)
+    }
+
+    /// Where its connections lead, as far as that is known.
+    pub(crate) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.pool.servers().addresses()
     }
 
     /// The same servers, on the connections of views.

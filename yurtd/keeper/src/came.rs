@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
-use yurt_api::agent::{Course, Moment, Turn};
+use yurt_api::agent::{Believed, Course, Moment, Turn};
+use yurt_api::way_in::WayIn;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,7 +16,11 @@ struct Fields {
     #[serde(default)]
     left: Option<Moment>,
     #[serde(default)]
+    believed: Option<Believed>,
+    #[serde(default)]
     turn: Option<Turn>,
+    #[serde(default)]
+    way_in: Option<WayIn>,
     #[serde(default)]
     environment_until: Option<Moment>,
 }
@@ -28,9 +33,11 @@ struct Fields {
 pub fn read(journal: &Path) -> io::Result<Course> {
     match std::fs::read(journal) {
         Ok(text) => {
-            let Fields { came, left, turn, environment_until } = serde_json::from_slice(&text)?;
+            let Fields { came, left, believed, turn, way_in, environment_until } =
+                serde_json::from_slice(&text)?;
             let environment = environment_until.is_some();
-            Ok(Course { came: came.filter(|_| left.is_none()), turn, environment })
+            let came = came.filter(|_| left.is_none());
+            Ok(Course { came, believed, turn, way_in, environment })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Course::default()),
         Err(error) => Err(error),

@@ -12,7 +12,7 @@
 //! the steps that the journal names. The journal is written first and removed last.
 
 use serde::{Deserialize, Serialize};
-use yurt_api::agent::{Moment, Turn};
+use yurt_api::agent::{Believed, Moment, Turn};
 use yurt_api::names;
 use yurt_api::status::Agents;
 use yurt_api::way_in::WayIn;
@@ -141,10 +141,13 @@ pub(crate) struct Journal {
     /// What ran before kubelet was restarted, until the conversion is verified.
     #[serde(default)]
     pub before: Option<Before>,
-    /// When kubelet was last restarted to come to the hub.
+    /// When kubelet had last been restarted to come to the hub.
     #[serde(default)]
     pub came: Option<Moment>,
-    /// When it was restarted to work without it again.
+    /// By which CA it believes the hub since.
+    #[serde(default)]
+    pub believed: Option<Believed>,
+    /// When it had been restarted to work without it again.
     #[serde(default)]
     pub left: Option<Moment>,
     /// Agents that began before this are due, if not those that began before kubelet came: the hub has another CA since.
@@ -199,6 +202,7 @@ impl Journal {
             applied_kubelet: None,
             before: None,
             came: None,
+            believed: None,
             left: None,
             agents_before: None,
             agents_due: false,

@@ -69,6 +69,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     /// Everything as the steps left it; each part looks before it acts.
     async fn repair(&mut self, journal: &mut Journal) -> Result<(), KeeperError> {
         let release = journal.release.clone();
+        // Sweeps up after a keeper that was killed while it wrote.
         journal.save(&self.host)?;
         // An old release that is in use because the new one did not work cannot be installed again by this program.
         let installed = self.install(&release);
@@ -112,7 +113,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                     journal.rejected = Some(new.clone());
                 }
                 journal.save(&self.host)?;
-                journal.save(&self.host)?;
+                // By the program that knows the table: the one that is put back may be of before.
+                if let Err(error) = self.release_address().await {
+                    tracing::warn!(%error, "the table of the release that goes may stay");
+                }
                 self.host.link(names::CURRENT_LINK, old.folder().as_ref())?;
                 // The old one may not read all that the new one does.
                 if let Err(error) = self.configure(journal).await {

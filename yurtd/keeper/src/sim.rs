@@ -90,8 +90,14 @@ pub(crate) struct World {
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
     pub cut_at_first_agent: bool,
-    /// The hub's address is on `lo`, and the table leads there.
+    /// The hub's address is on `lo`.
     pub address_held: bool,
+    /// The table leads there.
+    pub table_held: bool,
+    /// How the process fares that holds both.
+    pub holder: Holder,
+    /// The container that kubelet starts anew as the last thing that it does.
+    pub late: Option<String>,
     /// The hub leads pods by their environment whatever it is told.
     pub kernel_knows_no_tables: bool,
     /// How pods were led to the hub at each of these moments, if somebody asks for it.
@@ -107,6 +113,17 @@ pub(crate) struct World {
     pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
     pub reports: Vec<ConversionStatus>,
     pub kubelet_version: String,
+}
+
+/// The process that holds address and table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Holder {
+    #[default]
+    Well,
+    /// It puts the table there and is killed.
+    Dies,
+    /// The same, and systemd gives up.
+    DiesWithItsUnit,
 }
 
 pub(crate) type Shared = Rc<RefCell<World>>;
@@ -223,6 +240,9 @@ impl World {
             delete_ended_agents: false,
             cut_at_first_agent: false,
             address_held: false,
+            table_held: false,
+            holder: Holder::default(),
+            late: None,
             kernel_knows_no_tables: false,
             way_in_when_an_agent_ends: None,
             ended: Vec::new(),
@@ -261,6 +281,9 @@ impl World {
     }
 
     fn start_kubelet(&mut self) {
+        if let Some(id) = self.late.take() {
+            self.start_anew(&id);
+        }
         // It takes a while, so that what it starts begins later than what ran before.
         pass_time(5);
         self.kubelet_pid += 1;
@@ -297,6 +320,7 @@ impl World {
             self.agents.iter().flat_map(|agent| &agent.containers).map(|it| it.id.clone()).collect();
         self.active.clear();
         self.address_held = false;
+        self.table_held = false;
         self.loaded.clear();
         self.hub_program = None;
         self.reload();
@@ -381,6 +405,24 @@ impl World {
             && self.hub_program != self.broken_program
     }
 
+    /// The unit that holds address and table is stopped.
+    fn stop_address(&mut self) {
+        if self.holder == Holder::Well {
+            self.table_held = false;
+        }
+        // `ExecStopPost=`
+        self.remove_address("/opt/yurt/current/yurtd");
+    }
+
+    /// `address remove`; whether there is such a program.
+    fn remove_address(&mut self, program: &str) -> bool {
+        let Some(program) = self.program(program) else { return false };
+        self.address_held = false;
+        // One of before knows no table.
+        self.table_held &= program.starts_with(b"old");
+        true
+    }
+
     /// What is in a program's file on the node.
     fn program(&self, path: &str) -> Option<Vec<u8>> {
         let path = path.strip_prefix("/opt/yurt/")?;
@@ -422,6 +464,13 @@ impl World {
                 return Err(SystemdError::Simulated(format!("{unit} failed to start: exit status 2")));
             }
             self.address_held = true;
+            if !old {
+                self.table_held = true;
+                if self.holder == Holder::DiesWithItsUnit {
+                    self.active.remove(unit);
+                    return Ok(());
+                }
+            }
         }
         if unit == units::SERVICE.name {
             let program = self.program("/opt/yurt/current/yurtd");

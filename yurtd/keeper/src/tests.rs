@@ -155,7 +155,8 @@ impl Node {
             .collect();
         assert!(differing.is_empty(), "{differing:#?}");
         let world = self.world.borrow();
-        assert!(!world.kubelet_uses_hub() && world.kubelet_works() && !world.address_held);
+        assert!(!world.kubelet_uses_hub() && world.kubelet_works());
+        assert!(!world.address_held && !world.table_held);
         assert_eq!(world.agents_left_behind(), [""; 0]);
         for unit in units::ALL {
             assert!(!world.is_active(unit.name), "{}", unit.name);

@@ -16,6 +16,7 @@ pub mod link;
 pub mod nft;
 pub mod pki;
 pub mod random;
+pub mod stamp;
 pub mod supervise;
 pub mod token;
 pub mod verify;

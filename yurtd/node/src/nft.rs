@@ -19,8 +19,14 @@ mod table;
 
 use std::io;
 
+use rustix::io::Errno;
+
 pub use self::held::Held;
 pub use self::table::{Action, Chain, Family, Hook, Match, Rule, Set, Table};
+
+/// Something is short, or somebody was quicker.
+const PASSING: [Errno; 7] =
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::INTR, Errno::AGAIN, Errno::BUSY];
 
 /// Why the kernel has not what it should, or does not say what it has.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +43,18 @@ pub enum NftError {
     /// The rules were changed while they were read.
     #[error("the rules were changed while they were read")]
     Changed,
+}
+
+impl NftError {
+    /// Whether it says nothing of what the kernel can do: the next try may go another way.
+    pub fn is_passing(&self) -> bool {
+        let error = match self {
+            Self::Changed | Self::Answer => return true,
+            Self::Socket(error) | Self::Refused(error) => error,
+        };
+        let code = error.raw_os_error().map(Errno::from_raw_os_error);
+        code.is_some_and(|code| PASSING.contains(&code))
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -93,6 +94,18 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         self.tracker.spawn(task);
+    }
+
+    /// The same for one that is most likely done at once: a task of its own, which wakes another thread, it becomes only
+    /// if it has to wait.
+    pub fn at_once<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut task = Box::pin(task);
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.tracker.spawn(task);
+        }
     }
 
     /// The first part that ended without having been asked.
@@ -187,6 +200,24 @@ mod tests {
         assert_eq!(tasks.until_stopped().await, Ok(()));
         assert_eq!(tasks.finish(Duration::from_secs(5)).await, 0);
         assert!(tasks.first.get().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_done_at_once_is_no_task_and_what_waits_is() {
+        let tasks = Tasks::new(CancellationToken::new());
+        let (done, finished) = tokio::sync::oneshot::channel();
+        tasks.at_once(async move { done.send(()).unwrap() });
+        assert_eq!(tasks.tracker.len(), 0);
+        finished.await.unwrap();
+        let (go, going) = tokio::sync::oneshot::channel::<()>();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        tasks.at_once(async move {
+            going.await.unwrap();
+            done.send(()).unwrap();
+        });
+        assert_eq!(tasks.tracker.len(), 1);
+        go.send(()).unwrap();
+        finished.await.unwrap();
     }
 
     #[tokio::test]

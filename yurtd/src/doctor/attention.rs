@@ -39,6 +39,7 @@ pub(super) fn attention(report: &Report) -> Vec<Attention> {
         all.push(item(format!("the node does not have {addresses}, at which pods look for the hub"), advice));
     }
     way_in(hub, &mut all);
+    own_address(hub, &mut all);
     all.extend(certificate(&hub.certificate));
     store(hub, &mut all);
     waiting(hub, &mut all);
@@ -89,6 +90,17 @@ fn way_in(hub: &Hub, all: &mut Vec<Attention>) {
             format!("whatever uses the host's network talks past the hub at the Service's address, because of {named}{more}, \
                 which began before the conversion"),
             "while there is a link, restart it: delete the pod, or what began it",
+        ));
+    }
+}
+
+/// The rest of it.
+fn own_address(hub: &Hub, all: &mut Vec<Attention>) {
+    if hub.host_would_loop {
+        all.push(item(
+            "whatever uses the host's network talks past the hub: kubelet's own kubeconfig names the Service's address as \
+                the API server's",
+            "name the API server's own address there, or convert with `--way-in environment`",
         ));
     }
 }
@@ -223,7 +235,7 @@ mod tests {
 
     fn well() -> Hub {
         Hub {
-            link: Link { state: LinkState::Online, for_seconds: 1000 },
+            link: Link { state: LinkState::Online, for_seconds: 1000, servers: Vec::new() },
             certificate: Certificate {
                 present: true,
                 ends_in_seconds: Some(90 * 86_400),
@@ -279,12 +291,17 @@ mod tests {
     fn every_trouble_is_named_with_what_to_do() {
         /// What is made wrong, and what is said of it.
         type Row = (fn(&mut Hub), &'static str, &'static str);
-        let table: [Row; 16] = [
-            (|hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200 }, "for 2 h", "uplink"),
+        let table: [Row; 17] = [
+            (
+                |hub| hub.link = Link { state: LinkState::Offline, for_seconds: 7200, servers: Vec::new() },
+                "for 2 h",
+                "uplink",
+            ),
             (|hub| hub.link = Link::default(), "not known yet", "ask again"),
             (|hub| hub.missing_addresses = vec!["169.254.2.1".into()], "169.254.2.1", "yurt-address"),
             (|hub| hub.way_in_missing = Some("no nf_tables".into()), "no nf_tables", "yurt-address"),
             (|hub| hub.host_held_up_by = vec!["shop/exporter".into()], "shop/exporter", "restart it"),
+            (|hub| hub.host_would_loop = true, "kubelet's own kubeconfig", "--way-in environment"),
             (|hub| hub.certificate.present = false, "no serving certificate", "journalctl"),
             (|hub| hub.certificate.error = Some("EROFS".into()), "EROFS", "/var/lib/yurt"),
             (|hub| hub.certificate.ends_in_seconds = Some(60), "ends in 1 min", "clock"),

@@ -55,6 +55,9 @@ fn summary(hub: &Hub, tunnel: &[TunnelSession]) -> Vec<Vec<String>> {
     };
     let mut rows =
         vec![row(["time", &hub.time]), row(["link", &format!("{state} for {}", span(hub.link.for_seconds))])];
+    if !hub.link.servers.is_empty() {
+        rows.push(row(["API servers", &hub.link.servers.join(", ")]));
+    }
     if tunnel.is_empty() {
         rows.push(row(["tunnel", "none is configured"]));
     }
@@ -192,7 +195,11 @@ mod tests {
         Hub {
             node: "edge-1".into(),
             time: "2026-11-28T01:00:00Z".into(),
-            link: Link { state: LinkState::Offline, for_seconds: 7260 },
+            link: Link {
+                state: LinkState::Offline,
+                for_seconds: 7260,
+                servers: vec!["10.80.0.2:6443".into(), "10.80.0.3:6443".into()],
+            },
             certificate: Certificate {
                 present: true,
                 ends: Some("2027-11-28T01:00:00Z".into()),
@@ -258,6 +265,7 @@ edge-1: 1 thing needs attention
 
   time         2026-11-28T01:00:00Z
   link         offline for 2 h 1 min
+  API servers  10.80.0.2:6443, 10.80.0.3:6443
   tunnel       cloud:10262 connected for 5 s
   way in       at the address of Service default/kubernetes, by table inet yurt-edge
   certificate  good until 2027-11-28T01:00:00Z (365 d)

@@ -26,7 +26,14 @@ pub(super) async fn start(
     tls: bool,
     stop: CancellationToken,
 ) -> SocketAddr {
-    let tls = tls.then(|| crate::tls::acceptor(&ca.server("127.0.0.1"), ca, true, &["h2", "http/1.1"]));
+    let tls = tls.then(|| {
+        crate::tls::acceptor(
+            &ca.serving("127.0.0.1", &["127.0.0.1", "kubernetes.default.svc"]),
+            ca,
+            true,
+            &["h2", "http/1.1"],
+        )
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(accept(listener, tls, Arc::clone(shared), stop));

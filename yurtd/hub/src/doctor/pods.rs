@@ -138,7 +138,7 @@ mod tests {
         change(&mut pod);
         let came = Moment { boot_id: Some("1-a".into()), second: 100 };
         let known = Known {
-            since: Since { came: Some(&came), ca: None, boot: Some("1a") },
+            since: Since { came: Some(&came), believed: None, boot: Some("1a") },
             host_kept: true,
             stored: &|need| if need.name == "settings" { stored } else { Stored::Yes },
             token: &|request| {
@@ -173,7 +173,7 @@ mod tests {
             Way::Own
         );
         let known = Known {
-            since: Since { came: None, ca: None, boot: None },
+            since: Since { came: None, believed: None, boot: None },
             host_kept: false,
             stored: &|_| Stored::Yes,
             token: &|_| None,

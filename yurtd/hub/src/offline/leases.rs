@@ -13,31 +13,29 @@
 //!   reads it and finds out who leads.
 //!
 //! client-go reads the Lease and writes it whole, in JSON or protobuf (`tools/leaderelection`), so what was sent is what is
-//! answered. A patch is applied if it changes the `spec` alone.
+//! answered. Others patch it, or apply it (`application/apply-patch+yaml`, in JSON as clients send it): that is done to the
+//! Lease in the encoding in which it is known ([`patched`]), if it changes the `spec` alone.
+
+mod lease;
+mod patched;
+mod protobuf;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::Instant;
-use yurt_api::names::ANNOTATION_OFFLINE_LEASE;
 
 use super::answer::Answer;
-use super::patch::{self, PatchError, PatchType};
-use super::token_request::is_protobuf;
+use super::patch::{PatchError, PatchType};
 use crate::caller::Identity;
-use crate::wire::{WireError, parse_resource_version, proto};
+use lease::Lease;
 
 /// Leases that are known; the one that was heard of longest ago goes first.
 const MAX_LEASES: usize = 64;
 /// Bound of one. They have some hundred bytes.
 pub(crate) const MAX_LEASE: usize = 16 << 10;
-
-const KIND: &str = "Lease";
 
 /// Why a renewal is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -53,131 +51,23 @@ pub(crate) enum LeaseError {
     Patch(#[from] PatchError),
 }
 
-/// What decides about a Lease.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Lease {
-    namespace: String,
-    name: String,
-    uid: String,
-    version: u64,
-    opted: bool,
-    /// Empty when nobody holds it.
-    holder: String,
-    lasts: Duration,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Document {
-    kind: String,
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Metadata {
-    namespace: String,
-    name: String,
-    uid: String,
-    resource_version: String,
-    annotations: Option<HashMap<String, String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Spec {
-    holder_identity: Option<String>,
-    lease_duration_seconds: Option<u64>,
-}
-
-impl Lease {
-    /// Reads a Lease; `None` when it is none.
-    fn of(content_type: &str, body: &Bytes) -> Option<Self> {
-        if body.len() > MAX_LEASE {
-            return None;
-        }
-        let lease = if is_protobuf(content_type) {
-            Self::of_protobuf(body).ok()?
-        } else {
-            let Document { kind, metadata, spec } = serde_json::from_slice(body).ok()?;
-            if kind != KIND {
-                return None;
-            }
-            Self {
-                namespace: metadata.namespace,
-                name: metadata.name,
-                uid: metadata.uid,
-                version: parse_resource_version(&metadata.resource_version).unwrap_or(0),
-                opted: metadata.annotations.is_some_and(|annotations| {
-                    annotations.get(ANNOTATION_OFFLINE_LEASE).is_some_and(|value| value == "true")
-                }),
-                holder: spec.holder_identity.unwrap_or_default(),
-                lasts: Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0)),
-            }
-        };
-        let whole = !lease.name.is_empty() && !lease.uid.is_empty() && lease.version != 0;
-        whole.then_some(lease)
-    }
-
-    /// Lease{metadata 1, spec 2}, ObjectMeta{name 1, namespace 3, uid 5, resourceVersion 6, annotations 12},
-    /// LeaseSpec{holderIdentity 1, leaseDurationSeconds 2}
-    fn of_protobuf(body: &Bytes) -> Result<Self, WireError> {
-        let (kind, raw) = proto::open_envelope(body)?;
-        if kind.kind != KIND {
-            return Err(WireError::malformed(KIND, "it is something else"));
-        }
-        let meta = proto::object_meta(&raw)?;
-        let mut lease = Self {
-            namespace: meta.namespace,
-            name: meta.name,
-            uid: meta.uid,
-            version: meta.resource_version,
-            ..Self::default()
-        };
-        for field in proto::fields(KIND, &raw) {
-            match field? {
-                (1, proto::Value::Bytes(raw)) => lease.opted |= is_opted(raw)?,
-                (2, proto::Value::Bytes(raw)) => {
-                    for field in proto::fields(KIND, raw) {
-                        match field? {
-                            (1, proto::Value::Bytes(holder)) => {
-                                lease.holder = proto::text(KIND, holder)?.to_owned()
-                            }
-                            (2, proto::Value::Number(seconds)) => lease.lasts = Duration::from_secs(seconds),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(lease)
-    }
-
-    fn key(&self) -> Key {
-        (self.namespace.clone(), self.name.clone())
-    }
-}
-
-/// Whether the metadata have the annotation.
-fn is_opted(metadata: &[u8]) -> Result<bool, WireError> {
-    let mut opted = false;
-    for field in proto::fields(KIND, metadata) {
-        let (12, proto::Value::Bytes(entry)) = field? else { continue };
-        let (mut key, mut value) = (&b""[..], &b""[..]);
-        for field in proto::fields(KIND, entry) {
-            match field? {
-                (1, proto::Value::Bytes(raw)) => key = raw,
-                (2, proto::Value::Bytes(raw)) => value = raw,
-                _ => {}
-            }
-        }
-        if key == ANNOTATION_OFFLINE_LEASE.as_bytes() {
-            opted = value == b"true";
-        }
-    }
-    Ok(opted)
+/// How a Lease is renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renewal<'r> {
+    /// PUT: the whole Lease.
+    Whole {
+        /// In which encoding.
+        content_type: &'r str,
+    },
+    /// PATCH.
+    Patch(PatchType),
+    /// PATCH with an applied configuration.
+    Apply {
+        /// `fieldManager`
+        manager: &'r str,
+        /// Whether it takes what others have applied.
+        force: bool,
+    },
 }
 
 /// Namespace and name.
@@ -258,7 +148,7 @@ impl OfflineLeases {
         (known.writer.as_ref() == Some(identity)).then(|| known.answer.clone())
     }
 
-    /// A renewal without the API server: PUT of a whole Lease, or a patch of one.
+    /// A renewal without the API server, answered in an encoding that is `accepted`.
     ///
     /// # Errors
     ///
@@ -267,8 +157,9 @@ impl OfflineLeases {
         &self,
         identity: &Identity,
         (namespace, name): (&str, &str),
-        content_type: &str,
+        renewal: Renewal<'_>,
         body: &Bytes,
+        accepted: impl FnOnce(&str) -> bool,
     ) -> Result<Answer, LeaseError> {
         const ELSEWHERE: LeaseError =
             LeaseError::NotHere("it is not known to be held on this node, with this annotation");
@@ -277,10 +168,14 @@ impl OfflineLeases {
         if known.writer.as_ref() != Some(identity) {
             return Err(ELSEWHERE);
         }
-        let answer = match PatchType::from_content_type(content_type) {
-            None => Answer::new(StatusCode::OK, content_type, body.clone()),
-            Some(patch) => patched(&known.answer, patch, body)?,
+        let answer = match renewal {
+            Renewal::Whole { content_type } => Answer::new(StatusCode::OK, content_type, body.clone()),
+            Renewal::Patch(patch) => patched::patched(&known.answer, patch, body)?,
+            Renewal::Apply { manager, force } => patched::applied(&known.answer, manager, force, body)?,
         };
+        if !accepted(&answer.content_type) {
+            return Err(LeaseError::NotHere("the client does not take the encoding in which it is known"));
+        }
         let sent = Lease::of(&answer.content_type, &answer.body)
             .ok_or(LeaseError::NotHere("what was sent is no Lease with uid and resourceVersion"))?;
         if !sent.opted || sent.key() != known.lease.key() || sent.uid != known.lease.uid {
@@ -307,27 +202,18 @@ pub(crate) fn fuzz(content_type: &str, body: &Bytes) {
     leases.seen(&me, true, Answer::new(StatusCode::OK, content_type, body.clone()));
     let key = (&*lease.namespace, &*lease.name);
     assert_eq!(leases.may_renew(&me, key.0, key.1), lease.opted);
-    let renewed = leases.renew(&me, key, content_type, body);
+    let whole = Renewal::Whole { content_type };
+    let renewed = leases.renew(&me, key, whole, body, |_| true);
     assert_eq!(renewed.is_ok(), lease.opted);
-    let _ = leases.renew(&me, key, "application/merge-patch+json", body);
-    assert!(leases.renew(&Identity::new("other"), key, content_type, body).is_err());
-}
-
-/// The Lease with another `spec`.
-fn patched(known: &Answer, patch: PatchType, body: &Bytes) -> Result<Answer, LeaseError> {
-    if is_protobuf(&known.content_type) {
-        return Err(LeaseError::NotHere("it is known in protobuf, to which no patch applies"));
+    for renewal in [Renewal::Patch(PatchType::Merge), Renewal::Apply { manager: "me", force: true }] {
+        let _ = leases.renew(&me, key, renewal, body, |_| true);
+        let spec =
+            Bytes::from_static(br#"{"kind":"Lease","spec":{"renewTime":"2026-01-01T00:00:15.000001Z"}}"#);
+        if let Ok(renewed) = leases.renew(&me, key, renewal, &spec, |_| true) {
+            assert!(Lease::of(&renewed.content_type, &renewed.body).is_some_and(|renewed| renewed == lease));
+        }
     }
-    let lease: Value = serde_json::from_slice(&known.body).map_err(PatchError::Json)?;
-    let changed = patch::apply_as_merge(&lease, patch, body)?;
-    let beside_spec = |mut lease: Value| {
-        lease.as_object_mut().and_then(|lease| lease.remove("spec"));
-        lease
-    };
-    if beside_spec(changed.clone()) != beside_spec(lease) {
-        return Err(LeaseError::NotHere("only its spec can be patched"));
-    }
-    Ok(Answer::new(StatusCode::OK, &known.content_type, Bytes::from(changed.to_string())))
+    assert!(leases.renew(&Identity::new("other"), key, whole, body, |_| true).is_err());
 }
 
 #[cfg(test)]

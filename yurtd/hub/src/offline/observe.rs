@@ -1,16 +1,17 @@
 //! While the link is up: what of the answers that pass through is kept for the time without one.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
+use super::object::key;
 use super::remember::{Keep, Key, Owner};
 use super::row::Row;
 use super::{
-    Answer, IGNORED_PARAMETERS, Offline, discovery, key, names, parse_token_request, prewarm, token_request,
+    Answer, IGNORED_PARAMETERS, Offline, discovery, names, parse_token_request, prewarm, token_request,
 };
 use crate::caller::{Caller, Credential, Identity, Permit, authorise};
 use crate::replica::Views;
@@ -23,7 +24,7 @@ use yurt_node::token::BearerToken;
 /// Bound of answers to TokenRequests and of Leases.
 const MAX_SMALL: usize = 64 << 10;
 
-/// Takes one answer of the API server, whole, after the client has it.
+/// Takes one answer of the API server, whole, when it has passed.
 pub(crate) struct Observer {
     offline: Arc<Offline>,
     tokens: Tokens,
@@ -95,6 +96,15 @@ impl Offline {
             Err(error) => {
                 tracing::warn!(%error, "stored tokens cannot be read; nothing is followed with them")
             }
+        }
+    }
+
+    /// Tells what is remembered who has a pod on the node, when that has changed.
+    fn let_stay(&self) {
+        let mut told = self.told_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pods) = self.views.pods_unless(&told) {
+            self.answers.stay(pods.accounts.iter().map(|account| Owner::Other(account)));
+            *told = Arc::downgrade(&pods);
         }
     }
 
@@ -199,9 +209,7 @@ impl Observer {
         let kept = match self.what {
             What::Answer(key, keep, subject) => {
                 // Whoever has a pod on the node will ask again when it starts.
-                if let Some(accounts) = self.offline.views.accounts() {
-                    self.offline.answers.stay(accounts.iter().map(|account| Owner::Other(account)));
-                }
+                self.offline.let_stay();
                 subject.heard(&self.offline.views, &answer).await;
                 if subject.lease.is_some()
                     && let Some(answer) = answer.clone().decompressed("", MAX_SMALL)

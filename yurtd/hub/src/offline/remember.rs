@@ -209,6 +209,10 @@ impl Remembered {
             }
         };
         let answer = self.store.get(self.bucket, key)?.and_then(|value| Answer::from_bytes(&value));
+        if answer.is_none() {
+            // It is to be written again when it comes again.
+            self.lock().lose(key);
+        }
         Ok(answer.map(|answer| Answer { confirmed: answer.confirmed.or(day), ..answer }))
     }
 

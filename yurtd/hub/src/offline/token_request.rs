@@ -364,7 +364,11 @@ impl Replies {
     ///
     /// When the store cannot be read.
     pub(crate) fn recall(&self, request: &Request) -> Result<Option<Answer>, StoreError> {
-        let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else { return Ok(None) };
+        let Some(value) = self.store.get(Bucket::Tokens, &request.key())? else {
+            // Nobody is to be told that it is there.
+            self.index().remove(&request.key());
+            return Ok(None);
+        };
         let Some((head, answer)) = split(&value) else { return Ok(None) };
         let usable = head.request == *request && !has_expired(head.expires, SystemTime::now());
         Ok(usable.then_some(answer))

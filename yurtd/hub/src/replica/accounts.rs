@@ -8,8 +8,8 @@
 //! What is kept has bounds, an identity's share and that of all of them; the views that were used last come first. What is
 //! beyond is a view like any other: followed while somebody uses it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
@@ -122,9 +122,9 @@ impl Views {
         }
     }
 
-    /// The identities that have a pod on the node, as last known; nothing while that cannot be known.
-    pub(crate) fn accounts(&self) -> Option<HashSet<String>> {
-        self.node_pods().map(|pods| pods.accounts.clone())
+    /// The node's pods, as last known, if they are others than `before`; nothing while that cannot be known.
+    pub(crate) fn pods_unless(&self, before: &Weak<NodePods>) -> Option<Arc<NodePods>> {
+        self.node_pods().filter(|pods| !std::ptr::eq(Arc::as_ptr(pods), before.as_ptr()))
     }
 }
 

@@ -244,10 +244,13 @@ impl Views {
         name: &str,
         accept: &[Encoding],
     ) -> bool {
-        matches!(
-            self.lookup(permit, resource, namespace, name, accept),
-            Lookup::Found { view, .. } if view.is_followed()
-        )
+        // Most of what is asked for as one object is in none: that is known without a look into the store.
+        let mut views = self.inner.catalogue.showing(permit, resource).into_iter();
+        views.any(|view| view.is_followed())
+            && matches!(
+                self.lookup(permit, resource, namespace, name, accept),
+                Lookup::Found { view, .. } if view.is_followed()
+            )
     }
 
     /// Starts a view ahead of need, and keeps it up to date for two hours although nobody uses it.

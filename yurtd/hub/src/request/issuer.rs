@@ -12,20 +12,14 @@
 //!
 //! Whatever is not of this issuer (webhooks, OpenID Connect, legacy tokens) is none of its business, and where the node
 //! may not read the keys nothing is.
-//!
-//! # Time
-//!
-//! A board without a battery may say 1970. It is certainly not earlier than when the keys were fetched, and not earlier
-//! than when a genuine token was made: that is the time by which such a board judges ends. Its own clock counts where it
-//! is later, and then what is not valid yet is refused, but for [`LEEWAY`].
 
-use std::sync::Arc;
+mod claims;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -33,12 +27,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 use yurt_node::link::LinkState;
 
 use super::jwks::{Keys, Signature};
+pub(crate) use claims::{NotGood, claims_of};
+
 use crate::caller::Identity;
 use crate::clock::{self, DAY};
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
-use crate::store::{Bucket, Store, StoreError};
+use crate::store::{Bucket, Durability, Store, StoreError, Table, Tx, bucket_key};
 use crate::upstream::jitter;
+use claims::Claims;
 
 /// Key in [`Bucket::Misc`].
 const KEY: &[u8] = b"issuer";
@@ -66,8 +63,6 @@ const ASKED_WITHIN: Duration = Duration::from_secs(3);
 const FRESH: Duration = Duration::from_secs(2 * 3600);
 /// Between attempts that fail, doubled up to the second.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// How far clocks may be apart, in seconds; the API server's own bound.
-const LEEWAY: u64 = 60;
 
 /// What is on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,96 +94,6 @@ impl Known {
     }
 }
 
-/// A token's claims, whose signature is nobody's business here (RFC 7519; `pkg/serviceaccount/claims.go`).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Claims {
-    iss: String,
-    sub: String,
-    aud: Audience,
-    exp: Option<u64>,
-    nbf: u64,
-    iat: u64,
-    #[serde(rename = "kubernetes.io")]
-    kubernetes: Option<Bound>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl Default for Audience {
-    fn default() -> Self {
-        Self::Many(Vec::new())
-    }
-}
-
-impl Audience {
-    fn all(&self) -> &[String] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::Many(many) => many,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Bound {
-    namespace: String,
-    serviceaccount: Reference,
-    pod: Option<Reference>,
-    node: Option<Reference>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Reference {
-    name: String,
-    uid: String,
-}
-
-impl Claims {
-    fn of(token: &str) -> Option<Self> {
-        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-        serde_json::from_slice(&payload).ok()
-    }
-}
-
-/// Whether claims can be read out of it: for fuzzing.
-pub(crate) fn claims_of(token: &str) -> bool {
-    Claims::of(token).is_some()
-}
-
-/// Why a token that nobody has seen is not good without the API server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotGood {
-    /// Its signature is none of the issuer's.
-    #[error("it is not signed by the cluster")]
-    Forged,
-    /// It is for somebody else.
-    #[error("it is not for the API server")]
-    Audience,
-    /// It has ended, or has no end.
-    #[error("it has expired")]
-    Expired,
-    /// Its time has not come.
-    #[error("it is not valid yet")]
-    NotYet,
-    /// It is of no ServiceAccount, or for no pod: nobody here can know whether it was revoked.
-    #[error("it is bound to no pod")]
-    Unbound,
-    /// It is another node's.
-    #[error("it is of a pod that is not on this node")]
-    Elsewhere,
-    /// The node's pods are not known.
-    #[error("which pods this node has is not known")]
-    PodsUnknown,
-}
-
 /// What is known of a token without asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -198,6 +103,17 @@ pub(crate) enum Look {
     Forged,
     /// Newer keys may know it.
     Ask,
+}
+
+/// What the issuer has to do with a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It has made it.
+    Genuine,
+    /// That will be known with the keys, or with newer ones.
+    NotKnownYet,
+    /// Nothing: it is somebody else's, forged, or signed with a key that cannot be used here.
+    Foreign,
 }
 
 /// The issuer. Cheap to clone.
@@ -212,6 +128,10 @@ struct Inner {
     link: Link,
     node_name: String,
     known: ArcSwapOption<Known>,
+    /// Held while that is replaced.
+    changing: Mutex<()>,
+    /// What is on the disk.
+    written: ArcSwapOption<Record>,
     demand: Notify,
     /// Counts answers to demands.
     rounds: watch::Sender<u64>,
@@ -232,7 +152,9 @@ impl Issuer {
             client,
             link,
             node_name: node_name.to_owned(),
+            written: ArcSwapOption::from(known.as_ref().map(|known| Arc::new(known.record.clone()))),
             known: ArcSwapOption::from(known.map(Arc::new)),
+            changing: Mutex::default(),
             demand: Notify::new(),
             rounds: watch::Sender::new(0),
             forged: AtomicU64::new(0),
@@ -277,9 +199,21 @@ impl Issuer {
         self.look(token)
     }
 
-    /// Whether the issuer has made it.
-    pub(crate) fn is_genuine(&self, token: &str) -> bool {
-        self.judge(token).is_some_and(|(.., signature)| signature == Signature::Genuine)
+    /// Whether it is one of those that [`Self::admit`] may let in, now or once newer keys are known.
+    pub(crate) fn standing(&self, token: &str) -> Standing {
+        let is_pods = || Claims::of(token).is_some_and(|claims| claims.is_pods());
+        match self.judge(token) {
+            Some((.., Signature::Genuine)) => Standing::Genuine,
+            Some((.., Signature::UnknownKey)) if is_pods() => Standing::NotKnownYet,
+            None if self.inner.known.load().is_none() && is_pods() => Standing::NotKnownYet,
+            _ => Standing::Foreign,
+        }
+    }
+
+    /// Waits until the keys were asked for once more.
+    pub(crate) async fn asked_again(&self) {
+        // The sender is ours: this does not fail.
+        let _ = self.inner.rounds.subscribe().changed().await;
     }
 
     /// Whose the token is, if that can be known without the API server. `has_pod` says whether the node has the pod of
@@ -307,17 +241,19 @@ impl Issuer {
 
     /// The API server takes tokens for these audiences.
     pub(crate) async fn learn<'a>(&self, audiences: impl IntoIterator<Item = &'a str>) {
-        let Some(known) = self.inner.known.load_full() else { return };
-        let mut record = known.record.clone();
-        for audience in audiences {
-            let new = !audience.is_empty() && record.audiences.iter().all(|known| known != audience);
-            if new && record.audiences.len() < MAX_AUDIENCES {
-                record.audiences.push(audience.to_owned());
+        let audiences: Vec<&str> = audiences.into_iter().filter(|audience| !audience.is_empty()).collect();
+        self.change(|known| {
+            let known = known?;
+            let mut record = known.record.clone();
+            for audience in audiences {
+                let new = record.audiences.iter().all(|known| known != audience);
+                if new && record.audiences.len() < MAX_AUDIENCES {
+                    record.audiences.push(audience.to_owned());
+                }
             }
-        }
-        if record.audiences != known.record.audiences {
-            self.keep(record, known.confirmed).await;
-        }
+            (record.audiences != known.record.audiences).then_some((record, known.confirmed))
+        })
+        .await;
     }
 
     /// The same, of a token that the API server has made for itself.
@@ -327,31 +263,47 @@ impl Issuer {
         }
     }
 
-    /// Takes over what is known now; on the disk, if that says anything new.
-    async fn keep(&self, record: Record, confirmed: Option<Instant>) {
-        let before = self.inner.known.load_full();
-        let known = match Known::of(record, confirmed) {
-            Ok(known) => Arc::new(known),
-            Err(error) => {
-                tracing::warn!(error, "the cluster's keys cannot be used");
-                return;
+    /// Changes what is known; on the disk, if that says anything new. One after the other: what was fetched meanwhile must
+    /// not be lost to somebody who has learnt an audience, nor the other way round.
+    async fn change(&self, change: impl FnOnce(Option<&Known>) -> Option<(Record, Option<Instant>)>) {
+        {
+            let _one_at_a_time = self.inner.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.inner.known.load_full();
+            let Some((record, confirmed)) = change(known.as_deref()) else { return };
+            match Known::of(record, confirmed) {
+                Ok(known) => self.inner.known.store(Some(Arc::new(known))),
+                Err(error) => {
+                    tracing::warn!(error, "the cluster's keys cannot be used");
+                    return;
+                }
             }
-        };
-        self.inner.known.store(Some(Arc::clone(&known)));
-        let same = |before: &Known| {
-            let seen = before.record.seen.abs_diff(known.record.seen);
-            seen < DAY && Record { seen: known.record.seen, ..before.record.clone() } == known.record
-        };
-        if before.is_some_and(|before| same(&before)) {
-            return;
         }
-        let stored = match serde_json::to_vec(&known.record) {
-            Ok(value) => self.inner.store.put_durable(Bucket::Misc, KEY, &value).await,
-            Err(error) => Err(StoreError::Failed(error.to_string())),
-        };
-        if let Err(error) = stored {
+        if let Err(error) = self.write().await {
             tracing::warn!(%error, "the keys of the cluster's tokens will not be known after a restart");
         }
+    }
+
+    /// Writes what is known when it is this one's turn, which is the newest whoever comes first.
+    async fn write(&self) -> Result<(), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let is_new = |known: &Known| !known.record.is_almost(inner.written.load().as_deref());
+        if !inner.known.load().as_deref().is_some_and(is_new) {
+            return Ok(());
+        }
+        let (store, to_write) = (self.inner.store.clone(), Arc::clone(&inner));
+        let write = move |tx: &mut Tx<'_>| {
+            let Some(known) = to_write.known.load_full() else { return Ok(None) };
+            let value =
+                serde_json::to_vec(&known.record).map_err(|error| StoreError::Failed(error.to_string()))?;
+            let key = bucket_key(Bucket::Misc, KEY);
+            let sealed = tx.sealer().seal(&key, &value)?;
+            tx.put(Table::Buckets, &key, &sealed)?;
+            Ok(Some(known))
+        };
+        let then = move |written: &mut Option<Arc<Known>>| {
+            inner.written.store(written.as_ref().map(|known| Arc::new(known.record.clone())));
+        };
+        store.write_then(Durability::Durable, write, then).await.map(drop)
     }
 
     /// Keeps the keys up to date whenever there is a link.
@@ -405,11 +357,29 @@ impl Issuer {
             return Err(FetchError::Malformed(format!("it has more than {MAX_KEYS_BYTES} bytes")));
         }
         Keys::parse(&keys).map_err(FetchError::Malformed)?;
-        let before = self.inner.known.load_full().filter(|known| known.record.issuer == issuer);
-        let audiences = before.map(|known| known.record.audiences.clone()).unwrap_or_default();
-        let record = Record { issuer: issuer.to_owned(), keys, audiences, seen: clock::now() };
-        self.keep(record, Some(Instant::now())).await;
+        self.fetched(issuer, keys).await;
         Ok(())
+    }
+
+    /// The API server has just given these.
+    async fn fetched(&self, issuer: &str, keys: Value) {
+        self.change(|known| {
+            let same = known.filter(|known| known.record.issuer == issuer);
+            let audiences = same.map(|known| known.record.audiences.clone()).unwrap_or_default();
+            let record = Record { issuer: issuer.to_owned(), keys, audiences, seen: clock::now() };
+            Some((record, Some(Instant::now())))
+        })
+        .await;
+    }
+}
+
+impl Record {
+    /// Whether it says nothing that is not written already, but for the time of this day.
+    fn is_almost(&self, written: Option<&Self>) -> bool {
+        written.is_some_and(|written| {
+            let same = Self { seen: self.seen, ..written.clone() } == *self;
+            same && written.seen.abs_diff(self.seen) < DAY
+        })
     }
 }
 
@@ -421,124 +391,5 @@ enum FetchError {
     Malformed(String),
 }
 
-impl Claims {
-    /// The user that a genuine token stands for.
-    fn is_good(
-        &self,
-        known: &Record,
-        now: u64,
-        node_name: &str,
-        has_pod: impl FnOnce(&str, &str) -> Option<bool>,
-    ) -> Result<String, NotGood> {
-        // Without any other word the API server's audience is the issuer's name (`--api-audiences`).
-        let is_ours = |audience: &String| match &*known.audiences {
-            [] => *audience == known.issuer,
-            audiences => audiences.contains(audience),
-        };
-        if !self.aud.all().iter().any(is_ours) {
-            return Err(NotGood::Audience);
-        }
-        let made = self.nbf.max(self.iat);
-        let time = if now >= known.seen {
-            if made > now.saturating_add(LEEWAY) {
-                return Err(NotGood::NotYet);
-            }
-            now
-        } else {
-            known.seen.max(made)
-        };
-        if self.exp.is_none_or(|exp| exp <= time) {
-            return Err(NotGood::Expired);
-        }
-        let Some(Bound { namespace, serviceaccount, pod: Some(pod), node }) = &self.kubernetes else {
-            return Err(NotGood::Unbound);
-        };
-        let user = format!("system:serviceaccount:{namespace}:{}", serviceaccount.name);
-        if self.sub != user || namespace.is_empty() || serviceaccount.name.is_empty() || pod.uid.is_empty() {
-            return Err(NotGood::Unbound);
-        }
-        if node.as_ref().is_some_and(|node| node.name != node_name) {
-            return Err(NotGood::Elsewhere);
-        }
-        match has_pod(&pod.uid, &user) {
-            Some(true) => Ok(user),
-            Some(false) => Err(NotGood::Elsewhere),
-            None => Err(NotGood::PodsUnknown),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::request::jwks::tests::vectors;
-
-    const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
-    /// When the token of the vectors was made.
-    const MADE: u64 = 2_000_000_000;
-
-    fn known(audiences: &[&str], seen: u64) -> Record {
-        let audiences = audiences.iter().map(|audience| (*audience).to_owned()).collect();
-        Record { issuer: ISSUER.to_owned(), keys: json!({}), audiences, seen }
-    }
-
-    fn claims(change: impl FnOnce(&mut Value)) -> Claims {
-        let (_, tokens) = vectors();
-        let payload = URL_SAFE_NO_PAD.decode(tokens[3].1.split('.').nth(1).unwrap()).unwrap();
-        let mut claims: Value = serde_json::from_slice(&payload).unwrap();
-        change(&mut claims);
-        serde_json::from_value(claims).unwrap()
-    }
-
-    type Change = fn(&mut Value);
-
-    fn here(uid: &str, user: &str) -> Option<bool> {
-        Some(uid == "p-1" && user == "system:serviceaccount:shop:web")
-    }
-
-    #[test]
-    fn a_pods_token_is_good_on_its_node_in_its_time_for_the_api_server() {
-        let now = MADE + 60;
-        let verdict = |change: Change| claims(change).is_good(&known(&[], MADE), now, "edge", here);
-        let user = || Ok("system:serviceaccount:shop:web".to_owned());
-        assert_eq!(verdict(|_| {}), user());
-        assert_eq!(verdict(|claims| claims["aud"] = json!(ISSUER)), user());
-        assert_eq!(verdict(|claims| drop(claims["kubernetes.io"]["node"].take())), user());
-        let table: [(Change, NotGood); 13] = [
-            (|claims| claims["aud"] = json!(["vault"]), NotGood::Audience),
-            (|claims| claims["aud"] = json!([]), NotGood::Audience),
-            (|claims| drop(claims.as_object_mut().unwrap().remove("aud")), NotGood::Audience),
-            (|claims| claims["exp"] = json!(MADE + 60), NotGood::Expired),
-            (|claims| claims["exp"] = json!(null), NotGood::Expired),
-            (|claims| claims["nbf"] = json!(MADE + 121), NotGood::NotYet),
-            (|claims| claims["iat"] = json!(MADE + 121), NotGood::NotYet),
-            (|claims| drop(claims["kubernetes.io"]["pod"].take()), NotGood::Unbound),
-            (|claims| drop(claims["kubernetes.io"].take()), NotGood::Unbound),
-            (|claims| claims["sub"] = json!("system:serviceaccount:shop:admin"), NotGood::Unbound),
-            (|claims| claims["kubernetes.io"]["node"]["name"] = json!("other"), NotGood::Elsewhere),
-            (|claims| claims["kubernetes.io"]["pod"]["uid"] = json!("p-2"), NotGood::Elsewhere),
-            (|claims| claims["kubernetes.io"]["pod"]["uid"] = json!(""), NotGood::Unbound),
-        ];
-        for (number, (change, expected)) in table.into_iter().enumerate() {
-            assert_eq!(verdict(change), Err(expected), "{number}");
-        }
-        let unknown = claims(|_| {}).is_good(&known(&[], MADE), now, "edge", |_, _| None);
-        assert_eq!(unknown, Err(NotGood::PodsUnknown));
-        // What the API server was seen to take counts before what it takes by default.
-        let learnt = known(&["api"], MADE);
-        assert_eq!(claims(|_| {}).is_good(&learnt, now, "edge", here), Err(NotGood::Audience));
-        assert_eq!(claims(|claims| claims["aud"] = json!("api")).is_good(&learnt, now, "edge", here), user());
-    }
-
-    #[test]
-    fn a_board_without_a_clock_knows_that_it_is_not_earlier_than_what_it_has_seen() {
-        let at = |now, seen| claims(|_| {}).is_good(&known(&[], seen), now, "edge", here);
-        assert!(at(0, MADE - 1000).is_ok(), "the token itself shows that its time has come");
-        assert_eq!(at(0, MADE + 4000), Err(NotGood::Expired), "the keys were fetched after its end");
-        assert_eq!(at(MADE + 4000, MADE), Err(NotGood::Expired));
-        assert_eq!(at(MADE - 100, MADE - 1000), Err(NotGood::NotYet), "a clock that may be right");
-        assert!(at(MADE - 30, MADE - 1000).is_ok(), "and is a little behind");
-    }
-}
+mod tests;

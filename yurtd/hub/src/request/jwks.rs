@@ -1,13 +1,14 @@
 //! The keys of the cluster's issuer of ServiceAccount tokens ([RFC 7517](https://www.rfc-editor.org/rfc/rfc7517)), and
 //! what a token's signature is worth by them ([RFC 7515](https://www.rfc-editor.org/rfc/rfc7515)). Pure.
 //!
-//! The algorithms are those that Kubernetes signs with (`pkg/serviceaccount/jwt.go`) as far as `ring` has them: RS256,
-//! RS384, RS512, ES256, ES384. A key decides what its tokens may be signed with, never the token: neither `none` nor an
+//! The algorithms are those that an API server verifies, as far as `ring` has them: RS256, RS384, RS512, PS256, PS384,
+//! PS512, ES256, ES384. It signs with RS256, ES256, ES384 or ES512 itself and takes no other from an external signer
+//! (`pkg/serviceaccount/jwt.go`, `externaljwt/plugin`); what is compiled in may do otherwise. A key decides what its tokens may be signed with, never the token: neither `none` nor an
 //! HMAC is ever right. Of keys that cannot be used here (P-521, RSA of less than 2048 bits) nothing is said.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
+use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -159,10 +160,13 @@ impl Key {
     fn verifies(&self, algorithm: &str, signed: &[u8], made: &[u8]) -> bool {
         match self {
             Self::Rsa { n, e } => {
-                let parameters = match algorithm {
+                let parameters: &RsaParameters = match algorithm {
                     "RS256" => &signature::RSA_PKCS1_2048_8192_SHA256,
                     "RS384" => &signature::RSA_PKCS1_2048_8192_SHA384,
                     "RS512" => &signature::RSA_PKCS1_2048_8192_SHA512,
+                    "PS256" => &signature::RSA_PSS_2048_8192_SHA256,
+                    "PS384" => &signature::RSA_PSS_2048_8192_SHA384,
+                    "PS512" => &signature::RSA_PSS_2048_8192_SHA512,
                     _ => return false,
                 };
                 RsaPublicKeyComponents { n, e }.verify(parameters, signed, made).is_ok()
@@ -196,6 +200,12 @@ pub(crate) mod tests {
         (vectors["jwks"].take(), tokens)
     }
 
+    /// The token of the vectors that is signed so.
+    pub(crate) fn signed_with(algorithm: &str) -> String {
+        let found = vectors().1.into_iter().find(|(name, _)| name == algorithm);
+        found.unwrap().1
+    }
+
     fn with_header(token: &str, header: &Value) -> String {
         let (_, rest) = token.split_once('.').unwrap();
         format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header.to_string()))
@@ -205,7 +215,7 @@ pub(crate) mod tests {
     fn signatures_of_every_kind_of_key_are_verified() {
         let (set, tokens) = vectors();
         let keys = Keys::parse(&set).unwrap();
-        assert_eq!((keys.len(), tokens.len()), (4, 6));
+        assert_eq!((keys.len(), tokens.len()), (5, 9));
         for (name, token) in &tokens {
             // ring has no P-521.
             let expected = if name == "ES512" { Signature::CannotTell } else { Signature::Genuine };
@@ -234,11 +244,12 @@ pub(crate) mod tests {
 
     #[test]
     fn the_key_and_not_the_token_says_what_it_is_signed_with() {
-        let (set, tokens) = vectors();
+        let set = vectors().0;
         let keys = Keys::parse(&set).unwrap();
-        for (key, (name, token)) in [(0, &tokens[3]), (1, &tokens[0])] {
+        for (key, name) in [(0, "RS256"), (1, "ES256"), (4, "PS256")] {
+            let token = &signed_with(name);
             let kid = &set["keys"][key]["kid"];
-            for alg in ["none", "None", "", "HS256", "HS512", "PS256", "EdDSA", "RS256", "ES256"] {
+            for alg in ["none", "None", "", "HS256", "HS512", "PS256", "PS384", "EdDSA", "RS256", "ES256"] {
                 let forged = with_header(token, &json!({"alg": alg, "kid": kid}));
                 // The same header is the same token.
                 if alg != name {
@@ -249,13 +260,13 @@ pub(crate) mod tests {
             }
         }
         let crit = json!({"alg": "RS256", "kid": set["keys"][0]["kid"], "crit": ["b64"]});
-        assert_eq!(keys.verify(&with_header(&tokens[3].1, &crit)), Signature::Forged);
+        assert_eq!(keys.verify(&with_header(&signed_with("RS256"), &crit)), Signature::Forged);
     }
 
     #[test]
     fn a_token_of_another_key_says_nothing_until_the_keys_are_new() {
-        let (mut set, tokens) = vectors();
-        let without_a_name = with_header(&tokens[3].1, &json!({"alg": "RS256"}));
+        let mut set = vectors().0;
+        let without_a_name = with_header(&signed_with("RS256"), &json!({"alg": "RS256"}));
         assert_eq!(
             Keys::parse(&set).unwrap().verify(&without_a_name),
             Signature::CannotTell,
@@ -264,7 +275,7 @@ pub(crate) mod tests {
         let keys = set["keys"].as_array_mut().unwrap();
         keys.retain(|key| key["crv"] == "P-256");
         let keys = Keys::parse(&set).unwrap();
-        assert_eq!(keys.verify(&tokens[3].1), Signature::UnknownKey);
+        assert_eq!(keys.verify(&signed_with("RS256")), Signature::UnknownKey);
         assert_eq!(keys.verify(&without_a_name), Signature::Forged);
     }
 
@@ -274,7 +285,7 @@ pub(crate) mod tests {
         for bad in [json!({}), json!([]), json!({"keys": []}), json!({"keys": many}), Value::Null] {
             assert!(Keys::parse(&bad).is_err(), "{bad}");
         }
-        let (set, tokens) = vectors();
+        let set = vectors().0;
         let kid = set["keys"][0]["kid"].clone();
         for key in [
             json!(7),
@@ -283,7 +294,7 @@ pub(crate) mod tests {
             json!({"kty": "oct", "kid": kid, "k": "AAAA"}),
             json!({"kty": "EC", "kid": kid, "crv": "P-256", "x": "A".repeat(80), "y": "AAAA"}),
         ] {
-            let verdict = Keys::parse(&json!({"keys": [key]})).unwrap().verify(&tokens[3].1);
+            let verdict = Keys::parse(&json!({"keys": [key]})).unwrap().verify(&signed_with("RS256"));
             assert!(matches!(verdict, Signature::CannotTell | Signature::UnknownKey), "{key}");
         }
     }

@@ -3,7 +3,8 @@
 //! A token is known by its SHA-256, with the user name that the API server gave for it. It is learnt in two ways: by
 //! a TokenReview when somebody comes with it, and when the API server's reply to kubelet's TokenRequest passes
 //! through the hub. What is known is on the disk, so that a pod whose token was accepted once is accepted after a
-//! reboot without a link. So is that a genuine token was refused: it was revoked.
+//! reboot without a link. So is that a genuine token was revoked: a refusal that has lasted ([`memory`]). Whoever comes
+//! with it may come once, so the hub itself asks again when it is time.
 //!
 //! What is not known is looked at with the cluster's keys first ([`issuer`](super::issuer)): what was forged is not
 //! reviewed, and without a link a genuine token of a pod of the node is good.
@@ -12,7 +13,8 @@
 //! revoked reads at most that long; requests that are forwarded are judged by the API server anyway. While the link
 //! is down, what was known last counts, until the token's own `exp`.
 
-use std::collections::HashMap;
+mod memory;
+
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,25 +23,29 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use yurt_node::link::LinkState;
 use yurt_node::supervise::Tasks;
 
 use super::AuthError;
-use super::issuer::{Issuer, Look, NotGood};
+use super::issuer::{Issuer, Look, NotGood, Standing};
 use crate::caller::{Identity, jwt};
 use crate::clock::{self, unix_seconds};
 use crate::limits::{self, Reviews};
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::store::{Bucket, Store, StoreError};
+use crate::upstream::jitter;
+use memory::{Hash, Memory, Refusal};
 use yurt_node::token::BearerToken;
 
-/// A known token is reviewed again after this long while the link is up.
-const RECHECK: Duration = Duration::from_secs(120);
-/// A token that was refused is not asked about again for this long.
-const REFUSED: Duration = Duration::from_secs(10);
-
-type Hash = [u8; 32];
+/// Of many that were refused at the same moment not all are asked about at the same moment.
+const SPREAD: Duration = Duration::from_secs(10);
+/// How often the hub asks by itself about a token that was refused, while the API server decides nothing.
+const LOOKS: usize = 10;
+/// How often the keys are asked for until it does not matter any more whether they know a token that was revoked.
+const ROUNDS: usize = 3;
 
 /// What is on the disk about a token, under its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,20 +60,6 @@ struct TokenRecord {
     revoked: bool,
 }
 
-struct Reviewed {
-    record: TokenRecord,
-    /// When the API server last said so in this process' life.
-    checked: Option<Instant>,
-}
-
-#[derive(Default)]
-struct Memory {
-    known: HashMap<Hash, Reviewed>,
-    refused: HashMap<Hash, (Instant, String)>,
-    /// Genuine tokens that were refused, with their `exp`: without a link they are nobody's.
-    revoked: HashMap<Hash, Option<i64>>,
-}
-
 /// Whether the node has the pod of a UID, with a user name; nothing while that is not known.
 pub(crate) type HasPod = Box<dyn Fn(&str, &str) -> Option<bool> + Send + Sync>;
 
@@ -80,6 +72,8 @@ pub(crate) struct Tokens {
 struct Inner {
     memory: Mutex<Memory>,
     reviews: Reviews,
+    /// Tokens that the hub itself asks about again.
+    doubts: Arc<Semaphore>,
     /// Reviews that were asked for.
     asked: AtomicU64,
     issuer: Issuer,
@@ -124,12 +118,7 @@ impl Tokens {
         for (key, value) in stored {
             let record = serde_json::from_slice::<TokenRecord>(&value).ok();
             match (Hash::try_from(key.as_slice()), record) {
-                (Ok(hash), Some(record)) if !expired(record.expires, now) && record.revoked => {
-                    memory.revoked.insert(hash, record.expires);
-                }
-                (Ok(hash), Some(record)) if !expired(record.expires, now) => {
-                    memory.known.insert(hash, Reviewed { record, checked: None });
-                }
+                (Ok(hash), Some(record)) if !expired(record.expires, now) => memory.found(hash, record),
                 _ => forget.push(key),
             }
         }
@@ -138,7 +127,8 @@ impl Tokens {
         }
         let reviews = Reviews::new();
         let (memory, asked) = (Mutex::new(memory), AtomicU64::new(0));
-        let inner = Inner { memory, reviews, asked, issuer, has_pod, store, client, link, tasks };
+        let doubts = Arc::new(Semaphore::new(limits::DOUBTED_TOKENS));
+        let inner = Inner { memory, reviews, doubts, asked, issuer, has_pod, store, client, link, tasks };
         Self { inner: Arc::new(inner) }
     }
 
@@ -225,36 +215,20 @@ impl Tokens {
     }
 
     fn verdict(&self, token: &BearerToken, hash: &Hash) -> Verdict {
-        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        // What is known is not read again: that is most of what deciding costs.
+        let known = lock(&self.inner.memory).ends(hash);
+        let (expires, plausible) = match known {
+            Some(expires) => (expires, true),
+            None => {
+                let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+                (expires, jwt::is_plausible(token.expose()))
+            }
+        };
         if expired(expires, SystemTime::now()) {
             return Verdict::Refuse(AuthError::TokenExpired);
         }
         let online = self.inner.link.is_online();
-        let mut memory = lock(&self.inner.memory);
-        if let Some(known) = memory.known.get_mut(hash) {
-            let identity = Identity::new(&known.record.user);
-            let fresh = known.checked.is_some_and(|checked| checked.elapsed() < RECHECK);
-            if fresh || !online {
-                return Verdict::Accept(identity);
-            }
-            // One recheck at a time: the next one is due after this one.
-            known.checked = Some(Instant::now());
-            return Verdict::AcceptAndRecheck(identity);
-        }
-        match memory.refused.get(hash) {
-            Some((when, reason)) if when.elapsed() < REFUSED => {
-                Verdict::Refuse(AuthError::TokenRefused(reason.clone()))
-            }
-            // What cannot be one of the cluster's is not worth the link.
-            _ if !jwt::is_plausible(token.expose()) => {
-                Verdict::Refuse(AuthError::TokenRefused("it is no JSON Web Token".to_owned()))
-            }
-            _ if online => Verdict::Review,
-            _ if memory.revoked.contains_key(hash) => {
-                Verdict::Refuse(AuthError::TokenRefused("that was its last word".to_owned()))
-            }
-            _ => Verdict::Unknown,
-        }
+        lock(&self.inner.memory).verdict(hash, online, plausible, Instant::now())
     }
 
     async fn review(&self, token: &BearerToken, hash: Hash) -> Result<Identity, AuthError> {
@@ -308,19 +282,11 @@ impl Tokens {
     async fn accept(&self, token: &BearerToken, hash: Hash, user: &str) {
         let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
         let record = TokenRecord { user: user.to_owned(), expires, revoked: false };
-        let (new, evicted) = {
-            let mut memory = lock(&self.inner.memory);
-            let known = Reviewed { record: record.clone(), checked: Some(Instant::now()) };
-            let new = memory.known.insert(hash, known).is_none_or(|before| before.record != record);
-            memory.refused.remove(&hash);
-            let new = memory.revoked.remove(&hash).is_some() || new;
-            let evicted = if memory.known.len() > limits::KNOWN_TOKENS { memory.evict(&hash) } else { None };
-            (new, evicted)
-        };
-        if let Some(evicted) = evicted {
+        let accepted = lock(&self.inner.memory).accept(hash, record.clone(), Instant::now());
+        if let Some(evicted) = accepted.evicted {
             self.forget(evicted).await;
         }
-        if new {
+        if accepted.news {
             let stored = self.write(&hash, &record).await;
             if let Err(error) = stored {
                 tracing::warn!(%error, user, "a token will not be known after a restart without a link");
@@ -330,41 +296,91 @@ impl Tokens {
 
     async fn refuse(&self, token: &BearerToken, hash: Hash, reason: String) {
         // Without a link the cluster's keys would let it in again.
-        let claims = jwt::claims(token.expose()).filter(|_| self.inner.issuer.is_genuine(token.expose()));
-        let (known, new, evicted) = {
-            let mut memory = lock(&self.inner.memory);
-            memory.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
-            if memory.refused.len() < limits::REFUSED_TOKENS {
-                memory.refused.insert(hash, (Instant::now(), reason));
-            }
-            let (mut new, mut evicted) = (false, None);
-            if let Some(claims) = &claims {
-                new = memory.revoked.insert(hash, claims.exp).is_none();
-                if memory.revoked.len() > limits::REFUSED_TOKENS {
-                    evicted = memory.evict_revoked(&hash);
+        let admissible = self.inner.issuer.standing(token.expose()) != Standing::Foreign;
+        let expires = jwt::claims(token.expose()).and_then(|claims| claims.exp);
+        let refusal = lock(&self.inner.memory).refuse(hash, reason, admissible, expires, Instant::now());
+        match refusal {
+            Refusal::Passing | Refusal::Again => {}
+            Refusal::First => self.look_again(token, hash),
+            Refusal::Revoked { known, news, evicted } => {
+                if let Some(evicted) = evicted {
+                    self.forget(evicted).await;
+                }
+                if let Some(user) = &known {
+                    tracing::info!(user, "the API server no longer accepts a token");
+                    self.forget(hash).await;
+                }
+                // Whoever comes again and again with it is no reason to write that again.
+                if news || known.is_some() {
+                    self.keep_revoked(token, hash).await;
                 }
             }
-            (memory.known.remove(&hash), new, evicted)
-        };
-        if let Some(known) = &known {
-            tracing::info!(user = known.record.user, "the API server no longer accepts a token");
         }
-        if let Some(evicted) = evicted {
-            self.forget(evicted).await;
-        }
-        let Some(claims) = claims else {
-            if known.is_some() {
-                self.forget(hash).await;
+    }
+
+    /// Has the token of a first refusal reviewed again when it is time, whether anybody comes with it or not.
+    fn look_again(&self, token: &BearerToken, hash: Hash) {
+        let Ok(place) = Arc::clone(&self.inner.doubts).try_acquire_owned() else { return };
+        let (this, token) = (self.clone(), token.clone());
+        let stop = self.inner.tasks.stop().clone();
+        self.inner.tasks.passing(async move {
+            let _place = place;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = this.settle(&token, hash) => {}
             }
-            return;
-        };
-        // Whoever comes again and again with it is no reason to write that again.
-        if !new && known.is_none() {
-            return;
+        });
+    }
+
+    async fn settle(&self, token: &BearerToken, hash: Hash) {
+        let mut link = self.inner.link.subscribe();
+        for _ in 0..LOOKS {
+            tokio::time::sleep(memory::LASTS + SPREAD.mul_f64(jitter())).await;
+            if link.wait_for(|state| *state == LinkState::Online).await.is_err()
+                || !lock(&self.inner.memory).is_doubted(&hash)
+            {
+                return;
+            }
+            // The outcome is in the memory.
+            let _ = self.review(token, hash).await;
         }
+    }
+
+    /// Writes that a token was revoked, if the cluster's keys would let it in; that may not be known yet.
+    async fn keep_revoked(&self, token: &BearerToken, hash: Hash) {
+        match self.inner.issuer.standing(token.expose()) {
+            Standing::Genuine => self.write_revoked(token, hash).await,
+            Standing::Foreign => lock(&self.inner.memory).forget_revoked(&hash),
+            Standing::NotKnownYet => {
+                let Ok(place) = Arc::clone(&self.inner.doubts).try_acquire_owned() else { return };
+                let (this, token) = (self.clone(), token.clone());
+                let stop = self.inner.tasks.stop().clone();
+                self.inner.tasks.passing(async move {
+                    let _place = place;
+                    for _ in 0..ROUNDS {
+                        tokio::select! {
+                            () = stop.cancelled() => return,
+                            () = this.inner.issuer.asked_again() => {}
+                        }
+                        let standing = this.inner.issuer.standing(token.expose());
+                        let still = lock(&this.inner.memory).is_revoked(&hash);
+                        match standing {
+                            _ if !still => return,
+                            Standing::Genuine => return this.write_revoked(&token, hash).await,
+                            Standing::Foreign => return lock(&this.inner.memory).forget_revoked(&hash),
+                            Standing::NotKnownYet => {}
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    async fn write_revoked(&self, token: &BearerToken, hash: Hash) {
+        let claims = jwt::claims(token.expose()).unwrap_or_default();
         let record = TokenRecord { user: claims.sub.unwrap_or_default(), expires: claims.exp, revoked: true };
         if let Err(error) = self.write(&hash, &record).await {
-            tracing::warn!(%error, "that a token was refused will not be known after a restart without a link");
+            tracing::warn!(%error, "that a token was revoked will not be known after a restart without a link");
         }
     }
 
@@ -380,28 +396,6 @@ impl Tokens {
     }
 }
 
-impl Memory {
-    /// Takes out the token that expires first, but not `keep`. Tokens without an end go last.
-    fn evict(&mut self, keep: &Hash) -> Option<Hash> {
-        let first = self
-            .known
-            .iter()
-            .filter(|(hash, _)| *hash != keep)
-            .min_by_key(|(_, known)| known.record.expires.unwrap_or(i64::MAX))
-            .map(|(hash, _)| *hash)?;
-        self.known.remove(&first);
-        Some(first)
-    }
-
-    /// The same among those that were revoked.
-    fn evict_revoked(&mut self, keep: &Hash) -> Option<Hash> {
-        let others = self.revoked.iter().filter(|(hash, _)| *hash != keep);
-        let first = others.min_by_key(|(_, expires)| expires.unwrap_or(i64::MAX)).map(|(hash, _)| *hash)?;
-        self.revoked.remove(&first);
-        Some(first)
-    }
-}
-
 fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
     // The maps are whole after every statement, so a panic elsewhere has not torn them.
     memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -414,3 +408,6 @@ fn hash(token: &BearerToken) -> Hash {
 fn expired(expires: Option<i64>, now: SystemTime) -> bool {
     expires.is_some_and(|expires| u64::try_from(expires).unwrap_or(0) <= unix_seconds(now))
 }
+
+#[cfg(test)]
+mod tests;

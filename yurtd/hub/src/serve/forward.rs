@@ -28,6 +28,9 @@ use yurt_node::link::LinkState;
 
 /// Bound of an answer that the hub changes. A list of ten thousand Services in JSON is half of it.
 const MAX_FILTERED: usize = 48 << 20;
+/// An answer up to that is looked at in passing: most often it is the same as before. To look at a longer one takes a
+/// while, for which the client does not wait.
+const SMALL: usize = 16 << 10;
 const JSON: &[u8] = b"application/json";
 
 /// Sends a request upstream; returns when the head of the response is there, or as soon as the link is lost.
@@ -61,7 +64,11 @@ pub(crate) fn relay(
         Some(observer) if observer.wants(parts.status) => {
             let (limit, seen, tasks) = (observer.limit(), headers.clone(), hub.tasks.clone());
             let done = Box::new(move |whole: Bytes| {
-                tasks.passing(observer.seen(seen, whole));
+                if whole.len() <= SMALL {
+                    tasks.at_once(observer.seen(seen, whole));
+                } else {
+                    tasks.passing(observer.seen(seen, whole));
+                }
             });
             let kept = Some((hub.observed.collect(), done as Done));
             Body::new(Tee { inner: body, kept, limit })

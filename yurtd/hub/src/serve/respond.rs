@@ -161,9 +161,9 @@ pub(super) fn status_of(failure: &Failure) -> Status {
         Failure::View(ViewError::Refused) => Status::new(403, "Forbidden", text()),
         Failure::View(ViewError::NeverCached) => Status::new(503, "ServiceUnavailable", text()),
         Failure::View(ViewError::Late) => Status::new(504, "Timeout", text()),
-        Failure::View(ViewError::Store(_)) | Failure::Store(_) | Failure::Watch(WatchError::Store(_)) => {
-            Status::new(500, "InternalError", text())
-        }
+        Failure::View(ViewError::Store(error))
+        | Failure::Store(error)
+        | Failure::Watch(WatchError::Store(error)) => of_store(error, text()),
         // Both are handled before they can get here: by forwarding, and verbatim.
         Failure::View(ViewError::NotAView | ViewError::Upstream(_)) => {
             Status::new(500, "InternalError", text())
@@ -204,9 +204,10 @@ pub(super) fn status_of(failure: &Failure) -> Status {
             }
             OfflineError::Event(EventError::TooLarge) => Status::new(413, "RequestEntityTooLarge", text()),
             OfflineError::Event(_) => Status::new(400, "BadRequest", text()),
-            OfflineError::Token(TokenError::Store(_)) | OfflineError::Store(_) | OfflineError::Damaged(_) => {
-                Status::new(500, "InternalError", text())
+            OfflineError::Token(TokenError::Store(error)) | OfflineError::Store(error) => {
+                of_store(error, text())
             }
+            OfflineError::Damaged(_) => Status::new(500, "InternalError", text()),
         },
         Failure::Upstream(UpstreamError::Unreachable(_) | UpstreamError::Broken(_)) => {
             Status::new(503, "ServiceUnavailable", text())
@@ -220,6 +221,20 @@ pub(super) fn status_of(failure: &Failure) -> Status {
         }
         Failure::BodyTooLarge { .. } => Status::new(413, "RequestEntityTooLarge", text()),
         Failure::Body(_) | Failure::Upgrade => Status::new(400, "BadRequest", text()),
+    }
+}
+
+/// What is damaged is listed anew or removed, and a process whose store is of no use is followed by another one: whoever
+/// comes again finds it otherwise. What fails to be read or written for another reason may fail again.
+fn of_store(error: &StoreError, text: String) -> Status {
+    match error {
+        StoreError::Damaged(_) | StoreError::Broken(_) | StoreError::Unreadable(_) | StoreError::Closed => {
+            Status {
+                details: Some(StatusDetails { retry_after_seconds: 1, ..StatusDetails::default() }),
+                ..Status::new(503, "ServiceUnavailable", text)
+            }
+        }
+        StoreError::Full(_) | StoreError::Failed(_) => Status::new(500, "InternalError", text),
     }
 }
 
@@ -279,5 +294,19 @@ mod tests {
         assert!(!status.message.contains("offline"), "the link is there: {}", status.message);
         let (_, status) = refused(WatchError::Expired.into(), Encoding::Json).await;
         assert_eq!((status.code, &*status.reason), (410, "Expired"));
+        let damaged = || StoreError::Damaged("bent".into());
+        let failures: [Failure; 4] = [
+            damaged().into(),
+            ViewError::Store(damaged()).into(),
+            WatchError::Store(damaged()).into(),
+            OfflineError::Store(StoreError::Closed).into(),
+        ];
+        for failure in failures {
+            let (response, status) = refused(failure, Encoding::Json).await;
+            assert_eq!((status.code, &*status.reason), (503, "ServiceUnavailable"));
+            assert_eq!(&response.headers()[RETRY_AFTER], "1");
+        }
+        let (response, status) = refused(StoreError::Failed("EIO".into()).into(), Encoding::Json).await;
+        assert_eq!((status.code, response.headers().get(RETRY_AFTER)), (500, None));
     }
 }

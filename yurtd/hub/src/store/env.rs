@@ -1,40 +1,26 @@
-//! The environment: opening and checking it, its tables, transactions over them. `unsafe`: a memory map
-//! is, and one flag. (The other file with it takes systemd's sockets: `serve/sockets.rs`.)
-#![allow(unsafe_code)]
+//! The environment: its tables, the file behind it, what it does when it is full or broken. How it is opened is in
+//! [`opening`](super::opening), what is done in it in [`transaction`](super::transaction).
 
 use std::fs;
-use std::io::{self, Write};
-use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
-
+use heed::{Database, Env, MdbError, WithoutTls};
 use tokio_util::sync::CancellationToken;
 
+use super::StoreError;
 use super::seal::Sealer;
-use super::{Opened, StoreError, checksum, structure};
+use super::transaction::{Reader, Tx};
 
-/// Changes whenever the layout of any value does; a store of another version is set aside, but for the one before.
-const VERSION: &[u8] = b"yurt store 2";
-/// The same values without checksums.
-const VERSION_BEFORE: &[u8] = b"yurt store 1";
-const PROBE: &[u8] = b"probe";
-/// Starts that may die while the store is being checked before that counts as damage.
-const MAX_ATTEMPTS: u64 = 3;
 /// Length of the file beyond what is in use.
 const RESERVE: u64 = 8 << 20;
 /// A disk with less free than this is full.
 const NO_ROOM: u64 = 1 << 20;
-/// LMDB's bound.
-const MAX_KEY: usize = 511;
-/// Transactions that may read at the same time; each lasts microseconds.
-const MAX_READERS: u32 = 256;
 
-type Raw = Database<'static, Bytes, Bytes>;
+pub(super) type Raw = Database<'static, Bytes, Bytes>;
 
 /// The tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +42,7 @@ pub(crate) enum Table {
     Buckets,
 }
 
-const TABLES: [(Table, &str); 7] = [
+pub(super) const TABLES: [(Table, &str); 7] = [
     (Table::Meta, "meta"),
     (Table::Views, "views"),
     (Table::Objects, "objects"),
@@ -67,7 +53,7 @@ const TABLES: [(Table, &str); 7] = [
 ];
 
 pub(super) struct Environment {
-    env: Env<WithoutTls>,
+    pub(super) env: Env<WithoutTls>,
     tables: [Raw; TABLES.len()],
     pub(super) sealer: Sealer,
     pub(super) map_size: usize,
@@ -120,7 +106,7 @@ impl From<heed::Error> for StoreError {
     }
 }
 
-fn failed(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
+pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
     move |error| {
         let text = format!("{}: {error}", path.display());
         match error.kind() {
@@ -130,207 +116,37 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
     }
 }
 
-/// Opens or makes the environment in `dir`.
-pub(super) fn open(dir: &Path, map_size: usize) -> Result<(Environment, Opened), StoreError> {
-    make_private(dir)?;
-    let folder = dir.join("store");
-    let key_file = dir.join("store.key");
-    let attempts_file = dir.join("store.opening");
-    let existed = folder.join("data.mdb").exists() || folder.is_file();
-    let broken = fs::read_to_string(broken_file(&folder)).ok();
-    let attempts = fs::metadata(&attempts_file).map_or(0, |metadata| metadata.len());
-    let outcome = if let Some(reason) = broken.filter(|_| existed) {
-        Err(StoreError::Broken(reason))
-    } else if existed && attempts >= MAX_ATTEMPTS {
-        Err(StoreError::Damaged(format!("the last {attempts} starts died while they checked it")))
-    } else {
-        count_attempt(&attempts_file);
-        open_and_check(&folder, &key_file, map_size)
-    };
-    let found = match outcome {
-        Ok(environment) => {
-            let opened = if existed { Opened::Existing } else { Opened::Created };
-            Ok((environment, opened))
-        }
-        Err(StoreError::Damaged(reason) | StoreError::Broken(reason)) => {
-            let set_aside = set_aside(dir, &folder)?;
-            let environment = open_and_check(&folder, &key_file, map_size)?;
-            Ok((environment, Opened::Replaced { set_aside, reason }))
-        }
-        Err(error) => Err(error),
-    };
-    // A disk that cannot be read may be better at the next start; one that never can is counted like starts that died.
-    if !matches!(found, Err(StoreError::Unreadable(_))) {
-        // Not worth a failure: at worst a good store is checked with suspicion.
-        let _ = fs::remove_file(&attempts_file);
-    }
-    found
-}
-
 /// Where damage is noted that showed while the store was in use. In its folder: it is set aside with it.
-fn broken_file(folder: &Path) -> PathBuf {
+pub(super) fn broken_file(folder: &Path) -> PathBuf {
     folder.join("broken")
 }
 
-/// One byte an attempt. A disk that is too full for it does not stop the start.
-fn count_attempt(path: &Path) {
-    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    if let Err(error) = file.and_then(|mut file| file.write_all(b".")) {
-        tracing::warn!(path = %path.display(), %error, "cannot note that the store is being opened");
-    }
-}
-
-fn make_private(folder: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(failed(folder))
-}
-
-/// One is enough for whoever wants to know what happened; more would fill the disk.
-fn set_aside(dir: &Path, folder: &Path) -> Result<PathBuf, StoreError> {
-    let target = dir.join("store.damaged");
-    let removed = if target.is_dir() { fs::remove_dir_all(&target) } else { fs::remove_file(&target) };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&target)(error)),
-        _ => {}
-    }
-    fs::rename(folder, &target).map_err(failed(folder))?;
-    Ok(target)
-}
-
-fn open_and_check(folder: &Path, key_file: &Path, map_size: usize) -> Result<Environment, StoreError> {
-    let path = folder.join("data.mdb");
-    refuse_what_is_no_file(folder, &path)?;
-    make_private(folder)?;
-    structure::check(&path)?;
-    let mut options = EnvOpenOptions::new().read_txn_without_tls();
-    options.map_size(map_size).max_dbs(TABLES.len() as u32).max_readers(MAX_READERS);
-    // SAFETY: NO_META_SYNC weakens durability, never integrity (see the essay in `store`). The map's file belongs to
-    // this process alone: a 0700 folder on a local disk that nothing else writes.
-    let env = unsafe { options.flags(EnvFlags::NO_META_SYNC).open(folder)? };
-    env.clear_stale_readers()?;
-    refuse_if_cut_short(&env, &path)?;
-    let file = fs::OpenOptions::new().write(true).open(&path).map_err(failed(&path))?;
-    let transaction = env.write_txn()?;
-    let tables = env
-        .create_databases_and_commit(transaction, |opener, transaction| {
-            let mut tables = Vec::with_capacity(TABLES.len());
-            for (_, name) in TABLES {
-                tables.push(opener.create_database::<Bytes, Bytes>(transaction, Some(name))?);
-            }
-            let tables: [_; TABLES.len()] = tables
-                .try_into()
-                .map_err(|_| StoreError::Failed("a table could not be opened".to_owned()))?;
-            Ok::<_, StoreError>(CommitOrAbort::<_, ()>::Commit(tables))
-        })?
-        .commit()
-        .ok_or_else(|| StoreError::Failed("the tables could not be opened".to_owned()))?;
-    let environment = Environment {
-        env,
-        tables,
-        sealer: Sealer::load(key_file)?,
-        map_size,
-        broken: CancellationToken::new(),
-        file,
-        length: AtomicU64::new(0),
-        full: Mutex::default(),
-    };
-    environment.reserve();
-    environment.check()?;
-    Ok(environment)
-}
-
-/// What a file system has made something else of is damaged, and no reason to fail at every start.
-fn refuse_what_is_no_file(folder: &Path, data: &Path) -> Result<(), StoreError> {
-    let is = |path: &Path, expected: fn(&fs::Metadata) -> bool| match fs::symlink_metadata(path) {
-        Ok(metadata) => expected(&metadata),
-        Err(_) => true,
-    };
-    if !is(folder, fs::Metadata::is_dir) {
-        return Err(StoreError::Damaged(format!("{} is no folder", folder.display())));
-    }
-    for path in [data, &folder.join("lock.mdb")] {
-        if !is(path, fs::Metadata::is_file) {
-            return Err(StoreError::Damaged(format!("{} is no file", path.display())));
-        }
-    }
-    Ok(())
-}
-
 /// Bytes of the file that the meta page counts on.
-fn counted_on(env: &Env<WithoutTls>) -> u64 {
+pub(super) fn counted_on(env: &Env<WithoutTls>) -> u64 {
     (env.info().last_page_number as u64 + 1) * u64::from(env.unnamed_database_stat().page_size)
 }
 
-/// Touching a page behind the end of the file would be `SIGBUS`, and LMDB trusts what it finds on a page. A file that
-/// is shorter than it should be is therefore not read at all. (LMDB alone may leave pages at its end unwritten that
-/// it has taken and given back; [`Environment::reserve`] sees to it that the file has them nevertheless.)
-fn refuse_if_cut_short(env: &Env<WithoutTls>, path: &Path) -> Result<(), StoreError> {
-    let length = fs::metadata(path).map_err(failed(path))?.len();
-    // A new environment has two meta pages and nothing else.
-    if env.info().last_txn_id > 0 && length < counted_on(env) {
-        return Err(StoreError::Damaged(format!("{length} bytes are left of at least {}", counted_on(env))));
-    }
-    Ok(())
-}
-
 impl Environment {
-    /// Stamp and key, or whatever is missing of them in a new store.
-    fn check(&self) -> Result<(), StoreError> {
-        self.convert()?;
-        let stamp = self.read(|reader| Ok(reader.get(Table::Meta, b"version")?.map(<[u8]>::to_vec)))?;
-        match stamp.as_deref() {
-            Some(VERSION) => self.read(|reader| {
-                let sealed = reader.get(Table::Meta, b"probe")?;
-                let sealed = sealed.ok_or_else(|| StoreError::Damaged("it has no probe".to_owned()))?;
-                match self.sealer.open(b"probe", sealed) {
-                    Ok(probe) if probe == PROBE => Ok(()),
-                    _ => Err(StoreError::Damaged("it was sealed with another key".to_owned())),
-                }
-            }),
-            Some(other) => {
-                let other = String::from_utf8_lossy(other).into_owned();
-                Err(StoreError::Damaged(format!("its version is {other:?}")))
-            }
-            None => {
-                let probe = self.sealer.seal(b"probe", PROBE)?;
-                self.write(|tx| {
-                    tx.put(Table::Meta, b"version", VERSION)?;
-                    tx.put(Table::Meta, b"probe", &probe)
-                })?;
-                self.sync()
-            }
-        }
-    }
-
-    /// Gives the values of a store of the version before their checksums, all in one transaction: a node that is upgraded
-    /// keeps what nobody gives it again before it is needed.
-    fn convert(&self) -> Result<(), StoreError> {
-        let is_before = {
-            let transaction = self.env.read_txn()?;
-            self.table(Table::Meta).get(&transaction, b"version")? == Some(VERSION_BEFORE)
+    /// Of what was opened. `file` is the one behind the map.
+    pub(super) fn new(
+        env: Env<WithoutTls>,
+        tables: [Raw; TABLES.len()],
+        sealer: Sealer,
+        map_size: usize,
+        file: fs::File,
+    ) -> Self {
+        let environment = Self {
+            env,
+            tables,
+            sealer,
+            map_size,
+            broken: CancellationToken::new(),
+            file,
+            length: AtomicU64::new(0),
+            full: Mutex::default(),
         };
-        if !is_before {
-            return Ok(());
-        }
-        let converted = self.write(|tx| {
-            for (table, _) in TABLES {
-                let raw = self.table(table);
-                let keys: Vec<Vec<u8>> = raw
-                    .iter(&tx.transaction)?
-                    .map(|record| record.map(|(key, _)| key.to_vec()))
-                    .collect::<Result<_, _>>()?;
-                for key in keys {
-                    let value = raw.get(&tx.transaction, &key)?.map(<[u8]>::to_vec);
-                    if let Some(value) = value {
-                        tx.put(table, &key, &value)?;
-                    }
-                }
-            }
-            tx.put(Table::Meta, b"version", VERSION)
-        });
-        converted.map_err(|error| StoreError::Damaged(format!("it cannot be converted: {error}")))?;
-        tracing::info!("the store of the release before was converted");
-        self.sync()
+        environment.reserve();
+        environment
     }
 
     /// Keeps the file longer than what is in use. The extra length is a hole: it takes no room on the disk.
@@ -468,185 +284,7 @@ impl Environment {
         self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
     }
 
-    fn table(&self, table: Table) -> Raw {
+    pub(super) fn table(&self, table: Table) -> Raw {
         self.tables[table as usize]
     }
-}
-
-/// One state of the store, to read.
-pub(crate) struct Reader<'a> {
-    environment: &'a Environment,
-    transaction: &'a RoTxn<'a, WithoutTls>,
-}
-
-impl<'a> Reader<'a> {
-    /// The value of a key, in the memory map.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&'a [u8]>, StoreError> {
-        let stored = self.environment.table(table).get(self.transaction, key)?;
-        stored.map(|stored| checksum::verified(table as u32, key, stored)).transpose()
-    }
-
-    /// Walks over the keys that start with `prefix`, behind `after`, in order, until `visit` returns `false`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], the visitor's or the database's.
-    pub(crate) fn scan(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        visit: impl FnMut(&'a [u8], &'a [u8]) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut visit = visit;
-        self.scan_each(table, prefix, after, |key, value| visit(key, value?))
-    }
-
-    /// Walks as [`Self::scan`], over records that are worth something by themselves: one that is damaged is the
-    /// visitor's to judge.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], the visitor's or the database's.
-    pub(crate) fn scan_each(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        visit: impl FnMut(&'a [u8], Result<&'a [u8], StoreError>) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
-        let raw = self.environment.table(table);
-        scan((table, raw), self.transaction, prefix, after, visit)
-    }
-
-    /// Opens sealed values.
-    pub(crate) fn sealer(&self) -> &'a Sealer {
-        &self.environment.sealer
-    }
-}
-
-/// A transaction that writes.
-pub(crate) struct Tx<'a> {
-    environment: &'a Environment,
-    transaction: RwTxn<'a>,
-    /// Bytes that were put so far.
-    written: u64,
-}
-
-impl Tx<'_> {
-    /// The value of a key.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
-        let stored = self.environment.table(table).get(&self.transaction, key)?;
-        stored.map(|stored| checksum::verified(table as u32, key, stored)).transpose()
-    }
-
-    /// Stores a value.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], also for a key that is too long.
-    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        if key.is_empty() || key.len() > MAX_KEY {
-            return Err(StoreError::Failed(format!("a key has {} bytes, not 1 to {MAX_KEY}", key.len())));
-        }
-        self.written += (key.len() + value.len()) as u64;
-        let sum = checksum::of(table as u32, key, value);
-        let (raw, length) = (self.environment.table(table), checksum::stored(value.len()));
-        Ok(raw.put_reserved(&mut self.transaction, key, length, |space| {
-            space.write_all(value)?;
-            space.write_all(&sum)
-        })?)
-    }
-
-    /// Bytes as they are on the disk.
-    #[cfg(test)]
-    pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
-        Ok(self.environment.table(table).put(&mut self.transaction, key, bytes)?)
-    }
-
-    /// Removes a key; `false` if it was not there.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
-        Ok(self.environment.table(table).delete(&mut self.transaction, key)?)
-    }
-
-    /// Removes every key that starts with `prefix`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), StoreError> {
-        let end = successor(prefix);
-        let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        self.environment.table(table).delete_range(&mut self.transaction, &(Bound::Included(prefix), end))?;
-        Ok(())
-    }
-
-    /// Walks as [`Reader::scan`].
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], the visitor's or the database's.
-    pub(crate) fn scan<'t>(
-        &'t self,
-        table: Table,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        visit: impl FnMut(&'t [u8], &'t [u8]) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
-        let (raw, mut visit) = (self.environment.table(table), visit);
-        scan((table, raw), &self.transaction, prefix, after, |key, value| visit(key, value?))
-    }
-
-    /// Seals and opens values.
-    pub(crate) fn sealer(&self) -> &Sealer {
-        &self.environment.sealer
-    }
-}
-
-fn scan<'t>(
-    (table, raw): (Table, Raw),
-    transaction: &'t RoTxn<'_, WithoutTls>,
-    prefix: &[u8],
-    after: Option<&[u8]>,
-    mut visit: impl FnMut(&'t [u8], Result<&'t [u8], StoreError>) -> Result<bool, StoreError>,
-) -> Result<(), StoreError> {
-    let start = match after {
-        Some(after) if after >= prefix && !after.is_empty() => Bound::Excluded(after),
-        _ if prefix.is_empty() => Bound::Unbounded,
-        _ => Bound::Included(prefix),
-    };
-    let end = successor(prefix);
-    let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    for record in raw.range(transaction, &(start, end))? {
-        let (key, stored) = record?;
-        if !visit(key, checksum::verified(table as u32, key, stored))? {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// The least key behind every key that starts with `prefix`.
-fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
-    let mut next = prefix.to_vec();
-    while let Some(last) = next.last_mut() {
-        if *last < u8::MAX {
-            *last += 1;
-            return Some(next);
-        }
-        next.pop();
-    }
-    None
 }

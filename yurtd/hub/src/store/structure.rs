@@ -49,6 +49,13 @@ const DUPLICATES: u16 = 0x04;
 
 /// Fails with [`StoreError::Damaged`] if the file is there, has anything in it and is not a whole tree.
 pub(super) fn check(path: &Path) -> Result<(), StoreError> {
+    check_within(path, LONGEST, &|file, bytes, at| file.read_exact_at(bytes, at))
+}
+
+/// Fills the bytes with what is at that place of the file.
+type Read<'r> = dyn Fn(&File, &mut [u8], u64) -> io::Result<()> + 'r;
+
+fn check_within(path: &Path, longest: Duration, read: &Read<'_>) -> Result<(), StoreError> {
     let unreadable = |error: io::Error| StoreError::Unreadable(format!("{}: {error}", path.display()));
     let file = match File::open(path) {
         Ok(file) => file,
@@ -59,7 +66,7 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
     if file.metadata().map_err(unreadable)?.len() == 0 {
         return Ok(());
     }
-    let disk = Disk { file: &file, until: Instant::now() + LONGEST, stopped: Cell::new(None) };
+    let disk = Disk { file: &file, read, until: Instant::now() + longest, stopped: Cell::new(None) };
     let walked = Walk::open(&disk).and_then(|mut walk| walk.all());
     match (walked, disk.stopped.take()) {
         (_, Some(Stopped::Unreadable(error))) => Err(unreadable(error)),
@@ -77,6 +84,7 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
 /// The file, read for a bounded time: whoever waits for the hub waits for this.
 struct Disk<'f> {
     file: &'f File,
+    read: &'f Read<'f>,
     until: Instant,
     /// Why it was not read to the end, if that says nothing of what is in it.
     stopped: Cell<Option<Stopped>>,
@@ -91,11 +99,11 @@ enum Stopped {
 
 impl Disk<'_> {
     fn read(&self, bytes: &mut [u8], at: u64) -> Checked<()> {
-        if Instant::now() > self.until {
+        if Instant::now() >= self.until {
             self.stopped.set(Some(Stopped::Late));
             return Err("it takes too long".to_owned());
         }
-        self.file.read_exact_at(bytes, at).map_err(|error| {
+        (self.read)(self.file, bytes, at).map_err(|error| {
             let reason = error.to_string();
             if error.kind() != io::ErrorKind::UnexpectedEof {
                 self.stopped.set(Some(Stopped::Unreadable(error)));
@@ -432,3 +440,6 @@ impl Kind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -216,6 +216,53 @@ async fn a_store_of_the_version_before_is_kept_and_a_damaged_record_costs_itself
     assert_eq!(store.sizes(Bucket::Tokens).unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_damaged_record_of_a_bucket_is_not_there_and_is_removed_by_whoever_finds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let is_there = |key: &[u8]| {
+        let key = bucket_key(Bucket::Misc, key);
+        store.read(|reader| Ok(!matches!(reader.get(Table::Buckets, &key), Ok(None)))).unwrap()
+    };
+    let bend = |key: &[u8], sealed: bool| {
+        let key = bucket_key(Bucket::Misc, key);
+        let put = |tx: &mut Tx<'_>| match sealed {
+            // With a checksum that is right: it was sealed for another record.
+            true => tx.put(Table::Buckets, &key, &[7; 40]),
+            false => tx.put_raw(Table::Buckets, &key, b"bent by the disk"),
+        };
+        store.environment.write(put).unwrap();
+    };
+    type Find = fn(&Store);
+    let finders: [(Find, bool); 4] = [
+        (|store| assert_eq!(store.get(Bucket::Misc, b"a").unwrap(), None), false),
+        (|store| assert_eq!(store.get(Bucket::Misc, b"a").unwrap(), None), true),
+        (|store| assert_eq!(store.scan(Bucket::Misc, b"", None, 9).unwrap().len(), 1), true),
+        (|store| assert_eq!(store.sizes(Bucket::Misc).unwrap().len(), 1), false),
+    ];
+    for (number, (find, sealed)) in finders.into_iter().enumerate() {
+        for key in [b"a", b"b"] {
+            store.put_durable(Bucket::Misc, key, b"value").await.unwrap();
+        }
+        bend(b"a", sealed);
+        assert!(is_there(b"a"));
+        find(&store);
+        // One after the other: that has been written, too.
+        store.put_durable(Bucket::Misc, b"b", b"another").await.unwrap();
+        assert!(!is_there(b"a") && is_there(b"b"), "{number}");
+    }
+    // What has come in its place meanwhile stays.
+    bend(b"b", false);
+    let held = store.environment.write(|tx| {
+        assert_eq!(store.get(Bucket::Misc, b"b").unwrap(), None);
+        let key = bucket_key(Bucket::Misc, b"b");
+        tx.put(Table::Buckets, &key, &store.sealer().seal(&key, b"new")?)
+    });
+    held.unwrap();
+    store.put_durable(Bucket::Misc, b"a", b"value").await.unwrap();
+    assert_eq!(store.get(Bucket::Misc, b"b").unwrap().unwrap(), b"new");
+}
+
 #[test]
 fn a_store_whose_key_is_lost_is_set_aside() {
     let dir = tempfile::tempdir().unwrap();
@@ -250,6 +297,30 @@ fn starts_that_die_while_checking_end_in_a_new_store() {
     fs::write(dir.path().join("store.opening"), "...").unwrap();
     assert!(matches!(open(dir.path()).1, Opened::Replaced { .. }));
     assert_eq!(open(dir.path()).1, Opened::Existing);
+}
+
+#[test]
+fn a_disk_that_gives_errors_is_tried_again_and_is_damage_at_the_fourth_start() {
+    let (dir, map_size) = (tempfile::tempdir().unwrap(), 16 << 20);
+    filled(dir.path());
+    let data = || fs::read(dir.path().join("store/data.mdb")).unwrap();
+    let good = data();
+    let unreadable = |_: &Path| Err(StoreError::Unreadable("Input/output error (os error 5)".to_owned()));
+    let start = |fails: bool| {
+        let look: &opening::Look = if fails { &unreadable } else { &structure::check };
+        opening::open_after(dir.path(), map_size, look).map(|(_, opened)| opened)
+    };
+    for _ in 0..2 {
+        assert!(matches!(start(true), Err(StoreError::Unreadable(_))));
+    }
+    assert!(data() == good, "nothing was touched");
+    assert_eq!(start(false).unwrap(), Opened::Existing, "the disk is better");
+    for _ in 0..3 {
+        assert!(matches!(start(true), Err(StoreError::Unreadable(_))), "that was counted anew");
+    }
+    // It is put aside unread; what is there then can be looked at.
+    assert!(matches!(start(false), Ok(Opened::Replaced { .. })));
+    assert_eq!(start(false).unwrap(), Opened::Existing);
 }
 
 #[tokio::test]

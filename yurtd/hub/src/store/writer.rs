@@ -13,7 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
-use super::env::{Environment, Tx};
+use super::env::Environment;
+use super::transaction::Tx;
 
 /// Jobs that may wait at a time; more wait to be let in.
 const QUEUE: usize = 128;
@@ -159,6 +160,17 @@ impl Writer {
         jobs.send(Box::new(Work { job, then, durability, value: None, done, _room: room }))
             .map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Has something written that nobody waits for; nothing if so many others wait that there is no room.
+    pub(super) fn try_write(&self, job: impl FnMut(&mut Tx<'_>) -> Result<(), StoreError> + Send + 'static) {
+        let (Ok(room), Some(jobs)) = (Arc::clone(&self.room).try_acquire_owned(), self.jobs.as_ref()) else {
+            return;
+        };
+        let (done, _) = oneshot::channel();
+        let (durability, then) = (Durability::Relaxed, |_: &mut ()| ());
+        // The thread has ended: whoever asks for something else hears of it.
+        let _ = jobs.send(Box::new(Work { job, then, durability, value: None, done, _room: room }));
     }
 
     /// Commits, and waits for the disk.

@@ -1,13 +1,14 @@
 //! TLS towards the API servers: who they are, who we are, and noticing that kubelet has rotated its certificate.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use yurt_node::stamp::Stamp;
 
 use super::{UpstreamConfig, UpstreamError};
 
@@ -52,20 +53,6 @@ struct Node {
     again_at: Option<Instant>,
     /// Counts certificates.
     generation: u64,
-}
-
-/// Tells one version of a file from the next without reading it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    length: u64,
-    inode: u64,
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path).ok()?;
-    Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
 }
 
 impl ClientTls {
@@ -115,7 +102,7 @@ impl ClientTls {
     /// Loads the node's certificate if its file has changed, and returns its generation. A file that is being
     /// replaced right now keeps the one before.
     pub(super) fn refresh(&self) -> u64 {
-        let now = stamp(&self.certificate);
+        let now = Stamp::of(&self.certificate);
         let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
         let too_early = node.again_at.is_some_and(|at| Instant::now() < at);
         if now.is_none() || now == node.stamp || too_early {

@@ -1,9 +1,8 @@
 //! The connections: finding one with room for another stream, making new ones, retiring and closing them.
 
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -22,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::client_tls::{ClientTls, CredentialKind, Protocol};
+use super::servers::{Server, Servers};
 use super::silence::{self, Heard};
 use super::{RequestBody, Traffic, UpstreamConfig, UpstreamError};
 use crate::limits;
@@ -35,8 +34,6 @@ const KUBELET_REQUEST_CONNECTIONS: usize = 10;
 const VIEW_CONNECTIONS: usize = 21;
 /// For a TCP connection when a request waits for it.
 const CONNECT: Duration = Duration::from_secs(3);
-/// For a name whose addresses are known from before.
-const RESOLVE_AGAIN: Duration = Duration::from_millis(200);
 /// For TLS and HTTP/2 on top of it.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -51,44 +48,6 @@ const OTHER: Liveness =
     Liveness { idle: Duration::from_secs(60), interval: Duration::from_secs(15), timeout: DEAD_AFTER };
 /// What any API server answers at once, in whatever way.
 const ANYBODY: &str = "/livez";
-
-pub(super) struct Server {
-    host: String,
-    port: u16,
-    authority: Authority,
-    name: ServerName<'static>,
-    /// Where its name led last: a name server that is out of reach must not make the link look worse than it is.
-    addresses: Mutex<Vec<IpAddr>>,
-}
-
-impl Server {
-    fn parse(url: &str) -> Result<Self, UpstreamError> {
-        let fault = || UpstreamError::Request(format!("{url:?} is not https://host:port"));
-        let uri: Uri = url.parse().map_err(|_| fault())?;
-        let authority = uri.authority().ok_or_else(fault)?.clone();
-        if uri.scheme_str() != Some("https") {
-            return Err(fault());
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| fault())?;
-        let port = authority.port_u16().unwrap_or(443);
-        Ok(Self { host, port, authority, name, addresses: Mutex::default() })
-    }
-
-    async fn resolve(&self, patience: Duration) -> Result<Vec<IpAddr>, OpenError> {
-        let known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let patience = if known.is_empty() { patience } else { patience.min(RESOLVE_AGAIN) };
-        let error = match tokio::time::timeout(patience, dial::resolve(&self.host)).await {
-            Ok(Ok(addresses)) => {
-                self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&addresses);
-                return Ok(addresses);
-            }
-            Ok(Err(error)) => error.into(),
-            Err(_) => OpenError::TimedOut,
-        };
-        if known.is_empty() { Err(error) } else { Ok(known) }
-    }
-}
 
 /// Whose requests a connection takes, and what for. Connections of two keys are never exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +93,7 @@ impl PoolKey {
 pub(super) struct Connection {
     sender: http2::SendRequest<RequestBody>,
     streams: Arc<Semaphore>,
-    server: usize,
+    server: Arc<Server>,
     key: PoolKey,
     generation: u64,
     /// The server takes no more requests on it (GOAWAY); those under way go on.
@@ -208,13 +167,11 @@ struct Failure {
 }
 
 pub(super) struct Pool {
-    servers: Vec<Server>,
+    servers: Servers,
     tls: ClientTls,
     connections: Mutex<Vec<Arc<Connection>>>,
     /// One connection attempt a key at a time, and how the last one failed: whoever waited for it shares that.
     connecting: [tokio::sync::Mutex<Option<Failure>>; 4],
-    /// The server that answered last.
-    preferred: AtomicUsize,
     stop: CancellationToken,
 }
 
@@ -241,23 +198,17 @@ where
 
 impl Pool {
     pub(super) fn new(config: &UpstreamConfig, stop: CancellationToken) -> Result<Self, UpstreamError> {
-        let servers: Vec<_> =
-            config.servers.iter().map(|url| Server::parse(url)).collect::<Result<_, _>>()?;
-        if servers.is_empty() {
-            return Err(UpstreamError::Request("no API server is configured".to_owned()));
-        }
         Ok(Self {
-            servers,
+            servers: Servers::of(config)?,
             tls: ClientTls::new(config)?,
             connections: Mutex::default(),
             connecting: Default::default(),
-            preferred: AtomicUsize::new(0),
             stop,
         })
     }
 
-    pub(super) fn servers(&self) -> usize {
-        self.servers.len()
+    pub(super) fn servers(&self) -> &Servers {
+        &self.servers
     }
 
     /// A place on a connection, which may have to be made first.
@@ -291,11 +242,9 @@ impl Pool {
 
     /// Connects to the preferred server, or else to the next that answers.
     async fn open_any(&self, key: PoolKey) -> Result<(), OpenError> {
-        let first = self.preferred.load(Ordering::Relaxed);
         let mut last = OpenError::Failed("no API server is configured".to_owned());
-        for offset in 0..self.servers.len() {
-            let server = (first + offset) % self.servers.len();
-            match self.open(server, key, CONNECT, OTHER).await {
+        for server in self.servers.in_turn() {
+            match self.open(&server, key, CONNECT, OTHER).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error,
             }
@@ -306,7 +255,7 @@ impl Pool {
     /// Opens the link's probe to one server.
     pub(super) async fn open_probe(
         &self,
-        server: usize,
+        server: &Arc<Server>,
         patience: Duration,
     ) -> Result<Arc<Connection>, OpenError> {
         self.open(server, PoolKey::PROBE, patience, PROBE).await
@@ -314,7 +263,7 @@ impl Pool {
 
     async fn open(
         &self,
-        server: usize,
+        server: &Arc<Server>,
         key: PoolKey,
         patience: Duration,
         liveness: Liveness,
@@ -342,7 +291,7 @@ impl Pool {
         let connection = Arc::new(Connection {
             sender,
             streams: Arc::new(Semaphore::new(STREAMS)),
-            server,
+            server: Arc::clone(server),
             key,
             generation,
             retired: AtomicBool::new(false),
@@ -368,7 +317,7 @@ impl Pool {
             }
             ended.cancel();
         });
-        self.preferred.store(server, Ordering::Relaxed);
+        self.servers.answered(server);
         let mut connections = self.lock();
         if liveness == PROBE {
             // What is asked first is used: an API server ends connections that are not, and the link's would be one.
@@ -385,8 +334,8 @@ impl Pool {
         &self,
         kind: CredentialKind,
     ) -> Result<(http1::SendRequest<RequestBody>, Authority), UpstreamError> {
-        let server = self.preferred.load(Ordering::Relaxed);
-        let (stream, _) = self.dial(server, kind, Protocol::Http1, CONNECT, OTHER).await?;
+        let server = self.servers.first()?;
+        let (stream, _) = self.dial(&server, kind, Protocol::Http1, CONNECT, OTHER).await?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| UpstreamError::Unreachable(super::chain(&error)))?;
@@ -399,18 +348,17 @@ impl Pool {
                 }
             }
         });
-        Ok((sender, self.servers[server].authority.clone()))
+        Ok((sender, server.authority.clone()))
     }
 
     async fn dial(
         &self,
-        server: usize,
+        server: &Server,
         kind: CredentialKind,
         protocol: Protocol,
         patience: Duration,
         liveness: Liveness,
     ) -> Result<(TlsStream<TcpStream>, u64), OpenError> {
-        let server = &self.servers[server];
         let addresses = server.resolve(patience).await?;
         let tcp = dial::connect_to(&server.host, &addresses, server.port, patience, liveness).await?;
         let (config, generation) = self.tls.config(kind, protocol);
@@ -427,9 +375,10 @@ impl Pool {
     }
 
     fn free_slot(&self, key: PoolKey) -> Option<Slot> {
+        // Looks at a file: not under the lock that everybody's requests need.
+        let current = if key.kind == CredentialKind::Node { self.tls.refresh() } else { 0 };
         let mut connections = self.lock();
         connections.retain(|connection| connection.usable());
-        let current = if key.kind == CredentialKind::Node { self.tls.refresh() } else { 0 };
         connections
             .iter()
             .filter(|connection| connection.key == key && connection.generation == current)
@@ -437,7 +386,7 @@ impl Pool {
             .filter(|connection| !connection.doubtful.load(Ordering::Relaxed))
             .find_map(|connection| {
                 let stream = Arc::clone(&connection.streams).try_acquire_owned().ok()?;
-                let authority = self.servers[connection.server].authority.clone();
+                let authority = connection.server.authority.clone();
                 let connection = Arc::clone(connection);
                 Some(Slot { sender: connection.sender.clone(), stream, authority, connection })
             })
@@ -484,7 +433,7 @@ impl Pool {
         let connections = self.lock();
         let doubtful = connections.iter().filter(|one| one.doubtful.load(Ordering::Relaxed));
         for connection in doubtful.cloned() {
-            let authority = self.servers[connection.server].authority.clone();
+            let authority = connection.server.authority.clone();
             tokio::spawn(async move {
                 let answers = tokio::time::timeout(grace, connection.answers(&authority));
                 if answers.await.unwrap_or(false) {

@@ -2,11 +2,11 @@
 //! becomes of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
 use yurt_node::random::random;
 use yurt_node::supervise::Tasks;
@@ -22,6 +22,9 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(200);
 const LISTEN: Duration = Duration::from_millis(500);
 /// When the link is back, connections from before have twice as long as its proof took to answer, within these bounds.
 const GRACE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// So much earlier than others the configured servers are asked.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// How often rotated certificates are looked for while nothing else happens.
 const RETIRE_EVERY: Duration = Duration::from_secs(30);
@@ -163,11 +166,40 @@ impl Prober {
         }
     }
 
-    /// One attempt to every server; the first that answers wins.
+    /// One attempt to every server; the first that answers wins. Those that the cluster has named have to wait: they are
+    /// for when nobody answers whom the configuration names.
     async fn round(&self) -> Result<Arc<Connection>, Silence> {
         let patience = self.machine.patience();
-        let mut attempts: FuturesUnordered<_> =
-            (0..self.pool.servers()).map(|server| self.pool.open_probe(server, patience)).collect();
+        let head_start = HEAD_START.min(patience / 2);
+        let unanswered = AtomicUsize::new(self.pool.servers().configured().len());
+        let nobody = Notify::new();
+        let found = self.pool.servers().found();
+        let configured = self.pool.servers().configured().iter().map(|server| {
+            let (unanswered, nobody) = (&unanswered, &nobody);
+            async move {
+                let opened = self.pool.open_probe(server, patience).await;
+                if opened.is_err() && unanswered.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    nobody.notify_waiters();
+                }
+                opened
+            }
+            .boxed()
+        });
+        let found = found.iter().map(|server| {
+            let (unanswered, nobody) = (&unanswered, &nobody);
+            async move {
+                let told = nobody.notified();
+                if unanswered.load(Ordering::Relaxed) > 0 {
+                    tokio::select! {
+                        () = tokio::time::sleep(head_start) => {}
+                        () = told => {}
+                    }
+                }
+                self.pool.open_probe(server, patience - head_start).await
+            }
+            .boxed()
+        });
+        let mut attempts: FuturesUnordered<_> = configured.chain(found).collect();
         let mut silence = Silence::Refused;
         while let Some(outcome) = attempts.next().await {
             match outcome {

@@ -43,7 +43,7 @@ pub(crate) fn find(wire: &Wire) {
     wire.set(Mode::Pass);
 }
 
-fn no_body() -> RequestBody {
+pub(crate) fn no_body() -> RequestBody {
     http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 

@@ -29,6 +29,9 @@ const PAST: &str = "past4";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Wanted {
     version: u32,
+    /// Tells one word of the hub's from the next, whatever they say.
+    #[serde(default)]
+    pub(crate) revision: u64,
     /// New connections to these come to the hub; without any there is no table.
     pub(crate) services: BTreeSet<SocketAddrV4>,
     /// But not those of these pods.
@@ -52,6 +55,7 @@ pub(crate) struct Told {
 /// Why a file says nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DocumentError {
+    /// It says so of this moment alone.
     #[error(transparent)]
     Disk(#[from] io::Error),
     #[error("it cannot be understood: {0}")]
@@ -62,7 +66,17 @@ pub(crate) enum DocumentError {
 
 impl Wanted {
     pub(crate) fn new(services: BTreeSet<SocketAddrV4>, past: BTreeSet<Ipv4Addr>, host: bool) -> Self {
-        Self { version: VERSION, services, past, host }
+        Self { version: VERSION, revision: 0, services, past, host }
+    }
+
+    /// The same, as this word of the hub's.
+    pub(crate) fn revised(self, revision: u64) -> Self {
+        Self { revision, ..self }
+    }
+
+    /// Whether both say the same.
+    pub(crate) fn says(&self, other: &Self) -> bool {
+        (&self.services, &self.past, self.host) == (&other.services, &other.past, other.host)
     }
 
     /// Nobody is sent to the hub.

@@ -77,7 +77,7 @@ mod tests {
     fn excluded_in(pods: &[Pod], boot: &str, turn: &[&str]) -> Excluded {
         let turn = Turn { second: 1, pods: turn.iter().map(|&name| name.to_owned()).collect() };
         let came = Moment { boot_id: Some("one".into()), second: 100 };
-        let since = Since { came: Some(&came), ca: None, boot: Some(boot) };
+        let since = Since { came: Some(&came), believed: None, boot: Some(boot) };
         let mut excluded = Excluded::default();
         for pod in pods {
             excluded.add(pod, &since, Some(&turn)).unwrap();
@@ -133,7 +133,7 @@ mod tests {
         };
         let found = excluded(&[pod("nowhere", BEFORE, nowhere)], "one");
         assert_eq!(found.unplaced, BTreeSet::from(["shop/nowhere".to_owned()]));
-        let unknown = Since { came: None, ca: None, boot: Some("one") };
+        let unknown = Since { came: None, believed: None, boot: Some("one") };
         assert_eq!(Excluded::default().add(&pod("old", LATER, |_| {}), &unknown, None), None);
     }
 }

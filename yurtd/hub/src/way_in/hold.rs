@@ -21,24 +21,41 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
 use yurt_node::nft::{Held, NftError};
+use yurt_node::stamp::Stamp;
 
 use super::Places;
-use super::document::{Told, Wanted};
+use super::document::{DocumentError, Told, Wanted};
 
 /// How soon a change of the hub's file is followed, and what somebody did to the table put right. A look costs one
 /// message while nobody's rules change.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long the kernel is tried, and tried again when what went wrong says nothing of it. The unit has ten seconds to start.
+const TRIED_WITHIN: Duration = Duration::from_secs(3);
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
 /// Tries whether the kernel can have the table at all, and says so to the hub, which starts afterwards.
 pub(crate) async fn try_out(places: &Places) {
-    let unable = trial().await.err().map(|error| error.to_string());
+    let mut last = None;
+    let tries = async {
+        loop {
+            match trial().await {
+                // Somebody changed the rules meanwhile, or something is short.
+                Err(error) if error.is_passing() => last = Some(error.to_string()),
+                outcome => return outcome.err().map(|error| error.to_string()),
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    };
+    let unable = match tokio::time::timeout(TRIED_WITHIN, tries).await {
+        Ok(unable) => unable,
+        Err(_) => Some(last.unwrap_or_else(|| "the kernel does not answer".to_owned())),
+    };
     if let Some(error) = &unable {
         tracing::warn!(error, "the kernel cannot lead pods to the hub at the Service's address");
     }
@@ -80,9 +97,6 @@ pub(crate) async fn run(places: &Places, stop: CancellationToken) {
     }
 }
 
-/// Which file it was that was read.
-type Stamp = (u64, u64, Option<SystemTime>);
-
 struct Holder<'a> {
     places: &'a Places,
     held: Option<Held>,
@@ -120,22 +134,31 @@ impl<'a> Holder<'a> {
     /// understood.
     fn read(&mut self) {
         let path = self.places.wanted();
-        let Some(stamp) = stamp(&path).filter(|stamp| self.read.as_ref() != Some(stamp)) else { return };
-        self.read = Some(stamp);
-        match Wanted::read(&path) {
+        let Some(stamp) = Stamp::of(&path).filter(|stamp| self.read.as_ref() != Some(stamp)) else { return };
+        self.take(stamp, Wanted::read(&path));
+    }
+
+    /// Takes what was read of the file when it was this one.
+    fn take(&mut self, stamp: Stamp, read: Result<Option<Wanted>, DocumentError>) {
+        match read {
             Ok(Some(wanted)) => {
-                if self.wanted.as_ref() != Some(&wanted) {
+                if !self.wanted.as_ref().is_some_and(|before| before.says(&wanted)) {
                     tracing::info!(
                         services = ?wanted.services, excluded = wanted.past.len(), host = wanted.host, "the way in"
                     );
                 }
                 self.wanted = Some(wanted);
             }
-            Ok(None) => {}
+            Ok(None) => return,
             Err(error) => {
-                tracing::error!(%error, path = %path.display(), "what is wanted is not followed, what was stays");
+                tracing::error!(%error, "what the hub wants is not followed, what it wanted stays");
+                if matches!(error, DocumentError::Disk(_)) {
+                    // Of this moment; the file may be good.
+                    return;
+                }
             }
         }
+        self.read = Some(stamp);
     }
 
     /// The kernel has what is wanted, or the reason why not.
@@ -160,11 +183,6 @@ impl<'a> Holder<'a> {
         }
         held.put(table).await
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let file = std::fs::metadata(path).ok()?;
-    Some((file.ino(), file.len(), file.modified().ok()))
 }
 
 fn tell(places: &Places, told: &Told) {

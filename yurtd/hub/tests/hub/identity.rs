@@ -80,6 +80,26 @@ async fn a_token_is_reviewed_once_goes_upstream_unchanged_and_is_known_offline()
     hub.stop().await;
 }
 
+/// A known token is not read again with every request; when it ends is known of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_known_token_is_refused_from_its_end_on() {
+    let cluster = Cluster::new().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let token = jwt(&json!({"sub": "system:serviceaccount:shop:web", "exp": now + 8}));
+    cluster.api.accept_token(&token, "system:serviceaccount:shop:web");
+    let hub = cluster.boot().await;
+    let pod = cluster.client(&hub, &As::Token(token)).await;
+    pod.get("/api/v1/namespaces/shop/pods/web-0").await.expect(200);
+    let refused = until("its end", async || {
+        let answer = pod.get("/api/v1/namespaces/shop/pods/web-0").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(refused.status, 401);
+    assert_eq!(cluster.api.seen("POST", "/apis/authentication.k8s.io/v1/tokenreviews").len(), 1);
+    hub.stop().await;
+}
+
 /// An API server that fails says nothing about the token; a client that hears 401 throws a good one away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_about_which_the_api_server_decides_nothing_is_503_while_the_link_is_up() {

@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_api::agent::{Course, Moment, Turn};
+use yurt_api::agent::{Believed, Course, Moment, Turn};
 use yurt_fakes::api_server::{FakeApi, Fault, When, jwt};
 use yurt_fakes::client::{self, As, Client};
 use yurt_fakes::link::{Mode, Wire};
@@ -54,6 +54,8 @@ struct Cluster {
     dir: TempDir,
     /// By which way pods are to come to the hub.
     way_in: WayIn,
+    /// API servers beside the one behind the link.
+    more_api_servers: Vec<String>,
     /// When kubelet came to it.
     came: watch::Sender<Came>,
 }
@@ -113,7 +115,8 @@ impl Cluster {
         for folder in ["run", "address"] {
             std::fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        Self { ca, api, link, node, dir, way_in: WayIn::Environment, came }
+        let more_api_servers = Vec::new();
+        Self { ca, api, link, node, dir, way_in: WayIn::Environment, more_api_servers, came }
     }
 
     /// Boots the node's hub.
@@ -127,7 +130,8 @@ impl Cluster {
         let client = file("kubelet.pem", &self.node.file());
         let config = EdgeConfig {
             node_name: "edge".into(),
-            api_servers: vec![format!("https://{}", self.link.address)],
+            api_servers: [vec![format!("https://{}", self.link.address)], self.more_api_servers.clone()]
+                .concat(),
             ca_file: ca.clone(),
             client_ca_file: ca,
             client_certificate: client.clone(),

@@ -473,7 +473,9 @@ async fn a_lease_that_asks_for_it_is_renewed_offline_and_the_api_servers_word_co
     let elect = async |name: &str, annotated: bool| {
         let annotations = if annotated { json!({"openyurt.io/offline-lease": "true"}) } else { json!({}) };
         let lease = json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
-            "metadata": {"name": name, "namespace": "shop", "annotations": annotations},
+            "metadata": {"name": name, "namespace": "shop", "annotations": annotations, "managedFields": [
+                {"manager": "operator", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {
+                    "f:holderIdentity": {}, "f:leaseDurationSeconds": {}, "f:renewTime": {}}}}]},
             "spec": {"holderIdentity": "web-0_a", "leaseDurationSeconds": 15, "renewTime": "t0"}});
         let created = operator.write(Method::POST, SHOP, JSON, &lease).await.expect(201).json();
         operator.write(Method::PUT, &path(name), JSON, &created).await.expect(200).json()
@@ -499,6 +501,22 @@ async fn a_lease_that_asks_for_it_is_renewed_offline_and_the_api_servers_word_co
         assert_eq!(renewed, asked);
         assert_eq!(operator.get(&path("asked")).await.expect(200).json(), asked);
     }
+    // Others patch it, or apply what they hold.
+    let patch = json!({"spec": {"renewTime": "t4"}});
+    let merge = "application/merge-patch+json";
+    let patched = operator.write(Method::PATCH, &path("asked"), merge, &patch).await.expect(200).json();
+    asked["spec"]["renewTime"] = json!("t4");
+    assert_eq!(patched, asked);
+    asked["spec"]["renewTime"] = json!("t5");
+    let configuration = json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+        "metadata": {"name": "asked"}, "spec": asked["spec"]});
+    for (manager, status) in [("operator", 200), ("somebody", 503)] {
+        let path = format!("{}?fieldManager={manager}&force=true", path("asked"));
+        let apply = "application/apply-patch+yaml";
+        let applied = operator.write(Method::PATCH, &path, apply, &configuration).await.expect(status);
+        assert_eq!(applied.json() == asked, status == 200);
+    }
+    operator.write(Method::PATCH, &path("not"), merge, &patch).await.expect(503);
     let mut theirs = asked.clone();
     theirs["spec"]["holderIdentity"] = json!("web-1_b");
     let refused = operator.write(Method::PUT, &path("asked"), JSON, &theirs).await.expect(409);

@@ -1,5 +1,7 @@
 //! How pods come to the hub: who the holder of its address is told to lead there.
 
+use jiff::Timestamp;
+
 use super::*;
 
 /// 2023-11-14T22:13:20Z
@@ -33,25 +35,37 @@ fn wanted(cluster: &Cluster) -> Option<Value> {
     Some(serde_json::from_slice(&text).unwrap())
 }
 
+/// Whatever its revision is.
 async fn until_wanted(cluster: &Cluster, what: &str, services: &Value, past: &Value, host: bool) -> Value {
     let expected = json!({"version": 1, "services": services, "past": past, "host": host});
-    until(what, async || wanted(cluster).filter(|wanted| *wanted == expected)).await
+    until(what, async || wanted(cluster).filter(|wanted| without_revision(wanted) == expected)).await
 }
 
-/// kubelet came when the first pod began, in this boot.
-fn came(cluster: &Cluster) {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
-    cluster
-        .came
-        .send_modify(|came| *came = Ok(Moment { boot_id: Some(boot_id.clone()), second: BEGAN }.into()));
+fn without_revision(wanted: &Value) -> Value {
+    let mut wanted = wanted.clone();
+    wanted.as_object_mut().unwrap().remove("revision");
+    wanted
 }
 
-/// As if the node's CA had been there before all of them.
-fn ca_is_old(cluster: &Cluster) {
-    let file = cluster.dir.path().join("state/ca-since.json");
-    let mut since: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    since["since"]["second"] = 1.into();
-    std::fs::write(file, since.to_string()).unwrap();
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+}
+
+/// kubelet came when the first pod began, and believes the hub since then, in this boot.
+fn came(cluster: &Cluster, since: i64) {
+    let moment = |second| Moment { boot_id: Some(boot_id()), second };
+    let believed = Believed { ca: node_ca(cluster), since: moment(since) };
+    let course = Course { believed: Some(believed), ..moment(BEGAN).into() };
+    cluster.came.send_modify(|came| *came = Ok(course));
+}
+
+/// The certificate of the node's CA.
+fn node_ca(cluster: &Cluster) -> String {
+    const END: &str = "-----END CERTIFICATE-----\n";
+    let text = std::fs::read_to_string(cluster.dir.path().join("state/ca.pem")).unwrap();
+    let begin = text.find("-----BEGIN CERTIFICATE-----").unwrap();
+    let end = begin + text[begin..].find(END).unwrap() + END.len();
+    text[begin..end].to_owned()
 }
 
 async fn kubelet_reads(cluster: &Cluster, hub: &Hub) {
@@ -68,8 +82,8 @@ async fn pods_are_led_to_the_hub_but_for_those_from_before_and_their_environment
     until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
     until_wanted(&cluster, "nobody before kubelet came", &json!([]), &json!([]), false).await;
     kubelet_reads(&cluster, &hub).await;
-    came(&cluster);
-    // The CA was made just now, so whatever runs has not read it.
+    // Whatever runs began before kubelet was told of the CA.
+    came(&cluster, BEGAN + 1);
     let both =
         until_wanted(&cluster, "all from before", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false)
             .await;
@@ -84,18 +98,24 @@ async fn pods_are_led_to_the_hub_but_for_those_from_before_and_their_environment
         let turn = Turn { second: 7, pods: vec!["shop/web-1".into()] };
         came.as_mut().unwrap().turn = Some(turn);
     });
+    // Of a keeper that did not come back, long ago.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(without_revision(&wanted(&cluster).unwrap()), without_revision(&both));
+    let second = Timestamp::now().as_second();
+    cluster.came.send_modify(|came| came.as_mut().unwrap().turn.as_mut().unwrap().second = second);
     let all =
         until_wanted(&cluster, "its turn", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
     assert_eq!(hub.server.readiness().way_in_turn, None, "nobody has done it yet");
     holder_says(&cluster, &json!({ "inPlace": all }));
-    until("its turn is in place", async || hub.server.readiness().way_in_turn.filter(|turn| *turn == 7))
+    until("its turn is in place", async || hub.server.readiness().way_in_turn.filter(|turn| *turn == second))
         .await;
     cluster.came.send_modify(|came| came.as_mut().unwrap().turn = None);
     until_wanted(&cluster, "as before", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
     hub.stop().await;
-    assert_eq!(wanted(&cluster), Some(both), "what is wanted outlives the hub");
+    let left = wanted(&cluster).unwrap();
+    assert_eq!(without_revision(&left), without_revision(&both), "what is wanted outlives the hub");
 
-    ca_is_old(&cluster);
+    came(&cluster, BEGAN);
     let hub = cluster.boot().await;
     until_wanted(&cluster, "the host too", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
     // Its container begins anew, and the link is no condition.
@@ -112,9 +132,9 @@ async fn the_hub_is_ready_when_the_holder_has_done_it_and_says_what_is_missing()
     let hub = cluster.boot().await;
     until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
     kubelet_reads(&cluster, &hub).await;
-    came(&cluster);
+    came(&cluster, BEGAN);
     let wanted =
-        until_wanted(&cluster, "a table", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
+        until_wanted(&cluster, "a table", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
     until("the silence is heard", async || hub.server.readiness().way_in_missing).await;
     assert!(!hub.server.readiness().ready);
     holder_says(&cluster, &json!({"error": "no nf_tables"}));
@@ -137,7 +157,7 @@ async fn without_tables_pods_are_led_by_their_environment() {
     assert_eq!(readiness.way_in, "environment");
     assert_eq!(readiness.way_in_why.as_deref(), Some("the kernel knows no nf_tables"));
     kubelet_reads(&cluster, &hub).await;
-    came(&cluster);
+    came(&cluster, BEGAN);
     let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
     let services = kubelet.get("/api/v1/services?resourceVersion=0").await.expect(200).json();
     assert_eq!(services["items"][0]["spec"]["clusterIP"], "169.254.2.1");
@@ -152,12 +172,72 @@ async fn after_a_reboot_without_a_link_everybody_is_led_to_the_hub() {
     until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
     kubelet_reads(&cluster, &hub).await;
     hub.stop().await;
-    ca_is_old(&cluster);
     cluster.link.set(Mode::Cut);
-    cluster
-        .came
-        .send_modify(|came| *came = Ok(Moment { boot_id: Some("another".into()), second: BEGAN }.into()));
+    let another = Moment { boot_id: Some("another".into()), second: BEGAN };
+    let believed = Believed { ca: node_ca(&cluster), since: another.clone() };
+    cluster.came.send_modify(|came| *came = Ok(Course { believed: Some(believed), ..another.into() }));
     let hub = cluster.boot().await;
     until_wanted(&cluster, "everybody", &json!(["10.96.0.1:443"]), &json!([]), true).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kubelet_starts_before_it_is_told_of_a_new_ca_is_not_led_to_the_hub() {
+    let cluster = cluster().await;
+    // Both begin when the hub has its CA.
+    for name in ["web-0", "web-1"] {
+        let mut pod = cluster.api.get(&format!("{PODS}/{name}")).unwrap();
+        pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] =
+            json!("2100-01-01T00:00:00Z");
+        cluster.api.put(PODS, pod);
+    }
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    let another =
+        Believed { ca: cluster.ca.pem.clone(), since: Moment { boot_id: Some(boot_id()), second: BEGAN } };
+    for believed in [None, Some(another)] {
+        came(&cluster, BEGAN);
+        until_wanted(&cluster, "all", &json!(["10.96.0.1:443"]), &json!([]), true).await;
+        cluster.came.send_modify(|came| came.as_mut().unwrap().believed = believed);
+        until_wanted(&cluster, "nobody", &json!([]), &json!([]), false).await;
+    }
+    let course = cluster.came.borrow().clone();
+    assert!(hub.server.doctor().look(&course).ways_unknown.unwrap().contains("not told yet of the CA"));
+    // 2100-01-01, when kubelet had ended.
+    came(&cluster, 4_102_444_800);
+    until_wanted(&cluster, "all from before", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_whose_api_server_is_at_the_services_address_is_not_led_to_itself() {
+    let mut cluster = cluster().await;
+    cluster.more_api_servers = vec!["https://10.96.0.1".into()];
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster, BEGAN - 1);
+    let course = cluster.came.borrow().clone();
+    until_wanted(&cluster, "pods alone", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), false).await;
+    let told = hub.server.doctor().look(&course);
+    assert!(told.host_would_loop && told.host_held_up_by.is_empty(), "{:?}", told.host_held_up_by);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_holder_was_told_is_told_again_when_somebody_took_it_away() {
+    let cluster = cluster().await;
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    assert!(hub.server.readiness().way_in_open, "of the hub before this one, for all that is known");
+    let nothing = until_wanted(&cluster, "nobody", &json!([]), &json!([]), false).await;
+    holder_says(&cluster, &json!({ "inPlace": nothing }));
+    until("nobody is led there", async || (!hub.server.readiness().way_in_open).then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster, BEGAN);
+    until_wanted(&cluster, "a table", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
+    std::fs::remove_file(cluster.dir.path().join("run/way-in.json")).unwrap();
+    until_wanted(&cluster, "it, again", &json!(["10.96.0.1:443"]), &json!(["10.244.1.5"]), true).await;
     hub.stop().await;
 }

@@ -44,11 +44,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let Some(before) =
             journal.agents_before.clone().or(journal.came.clone()).filter(|_| journal.agents_due)
         else {
-            return Ok(());
+            return self.no_turn(journal);
         };
         // What begins while kubelet does not work through the hub does not either: their turn is when it does.
         if !uses_hub(self.kubelet().await?.1.as_ref()) {
-            return Ok(());
+            return self.no_turn(journal);
         }
         let boot_id = self.boot_id();
         // Seen through the hub they cost no uplink, and a cut link is no obstacle.
@@ -63,8 +63,6 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         journal.turn = None;
         journal.agents_before = None;
         journal.agents_due = false;
-        // Nobody was restarted because of it: whoever began before did.
-        journal.turn = None;
         journal.save(&self.host)?;
         Ok(())
     }
@@ -97,6 +95,14 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         .await
     }
 
+    /// Whom a keeper that was killed has named is not restarted now: whoever of them began before did.
+    fn no_turn(&self, journal: &mut Journal) -> Result<(), KeeperError> {
+        if journal.turn.take().is_some() {
+            journal.save(&self.host)?;
+        }
+        Ok(())
+    }
+
     /// Names all of them before the first is restarted, and waits until the hub's way in is as if they had been: what
     /// an agent asks for when it begins, it asks once, and those on the host's network are led to the hub together.
     async fn announce(
@@ -105,7 +111,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         is_stale: impl Fn(Timestamp) -> bool,
     ) -> Result<(), KeeperError> {
         if journal.keep_agents {
-            return Ok(());
+            return self.no_turn(journal);
         }
         let deadline = Instant::now() + self.settings.agent_limit;
         let found = self.ask(deadline, async |cluster| cluster.agents(Route::Hub).await).await?;
@@ -113,7 +119,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let next = found.iter().filter(|agent| !agent.stale(&is_stale).is_empty() && !failed(&agent.name));
         let pods: Vec<String> = next.map(|agent| agent.name.clone()).collect();
         if pods.is_empty() {
-            return Ok(());
+            return self.no_turn(journal);
         }
         let second = self.moment().second;
         journal.turn = Some(Announced { second, pods });

@@ -1,5 +1,6 @@
 //! kubelet's drop-in: it works through the hub, and believes it, or works without it again.
 
+use yurt_api::agent::{Believed, Moment};
 use yurt_api::names;
 use yurt_api::status::Agents;
 use yurt_api::way_in::WayIn;
@@ -20,13 +21,15 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let text = self.kubeconfig_for_hub(&facts).await?;
         let told = self.host.read_text(names::KUBELET_KUBECONFIG)?;
         let known = told.and_then(|told| node_ca(&told, &facts.ca));
-        if known.is_some_and(|known| node_ca(&text, &facts.ca).is_some_and(|new| new != known)) {
+        let shown = node_ca(&text, &facts.ca);
+        if known.is_some_and(|known| shown.as_ref().is_some_and(|new| *new != known)) {
             // What began with the other one in its `ca.crt` does not believe the hub. Before the text is replaced, or a
             // keeper that is killed would leave nothing to tell it by.
             tracing::info!("the hub has another CA, which the node's agents have to be told of");
             journal.agents_before = Some(self.moment());
             journal.agents_due = true;
             journal.agents = Agents::default();
+            journal.turn = None;
             journal.save(&self.host)?;
         }
         let mut changed = self.host.write(names::KUBELET_KUBECONFIG, text.as_bytes(), 0o600)?;
@@ -56,10 +59,11 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         };
         let mut restarted = false;
         // One that does not run has not gone past the hub: what it started is still told of the hub.
-        let elsewhere = match &arguments {
-            Some(found) => !uses_hub(Some(found)),
-            None => changed || journal.applied_kubelet.is_none(),
-        };
+        let elsewhere = journal.applied_kubelet.is_none()
+            || match &arguments {
+                Some(found) => !uses_hub(Some(found)),
+                None => changed,
+            };
         if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
             tracing::info!("restarting kubelet, which then works through the hub");
             let now = self.moment();
@@ -67,34 +71,54 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 && before.restarted.is_none()
             {
                 before.restarted = Some(now.second);
-                journal.save(&self.host)?;
-            }
-            if journal.agents_due && journal.agents_before.is_some() {
-                journal.agents_before = Some(now.clone());
-                journal.save(&self.host)?;
             }
             let led_by_environment = journal.came.is_some() && journal.way_in != Some(WayIn::Service);
-            if !elsewhere && led_by_environment && way_in == WayIn::Service {
-                journal.environment_until = Some(now.clone());
-                journal.save(&self.host)?;
-            }
+            let changes_way = !elsewhere && led_by_environment && way_in == WayIn::Service;
             if elsewhere {
-                journal.came = Some(now);
                 journal.left = None;
                 journal.agents_before = None;
                 journal.agents_due = true;
                 journal.agents = Agents::default();
-                journal.save(&self.host)?;
+                journal.turn = None;
+                // Until it is written down below, the next keeper restarts kubelet again.
+                journal.applied_kubelet = None;
             }
+            Self::changed_at(journal, now, elsewhere, changes_way);
+            journal.save(&self.host)?;
             self.systemd.restart(units::KUBELET).await?;
+            // Until it had ended, the one of before went on starting containers with what it knew.
+            Self::changed_at(journal, self.moment(), elsewhere, changes_way);
             restarted = true;
         }
-        if journal.applied_kubelet.as_ref() != Some(&wanted) || journal.way_in != Some(way_in) {
+        let believed = shown.and_then(|ca| String::from_utf8(ca).ok());
+        let known = journal.believed.as_ref().map(|believed| &believed.ca);
+        let believes = known == believed.as_ref();
+        if !believes {
+            let since = self.moment();
+            journal.believed = believed.map(|ca| Believed { ca, since });
+        }
+        if restarted
+            || !believes
+            || journal.applied_kubelet.as_ref() != Some(&wanted)
+            || journal.way_in != Some(way_in)
+        {
             journal.applied_kubelet = Some(wanted);
             journal.way_in = Some(way_in);
             journal.save(&self.host)?;
         }
         Ok(restarted)
+    }
+
+    /// kubelet is what it is to be since then.
+    fn changed_at(journal: &mut Journal, moment: Moment, elsewhere: bool, changes_way: bool) {
+        if changes_way {
+            journal.environment_until = Some(moment.clone());
+        }
+        if elsewhere {
+            journal.came = Some(moment);
+        } else if journal.agents_due && journal.agents_before.is_some() {
+            journal.agents_before = Some(moment);
+        }
     }
 
     /// kubelet's kubeconfig with the hub as the server. It believes the hub by the CA that the hub says it has; the one
@@ -131,11 +155,17 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let came = journal.came.is_some() || journal.applied_kubelet.is_some();
         if came && (leaves || journal.left.is_none()) {
             journal.left = Some(self.moment());
+            journal.turn = None;
             journal.save(&self.host)?;
         }
         if leaves {
             tracing::info!("restarting kubelet, which then works without the hub");
             self.systemd.restart(units::KUBELET).await?;
+            if came {
+                // Until it had ended, it went on starting containers for the hub.
+                journal.left = Some(self.moment());
+                journal.save(&self.host)?;
+            }
         }
         self.kubelet_back(false, Wanted::Ready).await?;
         self.host.remove(names::KUBELET_KUBECONFIG)?;

@@ -1,5 +1,7 @@
 //! The hub's units: in place, enabled, running with what is on the disk now.
 
+use std::path::Path;
+
 use yurt_api::names;
 
 use super::configuration::CA_FILE;
@@ -101,6 +103,23 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         }
         let command = [program, "address".into(), "remove".into()];
         Ok(self.systemd.run("yurt-address-remove.service", &command).await?)
+    }
+
+    /// The address, and the table that leads there, go with their unit; or by a call, if it is half gone.
+    /// This release knows all of them, one of before perhaps not.
+    pub(crate) async fn release_address(&mut self) -> Result<(), KeeperError> {
+        let program = self.release.program();
+        let there = self.host.exists(&program);
+        let current = self.host.read_link(names::CURRENT_LINK);
+        let in_use = current.is_some_and(|current| current == Path::new(&self.release.folder()));
+        let unit = self.systemd.unit(units::ADDRESS.name).await?;
+        if unit.is_loaded() && unit.active_state != "inactive" {
+            self.systemd.stop(units::ADDRESS.name).await?;
+        }
+        if there && !(in_use && unit.is_active()) {
+            self.remove_address(program).await?;
+        }
+        Ok(())
     }
 
     /// Takes the units and the hub's state away.

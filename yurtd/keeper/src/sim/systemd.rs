@@ -75,15 +75,17 @@ impl Systemd for FakeSystemd {
         if unit == units::SOCKET.name && world.is_active(units::SERVICE.name) {
             return Err(SystemdError::Simulated("socket service already active, refusing".into()));
         }
+        if unit == units::ADDRESS.name && world.is_active(unit) {
+            world.stop_address();
+        }
         world.start(unit)
     }
 
     async fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
         let mut world = self.act()?;
         let ran = world.active.remove(unit);
-        if ran && unit == units::ADDRESS.name && world.program("/opt/yurt/current/yurtd").is_some() {
-            // `ExecStopPost=`
-            world.address_held = false;
+        if ran && unit == units::ADDRESS.name {
+            world.stop_address();
         }
         if unit == units::SOCKET.name {
             world.active.remove(units::SERVICE.name);
@@ -104,10 +106,9 @@ impl Systemd for FakeSystemd {
         let mut world = self.act()?;
         if let [program, verb, action] = command {
             assert_eq!([verb.as_str(), action], ["address", "remove"]);
-            if world.program(program).is_none() {
+            if !world.remove_address(program) {
                 return Err(SystemdError::Simulated("no such file".into()));
             }
-            world.address_held = false;
             return Ok(());
         }
         let [program, verb, id, flag, _] = command else { panic!("{command:?}") };

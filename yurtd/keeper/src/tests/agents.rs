@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use yurt_api::agent::Turn;
 use yurt_api::names;
 use yurt_api::status::ConversionState;
 use yurt_api::way_in::WayIn;
 
 use super::super::engine::{KeeperError, Target};
-use super::super::sim::{VANILLA_ARGUMENTS, agent};
+use super::super::host::Host;
+use super::super::journal::Journal;
+use super::super::sim::{Fuse, VANILLA_ARGUMENTS, agent};
 use super::super::units;
 use super::{Node, pass};
 
@@ -285,4 +288,47 @@ async fn a_hub_is_told_the_way_of_the_cluster_and_one_of_before_none() {
     choose(&node, "environment");
     node.reach(Target::Edge).await.unwrap();
     assert!(told().get("wayIn").is_none());
+}
+
+#[tokio::test]
+async fn what_kubelet_starts_while_it_is_being_ended_knows_the_way_of_before() {
+    let node = Node::new();
+    node.world.borrow_mut().late = Some(format!("{}-0", NAMES[0]));
+    node.reach(Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().ended, [format!("{}-0+", NAMES[0]), format!("{}-0", NAMES[1])]);
+    node.world.borrow_mut().ended.clear();
+    node.world.borrow_mut().late = Some(format!("{}-0++", NAMES[0]));
+    node.reach(Target::Vanilla).await.unwrap();
+    node.assert_vanilla();
+    assert_eq!(node.world.borrow().ended, [format!("{}-0+++", NAMES[0]), format!("{}-0+", NAMES[1])]);
+}
+
+/// As a keeper leaves it that was killed between two agents.
+fn leave_a_turn(node: &Node) {
+    let host = Host::with_fuse(node.root(), Fuse::default());
+    let mut journal = Journal::load(&host).unwrap().unwrap();
+    journal.turn = Some(Turn { second: 1, pods: NAMES.map(str::to_owned).into() });
+    journal.save(&host).unwrap();
+}
+
+#[tokio::test]
+async fn a_turn_that_nobody_carries_out_does_not_stay() {
+    type Change = fn(&Node);
+    let changes: [(&str, Change); 3] = [
+        ("none is due", |_| {}),
+        ("kubelet is led past the hub", |node| {
+            node.world.borrow_mut().foreign_arguments = Some(VANILLA_ARGUMENTS.into());
+            node.world.borrow_mut().power_cut();
+        }),
+        ("kubelet does not run", |node| node.world.borrow_mut().kubelet_down = true),
+    ];
+    for (what, change) in changes {
+        let node = Node::new();
+        node.reach(Target::Edge).await.unwrap();
+        leave_a_turn(&node);
+        change(&node);
+        let _ = pass(&mut node.keeper(), Target::Edge).await;
+        assert_eq!(node.journal().unwrap().turn, None, "{what}");
+    }
 }

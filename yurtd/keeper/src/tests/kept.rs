@@ -6,7 +6,7 @@ use yurt_api::names;
 use yurt_api::status::ConversionState;
 
 use super::super::engine::Target;
-use super::super::sim::snapshot;
+use super::super::sim::{Holder, snapshot};
 use super::super::units;
 use super::{Node, pass};
 
@@ -207,5 +207,22 @@ async fn a_release_that_failed_is_not_tried_again_wherever_the_keeper_that_swaps
         if !killed {
             return;
         }
+    }
+}
+
+#[tokio::test]
+async fn the_table_goes_with_a_release_that_is_swapped_back_however_its_holder_fares() {
+    for holder in [Holder::Well, Holder::Dies, Holder::DiesWithItsUnit] {
+        let node = Node::new();
+        node.set_program("old program");
+        node.reach(Target::Edge).await.unwrap();
+        assert!(!node.world.borrow().table_held, "of a release that knows none");
+        node.set_program("program 2");
+        node.world.borrow_mut().holder = holder;
+        node.world.borrow_mut().broken_program = Some(b"program 2".to_vec());
+        pass(&mut node.keeper(), Target::Edge).await.unwrap();
+        assert!(node.last_report().message.contains("swapped back"), "{:?}", node.last_report());
+        let world = node.world.borrow();
+        assert!(world.address_held && !world.table_held, "{holder:?}");
     }
 }

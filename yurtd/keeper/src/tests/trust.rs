@@ -1,11 +1,14 @@
 //! Whom kubelet believes, and that it is told in time.
 
+use yurt_api::agent::Course;
 use yurt_api::names;
 use yurt_api::status::ConversionState;
 
 use super::super::engine::Target;
+use super::super::host::Host;
+use super::super::journal::Journal;
 use super::super::kubeconfig::{self, CaSource};
-use super::super::sim::snapshot;
+use super::super::sim::{self, Fuse, snapshot};
 use super::super::units;
 use super::{Node, pass};
 
@@ -152,4 +155,51 @@ async fn a_node_that_was_not_ready_before_gets_a_new_release_all_the_same() {
     node.assert_converted();
     assert_eq!(node.world.borrow().kubelet_restarts, 2);
     assert_eq!(std::fs::read(node.root().join("opt/yurt/current/yurtd")).unwrap(), b"program 2");
+}
+
+/// What the hub is told of it.
+fn course(node: &Node) -> Course {
+    let journal = node.root().join(names::KEEPER_JOURNAL.trim_start_matches('/'));
+    crate::came::read(&journal).unwrap()
+}
+
+#[tokio::test]
+async fn which_ca_kubelet_believes_and_since_when_is_written_down_when_it_has_been_restarted() {
+    let node = Node::new();
+    node.set_program("old program");
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(course(&node).believed, None, "the cluster's alone");
+    let mut last = sim::now().as_second();
+    let mut expect = |ca: &str| {
+        let believed = course(&node).believed.unwrap();
+        assert_eq!(believed.ca, ca);
+        assert!(last < believed.since.second, "{believed:?} when kubelet had ended, not {last}");
+        last = believed.since.second;
+    };
+    node.set_program("program 2");
+    node.reach(Target::Edge).await.unwrap();
+    expect("node CA 1");
+    let before = course(&node);
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(course(&node), before, "a pass that only looks");
+    lose_the_ca(&node);
+    node.reach(Target::Edge).await.unwrap();
+    expect("node CA 2");
+    assert_eq!(course(&node).came, before.came);
+}
+
+#[tokio::test]
+async fn a_journal_that_does_not_say_which_ca_kubelet_believes_is_completed() {
+    let node = Node::new();
+    node.reach(Target::Edge).await.unwrap();
+    let host = Host::with_fuse(node.root(), Fuse::default());
+    let mut journal = Journal::load(&host).unwrap().unwrap();
+    journal.believed = None;
+    journal.save(&host).unwrap();
+    let begin = sim::now().as_second();
+    node.reach(Target::Edge).await.unwrap();
+    let believed = course(&node).believed.unwrap();
+    assert_eq!(believed.ca, "node CA 1");
+    assert!(believed.since.second >= begin, "whatever runs may be from before");
+    assert_eq!(node.world.borrow().kubelet_restarts, 1);
 }

@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,7 +17,6 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::supervise::Tasks;
@@ -85,6 +84,21 @@ pub enum HttpError {
     Http(#[from] hyper::Error),
 }
 
+/// What its requests say that a connection is doing. Nobody is woken by that: it changes twice a request.
+#[derive(Debug, Clone)]
+struct State(Arc<Mutex<Doing>>);
+
+impl State {
+    fn now(&self) -> Doing {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, next: impl FnOnce(Doing) -> Doing) {
+        let mut doing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *doing = next(*doing);
+    }
+}
+
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy)]
 enum Doing {
@@ -119,9 +133,9 @@ impl Http {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (doing, state) = watch::channel(Doing::Nothing(at));
-        let doing = Arc::new(doing);
-        let service = service_fn(|request| {
+        let state = State(Arc::new(Mutex::new(Doing::Nothing(at))));
+        let doing = state.clone();
+        let service = service_fn(move |request| {
             let busy = Busy::new(&doing);
             let answer = service(request);
             async move { Ok::<_, Infallible>(answer.await.map(|body| Answering { body, _busy: busy })) }
@@ -157,7 +171,7 @@ impl Http {
         &self,
         connection: C,
         shut: fn(Pin<&mut C>),
-        mut state: watch::Receiver<Doing>,
+        state: State,
         tasks: &Tasks,
     ) -> Result<(), HttpError>
     where
@@ -169,7 +183,7 @@ impl Http {
         loop {
             tokio::select! {
                 ended = connection.as_mut() => return Ok(ended?),
-                () = over(&mut state, self.first_head, idle) => match *state.borrow() {
+                () = over(&state, self.first_head, idle) => match state.now() {
                     Doing::Nothing(_) => return Err(HttpError::NoRequest),
                     _ if told => return Ok(()),
                     // A request that is on its way is still answered.
@@ -184,51 +198,39 @@ impl Http {
 }
 
 /// Returns when the time is over that a connection may do nothing.
-async fn over(state: &mut watch::Receiver<Doing>, first_head: Duration, idle: Duration) {
+async fn over(state: &State, first_head: Duration, idle: Duration) {
     loop {
-        let until = match *state.borrow_and_update() {
-            Doing::Nothing(since) => Some(since + first_head),
-            Doing::Idle(since) => Some(since + idle),
-            Doing::Answering(_) => None,
+        let now = Instant::now();
+        // What begins to be idle from now on may be so for all of `idle`: until then nothing has to be looked at.
+        let look = match state.now() {
+            Doing::Nothing(since) if since + first_head <= now => return,
+            Doing::Idle(since) if since + idle <= now => return,
+            Doing::Nothing(since) => (since + first_head).min(now + idle),
+            Doing::Idle(since) => since + idle,
+            Doing::Answering(_) => now + idle,
         };
-        let time = async {
-            match until {
-                Some(until) => sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = time => return,
-            changed = state.changed() => if changed.is_err() {
-                // The connection is ending and has dropped its service.
-                std::future::pending::<()>().await;
-            },
-        }
+        sleep_until(look).await;
     }
 }
 
 /// A request that is being answered: from its head to the end of the response's body.
-struct Busy(Arc<watch::Sender<Doing>>);
+struct Busy(State);
 
 impl Busy {
-    fn new(doing: &Arc<watch::Sender<Doing>>) -> Self {
-        doing.send_modify(|doing| {
-            *doing = match *doing {
-                Doing::Answering(requests) => Doing::Answering(requests + 1),
-                Doing::Nothing(_) | Doing::Idle(_) => Doing::Answering(1),
-            }
+    fn new(state: &State) -> Self {
+        state.turn(|doing| match doing {
+            Doing::Answering(requests) => Doing::Answering(requests + 1),
+            Doing::Nothing(_) | Doing::Idle(_) => Doing::Answering(1),
         });
-        Self(doing.clone())
+        Self(state.clone())
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.send_modify(|doing| {
-            *doing = match *doing {
-                Doing::Answering(requests) if requests > 1 => Doing::Answering(requests - 1),
-                _ => Doing::Idle(Instant::now()),
-            }
+        self.0.turn(|doing| match doing {
+            Doing::Answering(requests) if requests > 1 => Doing::Answering(requests - 1),
+            _ => Doing::Idle(Instant::now()),
         });
     }
 }
@@ -371,6 +373,39 @@ mod tests {
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
         tokio::time::timeout(SOON, connection).await.expect("it may stay").unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_over_to_the_moment_although_requests_wake_nobody() {
+        let (first_head, idle) = (Duration::from_secs(30), Duration::from_secs(300));
+        let begun = Instant::now();
+        let state = State(Arc::new(Mutex::new(Doing::Nothing(begun))));
+        over(&state, first_head, idle).await;
+        assert_eq!(begun.elapsed(), first_head);
+        let asking = state.clone();
+        let requests = tokio::spawn(async move {
+            // One is longer than a connection may be idle, two overlap, and the last ends in between.
+            let one = Busy::new(&asking);
+            tokio::time::sleep(Duration::from_secs(700)).await;
+            let two = Busy::new(&asking);
+            drop(one);
+            tokio::time::sleep(Duration::from_secs(123)).await;
+            drop(two);
+        });
+        tokio::task::yield_now().await;
+        let begun = Instant::now();
+        over(&state, first_head, idle).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(700 + 123) + idle);
+        assert!(requests.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_head_may_take_longer_than_a_connection_may_be_idle() {
+        let (first_head, idle) = (Duration::from_secs(30), Duration::from_secs(2));
+        let begun = Instant::now();
+        let state = State(Arc::new(Mutex::new(Doing::Nothing(begun))));
+        over(&state, first_head, idle).await;
+        assert_eq!(begun.elapsed(), first_head);
     }
 
     #[tokio::test]

@@ -121,6 +121,13 @@ impl Index {
         }
     }
 
+    /// The store has no such value any more.
+    pub(super) fn lose(&mut self, key: &[u8]) {
+        if self.entries.get(key).is_some_and(|entry| entry.unwritten.is_none()) {
+            self.remove(key);
+        }
+    }
+
     pub(super) fn remove(&mut self, key: &[u8]) {
         if let Some(entry) = self.entries.remove(key) {
             self.total -= entry.size;

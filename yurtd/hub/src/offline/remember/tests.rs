@@ -207,3 +207,22 @@ async fn what_an_older_release_has_remembered_is_told_until_there_is_something_n
     }
     assert_eq!(store.sizes(Bucket::Answers).unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn an_answer_that_the_disk_has_bent_is_none_and_is_kept_when_it_comes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, memory) = memory(dir.path(), Bounds { answer: 100, total: 1000, count: 10 });
+    let keep = || memory.remember(&of_node("/a"), &json("1"), Keep::Stored);
+    keep();
+    memory.write_back().await.unwrap();
+    let key = bucket_key(Bucket::Answers, &of_node("/a").bytes);
+    let bend = move |tx: &mut crate::store::Tx<'_>| tx.put(Table::Buckets, &key, b"bent");
+    store.write(Durability::Durable, bend).await.unwrap();
+    assert_eq!(memory.recall(&of_node("/a")).unwrap(), None);
+    keep();
+    assert_eq!(memory.recall(&of_node("/a")).unwrap(), Some(json("1")));
+    memory.write_back().await.unwrap();
+    assert_eq!(memory.recall(&of_node("/a")).unwrap(), Some(json("1")));
+    let another = Remembered::open(store, Bucket::Answers, Bounds { answer: 100, total: 1000, count: 10 });
+    assert_eq!(another.recall(&of_node("/a")).unwrap(), Some(json("1")));
+}

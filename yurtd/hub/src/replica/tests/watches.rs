@@ -88,8 +88,10 @@ async fn forgotten_deletions_end_old_watches_with_410() {
     let view = hub.views.open(&node(), &pods(Encoding::Json)).await.unwrap();
     let first = view.resource_version();
     let mut slow = Watch::start(&view, options(Since::Exactly(first)));
+    // More than is kept in memory for it.
+    let data = "x".repeat(2000);
     for number in 0..600 {
-        api.put_data("pods", "n", &format!("p{number}"), "x", "1");
+        api.put_data("pods", "n", &format!("p{number}"), "x", &data);
         api.delete(&format!("/api/v1/namespaces/n/pods/p{number}"));
     }
     caught_up(&view, api.version()).await;
@@ -110,6 +112,8 @@ async fn a_watch_ends_in_time_with_a_bookmark_before() {
     let ends_at = Instant::now() + Duration::from_millis(2200);
     let mut watch = Watch::start(&view, WatchOptions { bookmarks: true, ends_at, ..options(Since::Any) });
     let mut silent = Watch::start(&view, WatchOptions { ends_at, ..options(Since::Any) });
+    // One behind the state, one before the end.
+    assert_eq!(watch.next().await, Event::Bookmark { resource_version: api.version() });
     assert_eq!(watch.next().await, Event::Bookmark { resource_version: api.version() });
     assert!(watch.stream.next().await.is_none());
     assert!(silent.stream.next().await.is_none());

@@ -132,6 +132,47 @@ fn node() -> (TempDir, Places) {
     (dir, places)
 }
 
+#[test]
+fn a_file_that_could_not_be_read_once_is_read_again_and_one_that_lies_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = Places { hub: dir.path().to_owned(), holder: dir.path().join("holder") };
+    let path = places.wanted();
+    wanted(&[], true).write(&path).unwrap();
+    let mut holder = Holder::new(&places);
+    let short = || DocumentError::Disk(std::io::Error::other("too many open files"));
+    holder.take(Stamp::of(&path).unwrap(), Err(short()));
+    assert_eq!(holder.wanted, None);
+    holder.read();
+    assert_eq!(holder.wanted, Some(wanted(&[], true)), "the file is as it was");
+    std::fs::write(&path, "{").unwrap();
+    holder.read();
+    assert_eq!((holder.wanted.clone(), holder.read.clone()), (Some(wanted(&[], true)), Stamp::of(&path)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a network namespace of its own, root, ip and nft"]
+async fn kernel_that_somebody_flushes_the_rules_while_the_kernel_is_tried_says_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = Places { hub: dir.path().join("hub"), holder: dir.path().to_owned() };
+    for _ in 0..10 {
+        let stop = CancellationToken::new();
+        let end = stop.clone();
+        let somebody = tokio::spawn(async move {
+            let begin = std::time::Instant::now();
+            let mut times = 0;
+            while !end.is_cancelled() && begin.elapsed() < Duration::from_millis(200) {
+                remove().await.unwrap();
+                times += 1;
+            }
+            times
+        });
+        try_out(&places).await;
+        stop.cancel();
+        println!("flushed {} times", somebody.await.unwrap());
+        assert_eq!(Told::read(&places.told()).unwrap(), Some(Told::default()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a network namespace of its own, root, ip and nft"]
 async fn kernel_new_pods_and_the_host_come_to_the_hub_whatever_somebody_does_to_the_table() {
