@@ -144,8 +144,8 @@ pub(crate) const COUNTED: usize = 256;
 pub(crate) const PIECE: usize = 64 << 10;
 /// While an identity's share is used up its streams look again this often.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// A connection on which a reader has taken nothing for so long of what there is for it is closed: HTTP/2 cannot end one
-/// stream whose window is shut. (kube-apiserver ends a watch whose reader is slower than milliseconds.)
+/// A connection on which a reader has taken nothing for so long of what there is for it is closed: HTTP/2 cannot end
+/// one stream whose window is shut. (kube-apiserver ends a watch whose reader is slower than milliseconds.)
 pub(crate) const STALLED: Duration = Duration::from_secs(30);
 /// And a list that is read out of the store has to be sent in this time.
 pub(crate) const LIST_WITHIN: Duration = Duration::from_secs(180);
@@ -160,8 +160,8 @@ pub(crate) const FORWARDED_OF_ONE: usize = FORWARDED / 4;
 /// At 50 ms of round trip 2.5 MB/s.
 pub(crate) const FORWARDED_WINDOW: u32 = 128 << 10;
 
-/// Events of a view that wait for the views that are fed from it, which share them. Only Services and EndpointSlices have
-/// such views, in two encodings.
+/// Events of a view that wait for the views that are fed from it, which share them. Only Services and EndpointSlices
+/// have such views, in two encodings.
 pub(crate) const TAP: usize = 1 << 20;
 
 /// How long upstream's next events wait for a watcher to take what is there. One that takes longer has to find out from

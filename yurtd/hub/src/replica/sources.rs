@@ -1,8 +1,8 @@
 //! Which view another one is fed from, so that a collection crosses the uplink once a node and not once a component.
 //!
-//! A source has a list and a watch of its own, is of the same resource and encoding, and requires less: everything that is
-//! in the other view is in it. Of several the widest. So nothing waits for what waits for it: of two views of the same
-//! objects the older one is the source.
+//! A source has a list and a watch of its own, is of the same resource and encoding, and requires less: everything that
+//! is in the other view is in it. Of several the widest. So nothing waits for what waits for it: of two views of the
+//! same objects the older one is the source.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::view::{View, ViewError, ViewSpec};
 use crate::wire::Encoding;
 use crate::wire::endpoint_slice::is_slice;
 
-/// What several components of a node read, each of them nearly all of it. Of any other resource each reads something of its
-/// own, or it is for few to read.
+/// What several components of a node read, each of them nearly all of it. Of any other resource each reads something of
+/// its own, or it is for few to read.
 pub(super) fn is_shared(spec: &ViewSpec) -> bool {
     is_services(spec) || is_slice(spec.resource())
 }
@@ -26,9 +26,9 @@ fn is_services(spec: &ViewSpec) -> bool {
     spec.resource().group.is_empty() && spec.resource().plural == "services"
 }
 
-/// Whether a view that has to be listed is better fed from the whole collection, with the same credential: others will ask
-/// for the rest of it. kubelet's part of the Services is all but the headless ones, and kube-proxy's a part of that.
-/// Nobody else reads JSON.
+/// Whether a view that has to be listed is better fed from the whole collection, with the same credential: others will
+/// ask for the rest of it. kubelet's part of the Services is all but the headless ones, and kube-proxy's a part of
+/// that. Nobody else reads JSON.
 fn is_nearly_all(spec: &ViewSpec) -> bool {
     is_services(spec)
         && spec.encoding() == Encoding::Protobuf
@@ -74,8 +74,8 @@ impl Views {
         Some(source)
     }
 
-    /// Whether a view that is stored and that nobody follows right now is followed again for this one: kubelet's, or one of
-    /// the same identity. After a restart of the hub the source may not be asked for by anybody.
+    /// Whether a view that is stored and that nobody follows right now is followed again for this one: kubelet's, or
+    /// one of the same identity. After a restart of the hub the source may not be asked for by anybody.
     fn resumes_for(&self, view: &View, source: &View) -> bool {
         let own = source.identity == view.identity || source.identity == *self.inner.node.identity();
         own && source.is_stored() && self.permit_of(source).is_some()

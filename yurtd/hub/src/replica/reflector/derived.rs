@@ -1,5 +1,6 @@
-//! A view that is fed from another one ([`sources`](crate::replica::sources)): the state is copied here, and what upstream
-//! tells the source is told to it, too. The API server has said that its identity may read it, and is asked again.
+//! A view that is fed from another one ([`sources`](crate::replica::sources)): the state is copied here, and what
+//! upstream tells the source is told to it, too. The API server has said that its identity may read it, and is asked
+//! again.
 //!
 //! ```text
 //!            source is followed, may be read               burst by burst
@@ -9,8 +10,8 @@
 //!      └─────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Whatever goes wrong leads to the view's own watch, from its own resourceVersion: nothing depends on the source but the
-//! uplink. The futures are boxed: most reflectors are never fed.
+//! Whatever goes wrong leads to the view's own watch, from its own resourceVersion: nothing depends on the source but
+//! the uplink. The futures are boxed: most reflectors are never fed.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -163,8 +164,8 @@ impl Reflector {
         Some(Outcome::Listed)
     }
 
-    /// A source that has come as far as the view, and that it may be fed from. One that is not followed yet is waited for
-    /// if it does not have to be one that is.
+    /// A source that has come as far as the view, and that it may be fed from. One that is not followed yet is waited
+    /// for if it does not have to be one that is.
     async fn attach(&mut self, waits: bool) -> Option<Attached> {
         self.feeding.selector.as_ref()?;
         if self.feeding.alone_until.is_some_and(|until| Instant::now() < until) {
@@ -308,7 +309,9 @@ impl Reflector {
                     }
                     lost_at = Some(Instant::now());
                 }
-                () = sleep_until(asks_at.unwrap_or(look_again)), if asks_at.is_some_and(|at| at < look_again) && lost_at.is_none() => {
+                () = sleep_until(asks_at.unwrap_or(look_again)),
+                    if asks_at.is_some_and(|at| at < look_again) && lost_at.is_none() =>
+                {
                     if !self.is_confirmed(&attached).await {
                         return self.leave(&attached, UNCONFIRMED);
                     }
