@@ -18,6 +18,7 @@
 //! | answers that are not sent yet | [`OTHERS`]`.unsent` | [`KUBELET`]`.unsent` |
 //! | whole lists that are being sent | [`OTHERS`]`.lists` | [`KUBELET`]`.lists` |
 //! | events for watchers that keep up | [`RINGS`] | [`RINGS`] |
+//! | what watches begin with | [`AHEAD`] | [`AHEAD`] |
 //! | events for views that are fed | [`TAP`] and a burst a source, of which there are a handful | |
 //! | pages of upstream's lists | [`LARGE_PAGES`] × about 6 × [`PAGE_BYTES`] | the same |
 //! | answers to be remembered | [`OBSERVED`] and 2 × [`UNWRITTEN`], together with kubelet | |
@@ -172,6 +173,10 @@ pub(crate) const KEEPS_UP: Duration = Duration::from_secs(2);
 pub(crate) const RING: usize = 512 << 10;
 /// And those of all of kubelet's views, and of everybody else's. Beyond that each has an equal part.
 pub(crate) const RINGS: usize = 3 << 20;
+
+/// Bytes that watches read when they begin, before they can send them: kubelet's, and everybody else's. Beyond that a
+/// watch reads when it can send.
+pub(crate) const AHEAD: usize = 2 << 20;
 
 /// Views a node may have. An edge node has some dozens; more is somebody inventing selectors.
 pub(crate) const VIEWS: usize = if cfg!(test) { 20 } else { 2000 };

@@ -30,20 +30,17 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// The first batch; none if what the watcher has cannot be continued.
-    pub(super) fn first(
+    /// Where that is in this transaction; none if what the watcher has cannot be continued.
+    pub(super) fn stand(
         self,
         view: &View,
         reader: &Reader<'_>,
         known: u64,
-    ) -> Result<Option<(Position, Batch)>, StoreError> {
-        let position = match self {
-            Self::Position(position) => Some(position),
-            Self::Beginning(options) => beginning(view, reader, known, options)?,
-        };
-        let Some(mut position) = position else { return Ok(None) };
-        let batch = position.read(reader, view.id)?;
-        Ok(Some((position, batch)))
+    ) -> Result<Option<Position>, StoreError> {
+        match self {
+            Self::Position(position) => Ok(Some(position)),
+            Self::Beginning(options) => beginning(view, reader, known, options),
+        }
     }
 }
 
@@ -83,9 +80,10 @@ pub(super) fn in_one_transaction(view: &Arc<View>, room: Room, origin: Origin) -
         };
         let known = view.resource_version();
         let read = view.read(|reader| {
-            let Some((mut position, mut batch)) = origin.first(&view, reader, known)? else {
+            let Some(mut position) = origin.stand(&view, reader, known)? else {
                 return send(Ok((Position::default(), Batch::expired())));
             };
+            let mut batch = position.read(reader, view.id)?;
             loop {
                 let last = batch.drained || batch.expired;
                 send(Ok((position.clone(), batch)))?;

@@ -105,6 +105,11 @@ impl Batch {
         Self { expired: true, ..Self::default() }
     }
 
+    /// Bytes of its frames.
+    pub(super) fn size(&self) -> usize {
+        self.bytes
+    }
+
     fn push(&mut self, frame: Bytes) {
         self.bytes += frame.len();
         self.frames.push(frame);

@@ -159,6 +159,8 @@ impl Frame {
 #[derive(Debug, Default)]
 pub(crate) struct Rings {
     bytes: AtomicUsize,
+    /// Bytes that watches have read before they could send them.
+    ahead: AtomicUsize,
     all: Mutex<Vec<Weak<Ring>>>,
 }
 
@@ -193,6 +195,18 @@ impl Rings {
                 ring.shrink_to(part, taken);
             }
         }
+    }
+}
+
+/// Room for what a watch has read before it can send it, until it is dropped.
+pub(super) struct Ahead {
+    rings: Arc<Rings>,
+    bytes: usize,
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.rings.ahead.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -455,6 +469,13 @@ impl Ring {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Room for so many bytes; none if watches have read too much already.
+    pub(super) fn ahead(&self, bytes: usize) -> Option<Ahead> {
+        let before = self.rings.ahead.fetch_add(bytes, Ordering::Relaxed);
+        let ahead = Ahead { rings: Arc::clone(&self.rings), bytes };
+        (before.saturating_add(bytes) <= limits::AHEAD).then_some(ahead)
     }
 
     /// A place to listen from, for one who wants what comes from now on.

@@ -27,7 +27,7 @@ use tokio_stream::wrappers::WatchStream as Changes;
 use super::catch_up::{self, Origin, Step};
 use super::feed::{Batch, Position};
 use super::list::{ListBody, Room};
-use super::ring::{Next, Seat};
+use super::ring::{Ahead, Next, Seat};
 use super::{Client, Sync, View, WatchError, WatchOptions};
 use crate::store::StoreError;
 use crate::wire::Status;
@@ -52,6 +52,8 @@ pub(crate) struct WatchStream {
     reading: Option<mpsc::Receiver<Step>>,
     readers: Option<Readers>,
     queue: VecDeque<Bytes>,
+    /// Room for what is in the queue since the beginning.
+    ahead: Option<Ahead>,
     ended: bool,
     sync: Changes<Sync>,
     /// For the next bookmark, or the end.
@@ -78,18 +80,26 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
     // From here on events are collected.
     let seat = view.ring.listen();
     let known = view.resource_version();
-    let first = view.read(|reader| Origin::Beginning(options).first(view, reader, known))?;
-    let (position, batch) = first.ok_or(WatchError::Expired)?;
+    let first = view.read(|reader| {
+        let Some(position) = Origin::Beginning(options).stand(view, reader, known)? else { return Ok(None) };
+        let mut behind = position.clone();
+        let batch = behind.read(reader, view.id)?;
+        Ok(Some((position, behind, batch)))
+    })?;
+    let (position, behind, batch) = first.ok_or(WatchError::Expired)?;
+    // A thousand watches whose clients do not read would hold a thousand batches: those read when they can send.
+    let ahead = view.ring.ahead(batch.size());
     let last_bookmark = options.ends_at.checked_sub(BEFORE_END).unwrap_or(options.ends_at);
     let bookmark_at = options.bookmarks.then(|| (Instant::now() + BOOKMARK_EVERY).min(last_bookmark));
     let mut watch = WatchStream {
         client,
         seat,
-        position: Position::default(),
+        position,
         on_ring: false,
         reading: None,
         readers: None,
         queue: VecDeque::new(),
+        ahead: None,
         ended: false,
         sync: Changes::new(view.sync.subscribe()),
         timer: Box::pin(sleep_until(bookmark_at.unwrap_or(options.ends_at).min(options.ends_at))),
@@ -101,7 +111,10 @@ pub(super) fn start(view: &Arc<View>, options: WatchOptions) -> Result<WatchStre
         #[cfg(test)]
         log_reads: 0,
     };
-    watch.accept(position, batch);
+    if ahead.is_some() {
+        watch.accept(behind, batch);
+        watch.ahead = ahead;
+    }
     Ok(watch)
 }
 
@@ -124,6 +137,7 @@ impl WatchStream {
             if let Some(step) = reading.recv().await {
                 // Instead of what was read before, not after it.
                 self.queue.clear();
+                self.ahead = None;
                 self.owes_bookmark = false;
                 self.reading = Some(reading);
                 self.took(step);
@@ -261,6 +275,7 @@ impl Stream for WatchStream {
             if let Some(frame) = watch.queue.pop_front() {
                 return Poll::Ready(Some(frame));
             }
+            watch.ahead = None;
             if watch.ended {
                 return Poll::Ready(None);
             }
