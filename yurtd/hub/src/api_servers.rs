@@ -86,14 +86,14 @@ impl ApiServers {
         }
         tracing::info!(servers = ?found, "API servers of the cluster");
         self.upstream.found(&found);
-        let kept = match serde_json::to_vec(&found) {
+        let written = match serde_json::to_vec(&found) {
             Ok(value) => self.store.put_durable(Bucket::Misc, KEY, &value).await,
             Err(error) => Err(StoreError::Failed(error.to_string())),
         };
-        if let Err(error) = kept {
-            tracing::warn!(%error, "other API servers will not be known after a restart");
+        match written {
+            Ok(()) => self.known = found,
+            Err(error) => tracing::warn!(%error, "other API servers will not be known after a restart"),
         }
-        self.known = found;
         true
     }
 }

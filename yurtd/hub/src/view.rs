@@ -432,11 +432,12 @@ impl View {
 
     /// It is fed from this view from now on, or from none. Views that are fed are no sources: theirs is.
     pub(crate) fn set_source(&self, source: Option<&Arc<View>>) {
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) =
+            source.map(Arc::downgrade).unwrap_or_default();
+        // Afterwards: whoever opens one behind this looks whether there is a source.
         if source.is_some() {
             self.close_taps();
         }
-        *self.source.lock().unwrap_or_else(PoisonError::into_inner) =
-            source.map(Arc::downgrade).unwrap_or_default();
     }
 
     /// Whether a reflector keeps it equal to the API server's collection.

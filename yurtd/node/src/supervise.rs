@@ -102,9 +102,12 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let mut task = Box::pin(task);
+        // One that panics ends nobody else's: its words were printed where it happened.
+        let mut task = Box::pin(AssertUnwindSafe(task).catch_unwind());
         if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.tracker.spawn(task);
+            self.tracker.spawn(async move {
+                let _ = task.await;
+            });
         }
     }
 

@@ -203,7 +203,7 @@ impl Observer {
         }
     }
 
-    /// Keeps the answer. Failures are logged: the client has its answer already.
+    /// Keeps the answer. Failures are logged: they are not the client's.
     pub(crate) async fn seen(self, headers: HeaderMap, body: Bytes) {
         let Some(answer) = Answer::of_upstream(&headers, body) else { return };
         let kept = match self.what {

@@ -64,6 +64,12 @@ impl Followers {
         }
     }
 
+    /// The places of large pages.
+    #[cfg(test)]
+    pub(super) fn large_places(&self, of_kubelet: bool) -> Arc<Semaphore> {
+        Arc::clone(&self.large[usize::from(!of_kubelet)])
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ViewId, JoinHandle<()>>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -135,6 +135,8 @@ struct Inner {
     demand: Notify,
     /// Counts answers to demands.
     rounds: watch::Sender<u64>,
+    /// Counts those with keys.
+    fetches: watch::Sender<u64>,
     forged: AtomicU64,
 }
 
@@ -157,6 +159,7 @@ impl Issuer {
             changing: Mutex::default(),
             demand: Notify::new(),
             rounds: watch::Sender::new(0),
+            fetches: watch::Sender::new(0),
             forged: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
@@ -210,10 +213,10 @@ impl Issuer {
         }
     }
 
-    /// Waits until the keys were asked for once more.
-    pub(crate) async fn asked_again(&self) {
+    /// Waits until the keys have come once more.
+    pub(crate) async fn fetched_again(&self) {
         // The sender is ours: this does not fail.
-        let _ = self.inner.rounds.subscribe().changed().await;
+        let _ = self.inner.fetches.subscribe().changed().await;
     }
 
     /// Whose the token is, if that can be known without the API server. `has_pod` says whether the node has the pod of
@@ -327,9 +330,12 @@ impl Issuer {
                     continue;
                 }
             }
+            // Not when it ended: keys count as old by when they came, and whoever asks then has to have them fetched.
+            last = Some(Instant::now());
             pause = match self.fetch().await {
                 Ok(()) => {
                     failures = 0;
+                    self.inner.fetches.send_modify(|fetches| *fetches += 1);
                     PERIOD.mul_f64(0.75 + 0.5 * jitter())
                 }
                 Err(FetchError::Call(error)) if error.is_transient() => {
@@ -343,7 +349,6 @@ impl Issuer {
                     PERIOD
                 }
             };
-            last = Some(Instant::now());
             self.inner.rounds.send_modify(|rounds| *rounds += 1);
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! The algorithms are those that an API server verifies, as far as `ring` has them: RS256, RS384, RS512, PS256, PS384,
 //! PS512, ES256, ES384. It signs with RS256, ES256, ES384 or ES512 itself and takes no other from an external signer
-//! (`pkg/serviceaccount/jwt.go`, `externaljwt/plugin`); what is compiled in may do otherwise. A key decides what its tokens may be signed with, never the token: neither `none` nor an
-//! HMAC is ever right. Of keys that cannot be used here (P-521, RSA of less than 2048 bits) nothing is said.
+//! (`pkg/serviceaccount/jwt.go`, `externaljwt/plugin`); what is compiled in may do otherwise. A key decides what its
+//! tokens may be signed with, never the token: neither `none` nor an HMAC is ever right. Of keys that cannot be used here (P-521, RSA of less than 2048 bits) nothing is said.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -308,7 +308,10 @@ impl Tokens {
                 }
                 if let Some(user) = &known {
                     tracing::info!(user, "the API server no longer accepts a token");
-                    self.forget(hash).await;
+                    // That it was revoked takes the place of what was known of it.
+                    if !matches!(self.inner.issuer.standing(token.expose()), Standing::Genuine) {
+                        self.forget(hash).await;
+                    }
                 }
                 // Whoever comes again and again with it is no reason to write that again.
                 if news || known.is_some() {
@@ -360,7 +363,7 @@ impl Tokens {
                     for _ in 0..ROUNDS {
                         tokio::select! {
                             () = stop.cancelled() => return,
-                            () = this.inner.issuer.asked_again() => {}
+                            () = this.inner.issuer.fetched_again() => {}
                         }
                         let standing = this.inner.issuer.standing(token.expose());
                         let still = lock(&this.inner.memory).is_revoked(&hash);

@@ -181,7 +181,7 @@ impl Prober {
                 if opened.is_err() && unanswered.fetch_sub(1, Ordering::Relaxed) == 1 {
                     nobody.notify_waiters();
                 }
-                opened
+                (true, opened)
             }
             .boxed()
         });
@@ -195,20 +195,24 @@ impl Prober {
                         () = told => {}
                     }
                 }
-                self.pool.open_probe(server, patience - head_start).await
+                // One that hangs holds up no round.
+                let opened = self.pool.open_probe(server, patience - head_start);
+                let opened = tokio::time::timeout(patience, opened).await;
+                (false, opened.unwrap_or(Err(OpenError::TimedOut)))
             }
             .boxed()
         });
         let mut attempts: FuturesUnordered<_> = configured.chain(found).collect();
         let mut silence = Silence::Refused;
-        while let Some(outcome) = attempts.next().await {
+        while let Some((configured, outcome)) = attempts.next().await {
             match outcome {
                 Ok(connection) => return Ok(connection),
                 Err(error) => {
                     if self.machine.state() != LinkState::Offline {
                         tracing::info!(%error, "an API server cannot be reached");
                     }
-                    if matches!(error, OpenError::TimedOut) {
+                    // Where the others listen is perhaps nothing that the node can reach: it says nothing of the link.
+                    if configured && matches!(error, OpenError::TimedOut) {
                         silence = Silence::TimedOut;
                     }
                 }

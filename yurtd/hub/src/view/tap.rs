@@ -27,8 +27,9 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// A bookmark takes a place, too.
     fn bytes(&self) -> usize {
-        self.changes.iter().map(|change| change.item.body.len()).sum()
+        self.changes.iter().map(|change| change.item.body.len()).sum::<usize>().max(1)
     }
 }
 
@@ -160,6 +161,12 @@ impl View {
     pub(crate) fn tap(self: &Arc<Self>) -> Tap {
         let (queue, level) = self.taps.open();
         Tap { queue, level, taken: Arc::clone(&self.taps.taken), _client: Client::new(self) }
+    }
+
+    /// Whether there is a tap.
+    #[cfg(test)]
+    pub(crate) fn is_tapped(&self) -> bool {
+        !self.taps.all.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Upstream has told this, and it is stored.

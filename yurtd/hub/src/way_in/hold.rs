@@ -81,7 +81,7 @@ pub(crate) async fn remove() -> Result<(), NftError> {
     Held::open(names::NFT_EDGE_TABLE)?.remove().await
 }
 
-/// Keeps the table until `stop`, which leaves it there.
+/// Keeps the table until `stop`, and takes it away then.
 pub(crate) async fn run(places: &Places, stop: CancellationToken) {
     let mut holder = Holder::new(places);
     loop {
@@ -122,7 +122,9 @@ impl<'a> Holder<'a> {
             tracing::error!(error, "pods are not led to the hub as they should be; trying again");
         }
         let in_place = if error.is_none() { Some(wanted) } else { None };
-        let unable = self.told.unable.clone().filter(|_| error.is_some());
+        // That nothing could be taken away says nothing of what the kernel can do.
+        let holds = in_place.as_ref().is_some_and(|wanted| wanted.table().is_some());
+        let unable = self.told.unable.clone().filter(|_| !holds);
         let told = Told { unable, in_place, error };
         if told != self.told {
             tell(self.places, &told);

@@ -80,8 +80,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 journal.agents_due = true;
                 journal.agents = Agents::default();
                 journal.turn = None;
-                // Until it is written down below, the next keeper restarts kubelet again.
+                // Until it is written down below, the next keeper restarts kubelet again, and nobody is led to the hub.
                 journal.applied_kubelet = None;
+                journal.believed = None;
             }
             Self::changed_at(journal, now, elsewhere, changes_way);
             journal.save(&self.host)?;
@@ -95,6 +96,12 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let believes = known == believed.as_ref();
         if !believes {
             let since = self.moment();
+            if journal.believed.is_none() && believed.is_some() && !restarted && journal.came.is_some() {
+                // A keeper of before did not write it down: who was led to the hub until now is not known to believe it.
+                journal.agents_before = Some(since.clone());
+                journal.agents_due = true;
+                journal.agents = Agents::default();
+            }
             journal.believed = believed.map(|ca| Believed { ca, since });
         }
         if restarted

@@ -35,7 +35,8 @@ use crate::view::tap::{Tap, Told};
 use crate::view::{Request, State, Sync, Transition, View, Why};
 
 /// How long a source may take until it has its first list, and until it has caught up.
-const FIRST_LIST_WITHIN: Duration = Duration::from_secs(60);
+/// Shorter than whoever opens the view waits.
+const FIRST_LIST_WITHIN: Duration = Duration::from_secs(20);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
 /// A right is asked for again after this or twice this, as the API server does when a watch ends.
 const RIGHT_LASTS: Duration = Duration::from_secs(30 * 60);
@@ -43,6 +44,10 @@ const RIGHT_LASTS: Duration = Duration::from_secs(30 * 60);
 /// could not be copied.
 const ALONE_FOR: Duration = Duration::from_secs(600);
 
+/// And after its source had no state to copy.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+const LOST: &str = "it cannot be followed event by event";
 const UNCONFIRMED: &str = "the right to read it is not confirmed";
 
 /// What a reflector knows of the views that its own may be fed from.
@@ -134,13 +139,16 @@ impl Reflector {
 
     /// The state of a source, as a list of its own would have brought it; nothing if there is none to be had.
     async fn copy(&mut self) -> Option<Outcome> {
-        let attached = self.attach(true).await?;
+        let mut attached = self.attach(true).await?;
         if !self.credentials.is_node() && !self.store.has_room_for_others() {
             return None;
         }
         let selector = self.feeding.selector.clone()?;
         // Not all at the same time: pages are in memory.
         let _place = Arc::clone(&self.large).acquire_owned().await.ok()?;
+        if attached.tap.is_lost() {
+            return None;
+        }
         let mut pages = attached.source.pages(selector);
         let mut taking = super::list::Taking::default();
         loop {
@@ -148,10 +156,14 @@ impl Reflector {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, view = %self.view.name(), "the state cannot be copied; it is listed");
-                    self.feeding.alone_for(ALONE_FOR);
+                    // One that starts over has its next list soon.
+                    let damaged = matches!(error, StoreError::Damaged(_));
+                    self.feeding.alone_for(if damaged { ALONE_FOR } else { AGAIN_AFTER });
                     return None;
                 }
             };
+            // What was told meanwhile is in the copy, and must not be done to it once more.
+            attached.from = attached.from.max(page.resource_version);
             let bytes = page.items.iter().map(|item| item.body.len()).sum();
             match self.take_page(page, bytes, &mut taking).await {
                 Ok(true) => {}
@@ -159,6 +171,8 @@ impl Reflector {
                 Err(outcome) => return Some(outcome),
             }
         }
+        // It says nothing of whether upstream's bookmarks come.
+        self.no_bookmarks = false;
         tracing::debug!(view = %self.view.name(), source = %attached.source.name(), "the view is a copy");
         self.feeding.attached = Some(attached);
         Some(Outcome::Listed)
@@ -190,12 +204,19 @@ impl Reflector {
         let tap = source.tap();
         let from = source.resource_version();
         // One that is behind would take the view back.
-        let usable = sync.borrow_and_update().state.is_following() && from >= self.view.resource_version();
+        // One that is fed by now tells nothing itself.
+        let usable = sync.borrow_and_update().state.is_following()
+            && source.source().is_none()
+            && from >= self.view.resource_version();
         usable.then(|| Attached { source, tap, sync, from })
     }
 
     /// Waits until the source is followed; nothing if that will not be soon.
     async fn await_source(&mut self, source: &Arc<View>, sync: &mut watch::Receiver<Sync>) -> Option<()> {
+        // What the view has and resumes costs less than any list.
+        if self.view.is_stored() && !source.is_stored() {
+            return None;
+        }
         let within = if source.is_stored() { CATCH_UP_WITHIN } else { FIRST_LIST_WITHIN };
         let deadline = Instant::now() + within;
         loop {
@@ -262,7 +283,7 @@ impl Reflector {
             tokio::select! {
                 biased;
                 told = attached.tap.next() => {
-                    let Some(told) = told else { return self.leave(&attached, "it cannot be followed event by event") };
+                    let Some(told) = told else { return self.leave(&attached, LOST) };
                     // The link is back, and with it the question.
                     if lost_at.is_some() && !self.is_confirmed(&attached).await {
                         return self.leave(&attached, UNCONFIRMED);
@@ -270,7 +291,13 @@ impl Reflector {
                     if let Err(outcome) = self.take_told(&attached, told).await {
                         return outcome;
                     }
+                    // It is catching up.
+                    if let Some(at) = &mut lost_at {
+                        *at = Instant::now();
+                    }
                 }
+                // It has all of its time from when there is a link.
+                Ok(()) = self.link.changed(), if lost_at.is_some() => lost_at = Some(Instant::now()),
                 () = self.view.damage.notified() => {
                     self.rebuild = true;
                     return self.failed(Request::Watch, None, Outcome::Unreadable).await;
@@ -334,7 +361,8 @@ impl Reflector {
     /// The view goes on from where it is.
     fn leave(&mut self, attached: &Attached, why: &str) -> Outcome {
         tracing::debug!(why, view = %self.view.name(), source = %attached.source.name(), "the view leaves its source");
-        self.view.turn(Transition::Lost(Why::Failed));
+        let lost = if self.offline() { Why::Disconnected } else { Why::Failed };
+        self.view.turn(Transition::Lost(lost));
         Outcome::Rested
     }
 

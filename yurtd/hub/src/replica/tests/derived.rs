@@ -291,6 +291,53 @@ async fn a_cut_costs_one_watch_and_every_event_is_told() {
 
 /// Upstream waits for whoever is fed, and that one for those who watch it.
 #[tokio::test]
+async fn what_was_told_while_a_copy_waited_is_not_done_to_it_again() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let all = hub.views.open(&service_account("dns"), &services("", "", Encoding::Protobuf)).await.unwrap();
+    caught_up(&all, api.version()).await;
+    let places = hub.views.inner.followers.large_places(false);
+    let held = places.acquire_many(crate::limits::LARGE_PAGES as u32).await.unwrap();
+    let (views, spec) = (hub.views.clone(), services(NO_PROXY_NAME, NOT_HEADLESS, Encoding::Protobuf));
+    let opening = tokio::spawn(async move { views.open(&proxy(), &spec).await.unwrap() });
+    // Its source is tapped, and it waits for a place.
+    yurt_fakes::until("the copy waits", async || all.is_tapped().then_some(())).await;
+    for round in 0..3 {
+        delete(&api, "plain");
+        caught_up(&all, api.version()).await;
+        put(&api, "plain", json!({"round": round.to_string()}), "10.96.0.7");
+        caught_up(&all, api.version()).await;
+    }
+    let copied = api.version();
+    drop(held);
+    let view = opening.await.unwrap();
+    let options = WatchOptions { bookmarks: true, ..options(Since::Exactly(copied)) };
+    let mut watch = Watch::start(&view, options);
+    let next = put(&api, "plain", json!({"round": "last"}), "10.96.0.7");
+    assert_eq!(
+        watch.object().await,
+        (EventType::Modified, "plain".into(), next),
+        "nothing of before is told"
+    );
+    assert_eq!(names(&view), ["plain"]);
+}
+
+#[tokio::test]
+async fn a_view_that_is_fed_itself_is_no_source_for_one_that_was_about_to_tap_it() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let views = open_three(&hub).await;
+    fed(&views[..2]).await;
+    // Taps on what is fed are lost at once or never told: nobody counts on them.
+    let mut tap = views[1].tap();
+    views[1].set_source(Some(&views[2]));
+    assert!(tap.next().await.is_none());
+    assert!(views[1].source().is_some());
+}
+
+#[tokio::test]
 async fn a_burst_of_many_megabytes_is_told_event_by_event() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     filled(&api);

@@ -223,3 +223,35 @@ fn what_comes_in_a_burst_waits_for_whoever_takes_it() {
     }
     assert!(way(&world, 500) >= limits::KEEPS_UP, "it has taken everything since");
 }
+
+#[test]
+fn nothing_is_forgotten_by_a_change_that_is_none_of_the_views() {
+    const MANY: usize = 600;
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), 0);
+    let page = |version: u64, items: Vec<Item>| ListPage {
+        kind: TypeMeta::new("v1", "Node"),
+        resource_version: version,
+        continue_token: None,
+        items,
+    };
+    let many = (0..MANY as u64).map(|number| item(&format!("n{number}"), number + 1, 200 + number, "x"));
+    let (full, empty) = (page(1000, many.collect()), page(1001, Vec::new()));
+    world.change(move |table| table.apply_list(&full, 0, 0));
+    // More tombstones than are kept: those of the last transaction are, whatever their number.
+    world.change(move |table| table.apply_list(&empty, 0, 0));
+    let other = item("other", 7, 1002, "x");
+    let changed = world.write(move |tx| {
+        let mut table = ViewTable::load(tx, ID)?;
+        let change = Change { event_type: EventType::Modified, item: other.clone() };
+        if table.apply_selected(&[change], &[false], 0, 1002)? {
+            table.save()?;
+            return Ok(true);
+        }
+        Ok(false)
+    });
+    assert!(!changed);
+    let wanted = WatchOptions { bookmarks: true, ..options(Since::Exactly(1000)) };
+    let told = events(&world, &mut read_by_threads(&world, wanted), MANY);
+    assert!(told.iter().all(|(kind, ..)| kind == "DELETED"));
+}

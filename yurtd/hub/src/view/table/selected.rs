@@ -34,8 +34,12 @@ impl ViewTable<'_, '_> {
             }
         }
         self.advance(version);
-        self.trim()?;
-        Ok(self.record.sequence != before)
+        // What is not written back must not have trimmed anything, either.
+        let changed = self.record.sequence != before;
+        if changed {
+            self.trim()?;
+        }
+        Ok(changed)
     }
 
     /// An object is not selected any more, since `version`.
