@@ -312,6 +312,7 @@ async fn what_was_told_while_a_copy_waited_is_not_done_to_it_again() {
     let copied = api.version();
     drop(held);
     let view = opening.await.unwrap();
+    fed([&view]).await;
     let options = WatchOptions { bookmarks: true, ..options(Since::Exactly(copied)) };
     let mut watch = Watch::start(&view, options);
     let next = put(&api, "plain", json!({"round": "last"}), "10.96.0.7");
@@ -321,6 +322,8 @@ async fn what_was_told_while_a_copy_waited_is_not_done_to_it_again() {
         "nothing of before is told"
     );
     assert_eq!(names(&view), ["plain"]);
+    // Its beginning, the object of the copy, and the last change.
+    assert_eq!(view.list().unwrap().sequence, 3, "nothing of before was done again");
 }
 
 #[tokio::test]
