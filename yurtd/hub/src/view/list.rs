@@ -90,7 +90,7 @@ impl View {
     ) -> Result<Option<ListBody>, StoreError> {
         self.touch();
         // Whoever lists will watch on from there.
-        self.ring.expect();
+        self.ring.expect_watcher();
         // Read before the transaction: whatever happened up to there is in it.
         let known = *self.progress.borrow();
         let shared = match self.shared(known) {
@@ -117,7 +117,7 @@ impl View {
         patience: Patience,
     ) -> mpsc::Receiver<Result<Piece, StoreError>> {
         self.touch();
-        self.ring.expect();
+        self.ring.expect_watcher();
         let (pieces, receiver) = mpsc::channel(1);
         let (view, runtime) = (Arc::clone(self), Handle::current());
         tokio::task::spawn_blocking(move || {

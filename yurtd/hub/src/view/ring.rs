@@ -345,7 +345,7 @@ impl Ring {
     }
 
     /// Somebody has listed, or has gone, and will probably watch.
-    pub(crate) fn expect(&self) {
+    pub(crate) fn expect_watcher(&self) {
         self.expected.fetch_max(steady(), Ordering::Relaxed);
     }
 
@@ -567,7 +567,7 @@ impl Drop for Seat {
         }
         inner.free.push(self.number);
         drop(inner);
-        self.ring.expect();
+        self.ring.expect_watcher();
         self.ring.listeners.fetch_sub(1, Ordering::Relaxed);
         self.ring.taken.notify_waiters();
     }

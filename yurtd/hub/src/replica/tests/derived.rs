@@ -327,13 +327,13 @@ async fn what_was_told_while_a_copy_waited_is_not_done_to_it_again() {
 }
 
 #[tokio::test]
-async fn a_view_that_is_fed_itself_is_no_source_for_one_that_was_about_to_tap_it() {
+async fn a_view_that_becomes_fed_ends_its_taps() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     filled(&api);
     let hub = Hub::start(&api, dir.path()).await;
     let views = open_three(&hub).await;
     fed(&views[..2]).await;
-    // Taps on what is fed are lost at once or never told: nobody counts on them.
+    // It tells nothing itself from now on, and nobody is to wait for it.
     let mut tap = views[1].tap();
     views[1].set_source(Some(&views[2]));
     assert!(tap.next().await.is_none());
