@@ -292,6 +292,9 @@ pub struct TunnelSession {
     pub connected: bool,
     /// For how many seconds it has been, or has not.
     pub for_seconds: u64,
+    /// The address that has a session with the same server; this one takes over when that ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stands_by_for: Option<String>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -139,6 +139,24 @@ pub struct AgentStatus {
     /// cannot use them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_redirected: Vec<String>,
+    /// Another machine shows the same certificate: most likely one of the two is a copy of the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate: Option<DuplicateAgent>,
+}
+
+/// Two agents with one node's certificate: the newer connection took the place of one that still answered. Forgotten
+/// when it has not happened for an hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DuplicateAgent {
+    /// How often it has happened.
+    pub times: u32,
+    /// When it happened last, RFC 3339.
+    pub last: String,
+    /// Where the connection came from that was there then.
+    pub older_address: String,
+    /// Where the one came from that took its place.
+    pub newer_address: String,
 }
 
 /// Answer of `/apis/tunnel.openyurt.io/v1alpha1/agents`.

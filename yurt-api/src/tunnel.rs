@@ -13,8 +13,8 @@
 //!
 //! | kind | frame | stream | payload |
 //! |---|---|---|---|
-//! | 1 | HELLO | 0 | magic `YURT`, version `u16`, streams `u32`, window `u32`, software (`u8` length, UTF-8) |
-//! | 2 | OPEN | ≥ 1 | target kind `u8`, then nothing (kubelet) or port `u16` and an address of 4 or 16 bytes |
+//! | 1 | HELLO | 0 | magic `YURT`, version `u16`, and what that version has; see below |
+//! | 2 | OPEN | ≥ 1 | target `u8`: 1 is kubelet |
 //! | 3 | OPEN_ACK | ≥ 1 | – |
 //! | 4 | OPEN_ERROR | ≥ 1 | code `u8`, message (`u8` length, UTF-8) |
 //! | 5 | DATA | ≥ 1 | 1 to [`MAX_PAYLOAD`] bytes |
@@ -23,10 +23,22 @@
 //! | 8 | WINDOW | ≥ 1 | increment `u32`, at least 1 |
 //! | 9, 10 | PING, PONG | 0 | 8 opaque bytes |
 //! | 11 | GOAWAY | 0 | code `u8` |
+//! | 12 | BEGIN | 0 | – |
 //!
-//! The agent speaks first (HELLO), the server answers with its own HELLO; the lower version counts. The limits
-//! in a HELLO are those of its sender as receiver: how many streams it takes, and the credit that every
-//! stream starts with. Only the server opens streams, with ids that it counts up. OPEN is answered by
+//! HELLO of version 2, behind magic and version; a text is its length as `u8` and that much UTF-8:
+//!
+//! | sender | |
+//! |---|---|
+//! | agent | `1`, capabilities `u32`, window `u32`, streams that it takes at a time `u32`, software (text) |
+//! | server | `2`, capabilities `u32`, window `u32`, its id (text), software (text) |
+//!
+//! The agent speaks first (HELLO), the server answers with its own HELLO, and BEGIN of the agent makes a session of
+//! it. An agent that already has one with a server of this id leaves instead, and nobody's session ends by that.
+//! Versions have to be the same, and whoever hears another one says its own HELLO before it leaves, so that both can
+//! tell their people; what both sides can do without is a capability, and nobody minds one that it does not know.
+//! The window is the credit that every stream starts with, for its receiver's sender.
+//!
+//! Only the server opens streams, with ids that it counts up. OPEN is answered by
 //! OPEN_ACK or OPEN_ERROR. DATA uses up the receiver's credit, WINDOW gives some back; DATA beyond the credit,
 //! an unknown kind, a reserved bit or a byte too many ends the session. FIN closes one direction, RST both.
 //! GOAWAY asks for no further streams; those that are open may finish.
@@ -35,10 +47,12 @@ mod codec;
 mod frame;
 
 pub use codec::{DecodeError, data_header, decode, encode};
-pub use frame::{Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, StreamId, Target};
+pub use frame::{
+    Capabilities, Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, Sender, ServerId, StreamId, Target,
+};
 
-/// Version of the protocol that this build speaks. The lower of both sides' counts.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// Version of the protocol that this build speaks, and the only one.
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Path of the WebSocket on the tunnel server.
 pub const PATH: &str = "/tunnel";
 /// `Sec-WebSocket-Protocol` of the tunnel.
@@ -51,7 +65,9 @@ pub const MAX_FRAME: usize = 16 * 1024;
 pub const MAX_PAYLOAD: usize = MAX_FRAME - HEADER_LEN;
 /// Bytes of the longest text in a frame.
 pub const MAX_TEXT: usize = 255;
-/// Credit that streams start with unless a HELLO says otherwise, bytes.
-pub const INITIAL_WINDOW: u32 = 64 * 1024;
+/// Bytes of the longest server id: what Kubernetes allows as a Node's name.
+pub const MAX_SERVER_ID: usize = 253;
+/// Credit that this build's HELLO promises every stream, bytes. More comes with WINDOW, as far as there is memory.
+pub const INITIAL_WINDOW: u32 = 8 * 1024;
 /// No credit of a stream ever exceeds this, bytes.
 pub const MAX_WINDOW: u32 = 1 << 30;

@@ -1,13 +1,14 @@
 //! Frames to bytes and back. Pure; the decoder allocates nothing that a peer merely announces, reads through a
 //! bounded cursor and rejects what is left over.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::frame::{Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, StreamId, Target};
-use super::{HEADER_LEN, MAX_PAYLOAD, MAX_TEXT, MAX_WINDOW};
+use super::frame::{
+    Capabilities, Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, Sender, ServerId, StreamId, Target,
+};
+use super::{HEADER_LEN, MAX_PAYLOAD, MAX_TEXT, MAX_WINDOW, PROTOCOL_VERSION};
 
 const MAGIC: [u8; 4] = *b"YURT";
 
@@ -22,9 +23,16 @@ const WINDOW: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 const GOAWAY: u8 = 11;
+const BEGIN: u8 = 12;
+
+/// What a HELLO of any version has: magic and version.
+const HELLO_PREFIX: usize = MAGIC.len() + 2;
+/// The longest HELLO of any version.
+const MAX_HELLO: usize = 1024;
+const SENDER_AGENT: u8 = 1;
+const SENDER_SERVER: u8 = 2;
 
 const TARGET_KUBELET: u8 = 1;
-const TARGET_ADDRESS: u8 = 2;
 
 /// What is wrong with received bytes. None of it can be mended: the session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +68,9 @@ pub enum DecodeError {
     /// A value that the protocol does not allow.
     #[error("invalid {0}")]
     Invalid(&'static str),
+    /// A HELLO of another version; what else it says is not known.
+    #[error("version {0} of the tunnel protocol, and not {PROTOCOL_VERSION}")]
+    Version(u16),
 }
 
 /// Takes the first whole frame off `input`; `None` when more bytes are needed. A header that can never become
@@ -96,8 +107,9 @@ pub fn decode(input: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
 /// Whether frames of this kind belong to a stream, and how long their payload may be.
 fn shape(kind: u8) -> Result<(bool, std::ops::RangeInclusive<usize>), DecodeError> {
     Ok(match kind {
-        HELLO => (false, 15..=15 + MAX_TEXT),
-        OPEN => (true, 1..=19),
+        HELLO => (false, HELLO_PREFIX..=MAX_HELLO),
+        BEGIN => (false, 0..=0),
+        OPEN => (true, 1..=1),
         OPEN_ACK | FIN => (true, 0..=0),
         OPEN_ERROR => (true, 2..=2 + MAX_TEXT),
         DATA => (true, 1..=MAX_PAYLOAD),
@@ -118,6 +130,7 @@ fn payload_of(kind: u8, id: u32, payload: Bytes) -> Result<Frame, DecodeError> {
     let mut cursor = Cursor { kind, rest: &payload };
     let frame = match kind {
         HELLO => Frame::Hello(hello(&mut cursor)?),
+        BEGIN => Frame::Begin,
         OPEN => Frame::Open { stream: on_stream()?, target: target(&mut cursor)? },
         OPEN_ACK => Frame::OpenAck { stream: on_stream()? },
         OPEN_ERROR => Frame::OpenError {
@@ -151,29 +164,29 @@ fn hello(cursor: &mut Cursor<'_>) -> Result<Hello, DecodeError> {
         return Err(DecodeError::Invalid("hello: not this protocol"));
     }
     let version = cursor.u16()?;
-    if version == 0 {
-        return Err(DecodeError::Invalid("hello: version 0"));
+    if version != PROTOCOL_VERSION {
+        return Err(DecodeError::Version(version));
     }
-    let max_streams = cursor.u32()?;
+    let sender = cursor.u8()?;
+    let capabilities = Capabilities::from_bits(cursor.u32()?);
     let initial_window = cursor.u32()?;
     if initial_window > MAX_WINDOW {
         return Err(DecodeError::Invalid("hello: initial window"));
     }
-    Ok(Hello { version, max_streams, initial_window, software: cursor.text()? })
+    let sender = match sender {
+        SENDER_AGENT => Sender::Agent { max_streams: cursor.u32()? },
+        SENDER_SERVER => {
+            let id = ServerId::new(&cursor.text()?).ok_or(DecodeError::Invalid("hello: server id"))?;
+            Sender::Server { id }
+        }
+        _ => return Err(DecodeError::Invalid("hello: sender")),
+    };
+    Ok(Hello { sender, capabilities, initial_window, software: cursor.text()? })
 }
 
 fn target(cursor: &mut Cursor<'_>) -> Result<Target, DecodeError> {
     match cursor.u8()? {
         TARGET_KUBELET => Ok(Target::Kubelet),
-        TARGET_ADDRESS => {
-            let port = cursor.u16()?;
-            let address = match cursor.rest.len() {
-                4 => Ipv4Addr::from(cursor.array::<4>()?).into(),
-                16 => Ipv6Addr::from(cursor.array::<16>()?).into(),
-                _ => return Err(DecodeError::Invalid("length of a target's address")),
-            };
-            Ok(Target::Address(SocketAddr::new(address, port)))
-        }
         _ => Err(DecodeError::Invalid("kind of target")),
     }
 }
@@ -234,15 +247,12 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
     out.put_bytes(0, HEADER_LEN);
     let (kind, stream) = match frame {
         Frame::Hello(hello) => {
-            out.put_slice(&MAGIC);
-            out.put_u16(hello.version);
-            out.put_u32(hello.max_streams);
-            out.put_u32(hello.initial_window);
-            put_text(&hello.software, out);
+            put_hello(hello, out);
             (HELLO, 0)
         }
-        Frame::Open { stream, target } => {
-            put_target(*target, out);
+        Frame::Begin => (BEGIN, 0),
+        Frame::Open { stream, target: Target::Kubelet } => {
+            out.put_u8(TARGET_KUBELET);
             (OPEN, stream.get())
         }
         Frame::OpenAck { stream } => (OPEN_ACK, stream.get()),
@@ -282,18 +292,20 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
     out[start..start + HEADER_LEN].copy_from_slice(&header(kind, stream, length));
 }
 
-fn put_target(target: Target, out: &mut BytesMut) {
-    match target {
-        Target::Kubelet => out.put_u8(TARGET_KUBELET),
-        Target::Address(address) => {
-            out.put_u8(TARGET_ADDRESS);
-            out.put_u16(address.port());
-            match address {
-                SocketAddr::V4(address) => out.put_slice(&address.ip().octets()),
-                SocketAddr::V6(address) => out.put_slice(&address.ip().octets()),
-            }
-        }
+fn put_hello(hello: &Hello, out: &mut BytesMut) {
+    out.put_slice(&MAGIC);
+    out.put_u16(PROTOCOL_VERSION);
+    out.put_u8(match hello.sender {
+        Sender::Agent { .. } => SENDER_AGENT,
+        Sender::Server { .. } => SENDER_SERVER,
+    });
+    out.put_u32(hello.capabilities.bits());
+    out.put_u32(hello.initial_window);
+    match &hello.sender {
+        Sender::Agent { max_streams } => out.put_u32(*max_streams),
+        Sender::Server { id } => put_text(id.as_str(), out),
     }
+    put_text(&hello.software, out);
 }
 
 fn put_text(text: &str, out: &mut BytesMut) {

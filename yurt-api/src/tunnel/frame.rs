@@ -1,10 +1,11 @@
 //! What can be said in the tunnel. How it looks on the wire is in [`super::codec`].
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
+
+use super::MAX_SERVER_ID;
 
 /// Number of a stream within its session; 0 is the session itself and never a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +42,8 @@ impl fmt::Display for StreamId {
 pub enum Frame {
     /// Each side's first frame, and never again.
     Hello(Hello),
+    /// The agent takes the session that the two HELLO have agreed on. Its second frame, and never again.
+    Begin,
     /// The server asks for a connection to `target`.
     Open {
         /// Its number from now on.
@@ -99,30 +102,83 @@ pub enum Frame {
 /// What each side says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
-    /// Highest version of the protocol that the sender speaks, at least 1.
-    pub version: u16,
-    /// How many streams the sender takes at a time.
-    pub max_streams: u32,
+    /// Which side it is, with what only that side has to say.
+    pub sender: Sender,
+    /// What the sender can do beyond the version.
+    pub capabilities: Capabilities,
     /// Credit that the sender gives every new stream, bytes, at most [`super::MAX_WINDOW`].
     pub initial_window: u32,
     /// Name and version of the software, at most [`super::MAX_TEXT`] bytes; for people, never for decisions.
     pub software: String,
 }
 
-/// What the server asks the agent to connect to.
+/// Who says HELLO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sender {
+    /// The agent on an edge node.
+    Agent {
+        /// How many streams it takes at a time.
+        max_streams: u32,
+    },
+    /// A tunnel server.
+    Server {
+        /// Which one.
+        id: ServerId,
+    },
+}
+
+/// Which tunnel server it is, whatever address leads to it: the name of the Node that it runs on. So it is the same
+/// after a restart, no two servers of a cluster have one, and nobody has to be asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerId(String);
+
+impl ServerId {
+    /// `None` if it is empty, longer than [`MAX_SERVER_ID`] bytes, or not printable ASCII without spaces.
+    pub fn new(id: &str) -> Option<Self> {
+        let good = (1..=MAX_SERVER_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        good.then(|| Self(id.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a side can do beyond the version, a bit each. None is defined yet; a sender may have any, and whoever does not
+/// know one does without it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Capabilities(u32);
+
+impl Capabilities {
+    /// As they travel.
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// As they travel.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+/// What the server asks the agent to connect to. An agent connects to nothing else, whatever it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The node's own kubelet, at the address that the agent's configuration gives.
     Kubelet,
-    /// An address; agents refuse every one that is not on their own list.
-    Address(SocketAddr),
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kubelet => f.write_str("kubelet"),
-            Self::Address(address) => address.fmt(f),
         }
     }
 }
@@ -165,18 +221,16 @@ macro_rules! code {
 code! {
     /// Why the agent did not connect. Reads well after "the agent".
     OpenErrorCode {
-        /// The target is not on the agent's list.
-        NotAllowed = 1, "does not allow the target";
         /// The target refused the connection.
-        Refused = 2, "was refused by the target";
+        Refused = 1, "was refused by the target";
         /// The target did not answer in time.
-        TimedOut = 3, "got no answer from the target";
+        TimedOut = 2, "got no answer from the target";
         /// The target cannot be reached for another reason.
-        Unreachable = 4, "cannot reach the target";
+        Unreachable = 3, "cannot reach the target";
         /// The agent has as many streams open as it takes.
-        TooManyStreams = 5, "has too many streams open";
+        TooManyStreams = 4, "has too many streams open";
         /// The agent is shutting down.
-        GoingAway = 6, "is shutting down";
+        GoingAway = 5, "is shutting down";
     }
 }
 

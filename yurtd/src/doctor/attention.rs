@@ -215,7 +215,7 @@ fn view(view: &View) -> Option<Attention> {
 }
 
 fn tunnel(session: &TunnelSession) -> Option<Attention> {
-    if session.connected || session.for_seconds < SETTLES_WITHIN {
+    if session.connected || session.stands_by_for.is_some() || session.for_seconds < SETTLES_WITHIN {
         return None;
     }
     let error = session.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
@@ -377,6 +377,10 @@ mod tests {
             attention(&Report { hub: Some(hub.clone()), tunnel: vec![session.clone()], ..Report::default() });
         assert_eq!(online.len(), 3);
         assert!(online[2].what.starts_with("no tunnel to cloud:10262 for 16 min 39 s"), "{online:?}");
+        let other = TunnelSession { stands_by_for: Some("vpn:10262".into()), ..session.clone() };
+        let standing_by =
+            attention(&Report { hub: Some(hub.clone()), tunnel: vec![other], ..Report::default() });
+        assert_eq!(standing_by.len(), 2, "{standing_by:?}");
         hub.link.state = LinkState::Offline;
         let offline = attention(&Report { hub: Some(hub), tunnel: vec![session], ..Report::default() });
         assert_eq!(offline.len(), 1, "{offline:?}");

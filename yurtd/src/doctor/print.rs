@@ -62,10 +62,16 @@ fn summary(hub: &Hub, tunnel: &[TunnelSession]) -> Vec<Vec<String>> {
         rows.push(row(["tunnel", "none is configured"]));
     }
     for session in tunnel {
-        let state = if session.connected { "connected" } else { "not connected" };
-        let error = session.error.as_deref().map(|error| format!(" ({error})")).unwrap_or_default();
+        let (state, why) = match (session.connected, &session.stands_by_for) {
+            (true, _) => ("connected", None),
+            (false, Some(other)) => {
+                ("stands by", Some(format!("{other} has a session with the same server")))
+            }
+            (false, None) => ("not connected", session.error.clone()),
+        };
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
         let server = &session.server;
-        rows.push(row(["tunnel", &format!("{server} {state} for {}{error}", span(session.for_seconds))]));
+        rows.push(row(["tunnel", &format!("{server} {state} for {}{why}", span(session.for_seconds))]));
     }
     let certificate = match (&hub.certificate.ends, hub.certificate.ends_in_seconds.map(u64::try_from)) {
         (Some(ends), Some(Ok(left))) => format!("good until {ends} ({})", span(left)),
@@ -253,10 +259,21 @@ mod tests {
 
     #[test]
     fn a_person_reads_what_to_do_first_and_then_how_everything_stands() {
-        let session =
-            TunnelSession { server: "cloud:10262".into(), connected: true, for_seconds: 5, error: None };
+        let session = TunnelSession {
+            server: "cloud:10262".into(),
+            connected: true,
+            for_seconds: 5,
+            ..TunnelSession::default()
+        };
+        let other = TunnelSession {
+            server: "vpn:10262".into(),
+            for_seconds: 5,
+            stands_by_for: Some("cloud:10262".into()),
+            ..TunnelSession::default()
+        };
         let attention = vec![Attention { what: "no API server".into(), advice: "look at the uplink".into() }];
-        let report = Report { hub: Some(hub()), tunnel: vec![session], attention, ..Report::default() };
+        let report =
+            Report { hub: Some(hub()), tunnel: vec![session, other], attention, ..Report::default() };
         let expected = "\
 edge-1: 1 thing needs attention
 
@@ -267,6 +284,7 @@ edge-1: 1 thing needs attention
   link         offline for 2 h 1 min
   API servers  10.80.0.2:6443, 10.80.0.3:6443
   tunnel       cloud:10262 connected for 5 s
+  tunnel       vpn:10262 stands by for 5 s (cloud:10262 has a session with the same server)
   way in       at the address of Service default/kubernetes, by table inet yurt-edge
   certificate  good until 2027-11-28T01:00:00Z (365 d)
   store        1.0 MiB in use, 3.0 MiB on the disk, at most 1.0 GiB

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use yurt_api::tunnel::Target;
-use yurt_tunnel::mux::session::{self, Role, Settings};
+use yurt_api::tunnel::{ServerId, Target};
+use yurt_tunnel::mux::session::{self, Settings};
 use yurt_tunnel::mux::{End, OpenRequest, Session, TunnelStream, pipe, socket};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -226,10 +226,10 @@ type Requests = tokio::sync::mpsc::Receiver<OpenRequest>;
 
 async fn tunnel(tls: &Tls) -> Result<(Session, Requests, [JoinHandle<End>; 2]), Failure> {
     let (server, client) = tls.connection().await?;
-    let (server, agent) = tokio::join!(
-        session::establish(server, Role::Server, Settings::server()),
-        session::establish(client, Role::Agent, Settings::agent()),
-    );
+    let id = ServerId::new("bench").ok_or("no server id")?;
+    let (server, agent) = tokio::join!(session::accept(server, id, Settings::server()), async {
+        session::greet(client, Settings::agent()).await?.begin().await
+    });
     let (session, _, server_driver) = server?;
     let (_, requests, agent_driver) = agent?;
     Ok((session, requests, [tokio::spawn(server_driver.run()), tokio::spawn(agent_driver.run())]))

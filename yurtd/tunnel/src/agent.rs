@@ -1,12 +1,13 @@
 //! The tunnel agent: dials out from the node, and connects the server's streams to kubelet and to nothing else.
 //!
-//! One task a server address: connect, serve until the session ends, wait with jitter, again. The node's
+//! One task a server address: connect, serve until the session ends, wait with jitter, again. Addresses that lead to a
+//! server which another one has a session with stand by ([`claims`]), and take over when that ends. The node's
 //! identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
 //! rotated is used. The server is verified against our own CA, whose file may appear later than this service starts.
 
+mod claims;
 mod connections;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite;
@@ -25,11 +26,12 @@ use tracing::Instrument;
 use yurt_api::names;
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
 
+use self::claims::{Claim, Claims, Holder};
 pub use self::connections::Connections;
-use crate::backoff::{Backoff, STABLE, fraction};
+use crate::backoff::{Backoff, STABLE, after_superseded, fraction};
 use crate::mux::pipe::{self, Side};
-use crate::mux::session::{self, Driver, Role, Settings};
-use crate::mux::{End, HelloError, OpenRequest, Session, socket};
+use crate::mux::session::{self, Settings};
+use crate::mux::{End, HelloError, OpenRequest, socket};
 use yurt_node::config::EdgeConfig;
 use yurt_node::dial::{self, NetError};
 use yurt_node::link::LinkState;
@@ -46,6 +48,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(8);
 /// Agents that get their link back together do not all come at the same moment.
 const BACK_ONLINE_JITTER: Duration = Duration::from_millis(500);
+/// How long an address stands by before it is tried again: it may lead to another server by now. A few KiB each time.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// How often to look for files that are not there yet.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
@@ -113,9 +117,10 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), End
     let config = Arc::new(config);
     // Ends with the role, and does not end it by itself.
     let tasks = Tasks::new(stop.child_token());
+    let claims = Claims::default();
     for server in config.servers.clone() {
         let span = tracing::info_span!("tunnel", server);
-        let keep = keep_connected(config.clone(), server, tasks.clone());
+        let keep = keep_connected(config.clone(), server, claims.clone(), tasks.clone());
         tasks.part("the session to a tunnel server", keep.instrument(span));
     }
     let outcome = tasks.until_stopped().await;
@@ -124,7 +129,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), End
     outcome
 }
 
-async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) {
+async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims, tasks: Tasks) {
     let stop = tasks.stop().clone();
     let mut backoff = Backoff::default();
     let mut waiting_for_file = false;
@@ -132,15 +137,39 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) 
     loop {
         let attempt = tokio::select! {
             () = stop.cancelled() => return,
-            attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(&config, &server)) => attempt,
+            attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(&config, &server, &claims)) => attempt,
         };
+        let since = Instant::now();
         let delay = match attempt.unwrap_or(Err(ConnectError::Timeout)) {
-            Ok(connection) => {
+            Ok(Attempt::Session(connection, claim)) => {
                 waiting_for_file = false;
-                let since = Instant::now();
                 config.connections.connected(&server);
-                serve(connection, &config, &mut link, &tasks, &stop).await;
+                let why = serve(connection, &claim, &config, &mut link, &tasks, &stop).await;
+                if why == Some(GoAwayCode::Superseded) {
+                    config.connections.lost(&server, &GoAwayCode::Superseded.to_string());
+                    // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
+                    yield_to_rival(&stop).await;
+                    continue;
+                }
                 config.connections.lost(&server, "the session has ended");
+                if since.elapsed() >= STABLE {
+                    backoff.reset();
+                }
+                backoff.after_failure(random())
+            }
+            Ok(Attempt::StandBy(holder)) => {
+                waiting_for_file = false;
+                if config.connections.stands_by(&server, &holder.address) {
+                    tracing::info!(
+                        address = holder.address,
+                        "it is the server of another address; standing by"
+                    );
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = holder.gave_up.cancelled() => {}
+                    () = tokio::time::sleep(LOOK_AGAIN + fraction(LOOK_AGAIN, random())) => continue,
+                }
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
@@ -173,6 +202,21 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, tasks: Tasks) 
     }
 }
 
+/// Somebody else with this node's certificate is connected now. Who of the two is right is for people to say; until then
+/// neither may cut the other off every few seconds. Not even a link that is back shortens it.
+async fn yield_to_rival(stop: &CancellationToken) {
+    let delay = after_superseded(random());
+    tracing::warn!(
+        ?delay,
+        "another connection with this node's certificate has taken the tunnel over; if this machine is a copy of \
+         another one, or has one, give one of them a node name and a certificate of its own"
+    );
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(delay) => {}
+    }
+}
+
 /// Resolves when the link is online after it was not; never without a hub.
 async fn back_online(link: &mut Option<watch::Receiver<LinkState>>) {
     if let Some(link) = link {
@@ -184,10 +228,17 @@ async fn back_online(link: &mut Option<watch::Receiver<LinkState>>) {
     std::future::pending().await
 }
 
-/// A session that has said HELLO.
-type Connection = (Session, mpsc::Receiver<OpenRequest>, Driver<TlsStream<TcpStream>>);
+/// A session that has begun.
+type Connection = session::Established<TlsStream<TcpStream>>;
 
-async fn connect(config: &AgentConfig, server: &str) -> Result<Connection, ConnectError> {
+/// What an address has led to.
+enum Attempt {
+    Session(Connection, Claim),
+    /// A server that another address has a session with.
+    StandBy(Holder),
+}
+
+async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<Attempt, ConnectError> {
     let tls = pki::client_config(&config.ca_file, &config.certificate, &config.key)?;
     let tcp = dial(server, DIAL_TIMEOUT).await?;
     socket::prepare_session(&tcp).map_err(ConnectError::Tls)?;
@@ -197,7 +248,14 @@ async fn connect(config: &AgentConfig, server: &str) -> Result<Connection, Conne
         .await
         .map_err(ConnectError::Tls)?;
     let stream = upgrade(stream).await.map_err(Box::new)?;
-    Ok(session::establish(stream, Role::Agent, config.settings.clone()).await?)
+    let greeting = session::greet(stream, config.settings.clone()).await?;
+    match claims.claim(greeting.server(), server) {
+        Ok(claim) => Ok(Attempt::Session(greeting.begin().await?, claim)),
+        Err(holder) => {
+            greeting.decline().await;
+            Ok(Attempt::StandBy(holder))
+        }
+    }
 }
 
 /// The WebSocket handshake. The server says nothing before our HELLO, so nothing can be left in tungstenite's
@@ -223,15 +281,17 @@ async fn dial(address: &str, timeout: Duration) -> Result<TcpStream, ConnectErro
     Ok(dial::connect(authority.host(), port, timeout, liveness).await?)
 }
 
-/// Serves a session until it ends, or until the server asks to use another one; what is open then goes on by itself.
+/// Serves a session until it ends, or until the server asks to use another one; what is open then goes on by itself. Says
+/// why the server asked.
 async fn serve(
     (session, mut requests, driver): Connection,
+    claim: &Claim,
     config: &Arc<AgentConfig>,
     link: &mut Option<watch::Receiver<LinkState>>,
     tasks: &Tasks,
     stop: &CancellationToken,
-) {
-    tracing::info!(peer = session.peer_software(), "tunnel session established");
+) -> Option<GoAwayCode> {
+    tracing::info!(peer = session.peer_software(), id = %claim.server(), "tunnel session established");
     let streams = {
         let (tasks, config) = (tasks.clone(), config.clone());
         async move {
@@ -260,20 +320,23 @@ async fn serve(
     tasks.passing(life.in_current_span());
     loop {
         tokio::select! {
-            () = session.leaving() => return,
+            why = session.leaving() => return why,
             () = back_online(link) => {}
         }
         if !session.answers(PROBE).await {
             tracing::info!("the session did not survive the loss of the link");
             session.close(GoAwayCode::ShuttingDown);
-            return;
+            return None;
         }
     }
 }
 
 async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
     let target = request.target();
-    match connect_target(target, &config.kubelet).await {
+    let connected = match target {
+        Target::Kubelet => connect_kubelet(&config.kubelet).await,
+    };
+    match connected {
         Ok(tcp) => {
             if let Some(stream) = request.accept()
                 && let Err(error) = pipe::pipe(tcp, stream, Side::Target).await
@@ -288,21 +351,10 @@ async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
     }
 }
 
-async fn connect_target(target: Target, kubelet: &str) -> Result<TcpStream, (OpenErrorCode, String)> {
-    if !allowed(target, kubelet) {
-        return Err((OpenErrorCode::NotAllowed, format!("{target} is not on this node's list")));
-    }
+async fn connect_kubelet(kubelet: &str) -> Result<TcpStream, (OpenErrorCode, String)> {
     let tcp = dial(kubelet, DIAL_TIMEOUT).await.map_err(|error| (code_of(&error), error.to_string()))?;
     socket::prepare_end(&tcp).map_err(|error| (OpenErrorCode::Unreachable, error.to_string()))?;
     Ok(tcp)
-}
-
-/// Kubelet is the whole list, by name or by exactly the address that the configuration has.
-fn allowed(target: Target, kubelet: &str) -> bool {
-    match target {
-        Target::Kubelet => true,
-        Target::Address(address) => kubelet.parse::<SocketAddr>() == Ok(address),
-    }
 }
 
 fn code_of(error: &ConnectError) -> OpenErrorCode {
@@ -319,16 +371,6 @@ fn code_of(error: &ConnectError) -> OpenErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kubelet_is_the_only_target() {
-        let kubelet = "127.0.0.1:10250";
-        assert!(allowed(Target::Kubelet, kubelet));
-        assert!(allowed(Target::Address(([127, 0, 0, 1], 10250).into()), kubelet));
-        assert!(!allowed(Target::Address(([127, 0, 0, 1], 22).into()), kubelet));
-        assert!(!allowed(Target::Address(([10, 0, 0, 1], 10250).into()), kubelet));
-        assert!(!allowed(Target::Address(([127, 0, 0, 1], 10250).into()), "node.local:10250"));
-    }
 
     #[tokio::test]
     async fn only_the_return_of_a_lost_link_counts() {

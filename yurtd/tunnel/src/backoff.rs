@@ -26,6 +26,12 @@ impl Backoff {
     }
 }
 
+/// How long an agent waits after another one with its certificate has taken its place; `random` is uniform over all
+/// `u32`. Two that wait a different time each have streams that last longer than a minute.
+pub(super) fn after_superseded(random: u32) -> Duration {
+    STABLE + fraction(STABLE, random)
+}
+
 /// From nothing to all of `ceiling`; `random` is uniform over all `u32`.
 pub(super) fn fraction(ceiling: Duration, random: u32) -> Duration {
     ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -45,6 +51,12 @@ mod tests {
         }
         backoff.reset();
         assert_eq!(backoff.after_failure(u32::MAX), FIRST);
+    }
+
+    #[test]
+    fn who_was_superseded_leaves_the_other_one_alone_for_as_long_as_makes_a_session_a_success() {
+        assert_eq!(after_superseded(0), STABLE);
+        assert_eq!(after_superseded(u32::MAX), 2 * STABLE);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod agents;
 pub(crate) mod api;
 mod client_ca;
 mod connections;
+mod duplicates;
 mod intercept;
 mod listeners;
 mod nft;
@@ -30,7 +31,7 @@ use futures::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
-use yurt_api::tunnel::Target;
+use yurt_api::tunnel::{ServerId, Target};
 use yurt_node::pki::MountedCertificate;
 use yurt_node::supervise::Tasks;
 
@@ -82,7 +83,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         return Ok(());
     }
 
-    let registry = Registry::new(options.node_name.clone());
+    let id = ServerId::new(&options.node_name).context("the node name cannot be a server's id")?;
+    let registry = Registry::new(id);
     let client_ca = Arc::<ClientCa>::default();
     let client_certificate = Arc::<ClientCertificate>::default();
     let (endpoints, _) = watch::channel(None);

@@ -17,11 +17,14 @@ fn any_stream() -> impl Strategy<Value = StreamId> {
     (1..=u32::MAX).prop_map(stream)
 }
 
-fn any_target() -> impl Strategy<Value = Target> {
+fn server(id: &str) -> Sender {
+    Sender::Server { id: ServerId::new(id).unwrap() }
+}
+
+fn any_sender() -> impl Strategy<Value = Sender> {
     prop_oneof![
-        Just(Target::Kubelet),
-        (any::<[u8; 4]>(), any::<u16>()).prop_map(|(ip, port)| Target::Address((ip, port).into())),
-        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(ip, port)| Target::Address((ip, port).into())),
+        any::<u32>().prop_map(|max_streams| Sender::Agent { max_streams }),
+        "[!-~]{1,253}".prop_map(|id| server(&id)),
     ]
 }
 
@@ -31,14 +34,16 @@ fn any_text() -> impl Strategy<Value = String> {
 
 fn any_frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
-        (1..=u16::MAX, any::<u32>(), 0..=MAX_WINDOW, any_text()).prop_map(
-            |(version, max_streams, initial_window, software)| {
-                Frame::Hello(Hello { version, max_streams, initial_window, software })
+        (any_sender(), any::<u32>(), 0..=MAX_WINDOW, any_text()).prop_map(
+            |(sender, capabilities, initial_window, software)| {
+                let capabilities = Capabilities::from_bits(capabilities);
+                Frame::Hello(Hello { sender, capabilities, initial_window, software })
             }
         ),
-        (any_stream(), any_target()).prop_map(|(stream, target)| Frame::Open { stream, target }),
+        Just(Frame::Begin),
+        any_stream().prop_map(|stream| Frame::Open { stream, target: Target::Kubelet }),
         any_stream().prop_map(|stream| Frame::OpenAck { stream }),
-        (any_stream(), 1..=6u8, any_text()).prop_map(|(stream, code, message)| Frame::OpenError {
+        (any_stream(), 1..=5u8, any_text()).prop_map(|(stream, code, message)| Frame::OpenError {
             stream,
             code: OpenErrorCode::from_byte(code).unwrap(),
             message
@@ -125,24 +130,33 @@ proptest! {
 /// What other versions of this software will have on the wire: these bytes may never change.
 #[test]
 fn golden_bytes() {
-    let cases: [(Frame, &[u8]); 12] = [
+    let cases: [(Frame, &[u8]); 13] = [
         (
             Frame::Hello(Hello {
-                version: 1,
-                max_streams: 1024,
-                initial_window: 65536,
+                sender: Sender::Agent { max_streams: 1024 },
+                capabilities: Capabilities::default(),
+                initial_window: 8192,
                 software: "yurtd/0.1.0".into(),
             }),
-            b"\x01\x00\x00\x1a\x00\x00\x00\x00YURT\x00\x01\x00\x00\x04\x00\x00\x01\x00\x00\x0byurtd/0.1.0",
+            b"\x01\x00\x00\x1f\x00\x00\x00\x00YURT\x00\x02\x01\x00\x00\x00\x00\x00\x00\x20\x00\x00\x00\x04\x00\
+              \x0byurtd/0.1.0",
         ),
-        (Frame::Open { stream: stream(1), target: Target::Kubelet }, b"\x02\x00\x00\x01\x00\x00\x00\x01\x01"),
         (
-            Frame::Open { stream: stream(2), target: Target::Address(([127, 0, 0, 1], 10250).into()) },
-            b"\x02\x00\x00\x07\x00\x00\x00\x02\x02\x28\x0a\x7f\x00\x00\x01",
+            Frame::Hello(Hello {
+                sender: server("cp-1"),
+                // Of a later build.
+                capabilities: Capabilities::from_bits(0x8000_0001),
+                initial_window: 8192,
+                software: "yurtd/0.1.0".into(),
+            }),
+            b"\x01\x00\x00\x20\x00\x00\x00\x00YURT\x00\x02\x02\x80\x00\x00\x01\x00\x00\x20\x00\x04cp-1\
+              \x0byurtd/0.1.0",
         ),
+        (Frame::Begin, b"\x0c\x00\x00\x00\x00\x00\x00\x00"),
+        (Frame::Open { stream: stream(1), target: Target::Kubelet }, b"\x02\x00\x00\x01\x00\x00\x00\x01\x01"),
         (Frame::OpenAck { stream: stream(1) }, b"\x03\x00\x00\x00\x00\x00\x00\x01"),
         (
-            Frame::OpenError { stream: stream(2), code: OpenErrorCode::NotAllowed, message: "no".into() },
+            Frame::OpenError { stream: stream(2), code: OpenErrorCode::Refused, message: "no".into() },
             b"\x04\x00\x00\x04\x00\x00\x00\x02\x01\x02no",
         ),
         (
@@ -172,7 +186,7 @@ fn golden_bytes() {
 fn a_header_that_can_never_be_valid_is_refused_before_its_payload_arrives() {
     let cases: [(&[u8], DecodeError); 9] = [
         (b"\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::UnknownKind(0)),
-        (b"\x0c\x00\x00\x00\x00\x00\x00\x00", DecodeError::UnknownKind(12)),
+        (b"\x0d\x00\x00\x00\x00\x00\x00\x00", DecodeError::UnknownKind(13)),
         (b"\x09\x01\x00\x08\x00\x00\x00\x00", DecodeError::Reserved),
         (b"\x09\x00\x00\x09\x00\x00\x00\x00", DecodeError::Length { kind: 9, length: 9 }),
         (b"\x05\x00\x3f\xf9\x00\x00\x00\x01", DecodeError::Length { kind: 5, length: 16377 }),
@@ -190,10 +204,11 @@ fn a_header_that_can_never_be_valid_is_refused_before_its_payload_arrives() {
 fn values_that_the_protocol_does_not_allow_are_refused() {
     let cases: [(&[u8], DecodeError); 9] = [
         (b"\x02\x00\x00\x01\x00\x00\x00\x01\x09", DecodeError::Invalid("kind of target")),
-        (b"\x02\x00\x00\x02\x00\x00\x00\x01\x01\x00", DecodeError::LeftOver(2)),
+        // An address, which an agent of version 1 could be asked for.
+        (b"\x02\x00\x00\x01\x00\x00\x00\x01\x02", DecodeError::Invalid("kind of target")),
         (
-            b"\x02\x00\x00\x06\x00\x00\x00\x01\x02\x28\x0a\x7f\x00\x00",
-            DecodeError::Invalid("length of a target's address"),
+            b"\x02\x00\x00\x07\x00\x00\x00\x02\x02\x28\x0a\x7f\x00\x00\x01",
+            DecodeError::Length { kind: 2, length: 7 },
         ),
         (b"\x04\x00\x00\x03\x00\x00\x00\x01\x01\x05x", DecodeError::Truncated(4)),
         (b"\x04\x00\x00\x03\x00\x00\x00\x01\x01\x00x", DecodeError::LeftOver(4)),
@@ -204,6 +219,36 @@ fn values_that_the_protocol_does_not_allow_are_refused() {
     ];
     for (bytes, error) in cases {
         assert_eq!(decode(&mut BytesMut::from(bytes)), Err(error), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_hello_of_another_version_is_told_by_its_number_whatever_else_it_says() {
+    // As version 1 had it: streams, window, software.
+    let one = b"\x01\x00\x00\x1a\x00\x00\x00\x00YURT\x00\x01\x00\x00\x04\x00\x00\x01\x00\x00\x0byurtd/0.1.0";
+    assert_eq!(decode(&mut BytesMut::from(&one[..])), Err(DecodeError::Version(1)));
+    let later = b"\x01\x00\x00\x06\x00\x00\x00\x00YURT\x00\x03";
+    let error = decode(&mut BytesMut::from(&later[..])).unwrap_err();
+    assert_eq!(error.to_string(), "version 3 of the tunnel protocol, and not 2");
+}
+
+#[test]
+fn a_hello_that_does_not_say_who_speaks_is_refused() {
+    let hello = |rest: &[u8]| {
+        let mut wire = BytesMut::from(&header(HELLO, 0, (HELLO_PREFIX + rest.len()) as u16)[..]);
+        wire.extend_from_slice(b"YURT\x00\x02");
+        wire.extend_from_slice(rest);
+        decode(&mut wire)
+    };
+    let cases: [(&[u8], DecodeError); 5] = [
+        (b"\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Invalid("hello: sender")),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Invalid("hello: server id")),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x03a\nb\x00", DecodeError::Invalid("hello: server id")),
+        (b"\x01\x00\x00\x00\x00\x40\x00\x00\x01", DecodeError::Invalid("hello: initial window")),
+        (b"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Truncated(1)),
+    ];
+    for (rest, error) in cases {
+        assert_eq!(hello(rest), Err(error), "{rest:?}");
     }
 }
 

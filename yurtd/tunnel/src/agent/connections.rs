@@ -6,24 +6,31 @@ use std::time::Instant;
 
 use yurt_api::doctor::TunnelSession;
 
-/// One session a server. Cheap to clone; all clones tell the same.
+/// One entry an address. Cheap to clone; all clones tell the same.
 #[derive(Debug, Clone, Default)]
 pub struct Connections(Arc<Mutex<BTreeMap<String, Known>>>);
 
 #[derive(Debug)]
 struct Known {
-    connected: bool,
+    state: State,
     /// Since when it is so.
     since: Instant,
-    error: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Connected,
+    /// This other address has a session with the same server.
+    StandsBy(String),
+    /// Why the last attempt failed.
+    Lost(Option<String>),
 }
 
 impl Connections {
     /// To these servers, none there yet.
     pub(super) fn of(servers: &[String]) -> Self {
-        let none = |server: &String| {
-            (server.clone(), Known { connected: false, since: Instant::now(), error: None })
-        };
+        let none =
+            |server: &String| (server.clone(), Known { state: State::Lost(None), since: Instant::now() });
         Self(Arc::new(Mutex::new(servers.iter().map(none).collect())))
     }
 
@@ -32,24 +39,43 @@ impl Connections {
     }
 
     pub(super) fn connected(&self, server: &str) {
-        self.lock().insert(server.to_owned(), Known { connected: true, since: Instant::now(), error: None });
+        self.lock().insert(server.to_owned(), Known { state: State::Connected, since: Instant::now() });
+    }
+
+    /// It is not needed while `other` has a session with the same server. Says whether that is news.
+    pub(super) fn stands_by(&self, server: &str, other: &str) -> bool {
+        let mut all = self.lock();
+        let state = State::StandsBy(other.to_owned());
+        if all.get(server).is_some_and(|known| known.state == state) {
+            return false;
+        }
+        all.insert(server.to_owned(), Known { state, since: Instant::now() });
+        true
     }
 
     /// It is not there, or not any more.
     pub(super) fn lost(&self, server: &str, error: &str) {
         let mut all = self.lock();
-        let since =
-            all.get(server).filter(|known| !known.connected).map_or_else(Instant::now, |known| known.since);
-        all.insert(server.to_owned(), Known { connected: false, since, error: Some(error.to_owned()) });
+        let before = all.get(server).filter(|known| matches!(known.state, State::Lost(_)));
+        let since = before.map_or_else(Instant::now, |known| known.since);
+        all.insert(server.to_owned(), Known { state: State::Lost(Some(error.to_owned())), since });
     }
 
     /// All of them now.
     pub fn sessions(&self) -> Vec<TunnelSession> {
-        let session = |(server, known): (&String, &Known)| TunnelSession {
-            server: server.clone(),
-            connected: known.connected,
-            for_seconds: known.since.elapsed().as_secs(),
-            error: known.error.clone(),
+        let session = |(server, known): (&String, &Known)| {
+            let (stands_by_for, error) = match &known.state {
+                State::Connected => (None, None),
+                State::StandsBy(other) => (Some(other.clone()), None),
+                State::Lost(error) => (None, error.clone()),
+            };
+            TunnelSession {
+                server: server.clone(),
+                connected: known.state == State::Connected,
+                for_seconds: known.since.elapsed().as_secs(),
+                stands_by_for,
+                error,
+            }
         };
         self.lock().iter().map(session).collect()
     }
@@ -78,5 +104,16 @@ mod tests {
         assert!(!session().connected && down >= up);
         connections.lost("cloud:10262", "refused");
         assert_eq!(since(), down);
+    }
+
+    #[test]
+    fn an_address_that_stands_by_is_not_lost() {
+        let connections = Connections::of(&["cloud:10262".to_owned()]);
+        connections.lost("cloud:10262", "refused");
+        assert!(connections.stands_by("cloud:10262", "vpn:10262"));
+        assert!(!connections.stands_by("cloud:10262", "vpn:10262"));
+        let session = connections.sessions().remove(0);
+        assert_eq!((session.connected, session.error), (false, None));
+        assert_eq!(session.stands_by_for.as_deref(), Some("vpn:10262"));
     }
 }

@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// Pieces smaller than this are copied together.
 const GATHER: usize = 4 * 1024;
-/// Pieces at least this large are kept without a copy. A piece may hold on to the whole buffer it was cut
-/// from, so the bound on what a queue holds is the read buffer's size over this.
+/// Pieces at least this large may be kept without a copy. Each then holds on to the whole buffer it was cut from, some
+/// tens of KiB: whoever keeps them bounds how many there are.
 const KEEP: usize = 8 * 1024;
 
 #[derive(Debug, Default)]
@@ -34,15 +34,14 @@ impl Chunks {
         if piece.len() < GATHER { self.gather(&piece) } else { self.keep(piece) }
     }
 
+    /// Appends a copy of a piece.
+    pub(super) fn push_copy(&mut self, piece: &[u8]) {
+        if piece.len() < GATHER { self.gather(piece) } else { self.keep(Bytes::copy_from_slice(piece)) }
+    }
+
     /// Appends a piece that was cut from a larger buffer.
     pub(super) fn push_shared(&mut self, piece: Bytes) {
-        if piece.len() < GATHER {
-            self.gather(&piece);
-        } else if piece.len() < KEEP {
-            self.keep(Bytes::copy_from_slice(&piece));
-        } else {
-            self.keep(piece);
-        }
+        if piece.len() < KEEP { self.push_copy(&piece) } else { self.keep(piece) }
     }
 
     fn keep(&mut self, piece: Bytes) {
@@ -63,8 +62,12 @@ impl Chunks {
     }
 
     fn seal(&mut self) {
-        if !self.tail.is_empty() {
-            self.queue.push_back(std::mem::take(&mut self.tail).freeze());
+        let tail = std::mem::take(&mut self.tail);
+        if tail.len() >= GATHER / 2 {
+            self.queue.push_back(tail.freeze());
+        } else if !tail.is_empty() {
+            // Not with the room for what did not come.
+            self.queue.push_back(Bytes::copy_from_slice(&tail));
         }
     }
 
@@ -157,15 +160,19 @@ mod tests {
     proptest! {
         #[test]
         fn bytes_come_out_in_the_order_they_went_in(
-            pieces in proptest::collection::vec((0..20_000usize, any::<bool>()), 0..12),
+            pieces in proptest::collection::vec((0..20_000usize, 0..3u8), 0..12),
             limit in 1..30_000usize,
         ) {
             let mut chunks = Chunks::default();
             let mut expected = Vec::new();
-            for (index, (length, shared)) in pieces.into_iter().enumerate() {
+            for (index, (length, way)) in pieces.into_iter().enumerate() {
                 let piece: Bytes = (0..length).map(|at| (at + index) as u8).collect();
                 expected.extend_from_slice(&piece);
-                if shared { chunks.push_shared(piece) } else { chunks.push(piece) }
+                match way {
+                    0 => chunks.push(piece),
+                    1 => chunks.push_shared(piece),
+                    _ => chunks.push_copy(&piece),
+                }
             }
             prop_assert_eq!(chunks.len(), expected.len());
             let mut out = BytesMut::new();

@@ -1,6 +1,6 @@
 //! How sessions and streams end, and why they do not begin: the reasons, for every file of the multiplexer.
 
-use yurt_api::tunnel::{DecodeError, GoAwayCode, OpenErrorCode, StreamId};
+use yurt_api::tunnel::{DecodeError, GoAwayCode, OpenErrorCode, PROTOCOL_VERSION, StreamId};
 
 use super::websocket::WebSocketError;
 
@@ -39,9 +39,17 @@ pub enum HelloError {
     /// The peer broke the protocol.
     #[error("the other side broke the protocol: {0}")]
     Violation(#[from] Violation),
+    /// The peer speaks another version of the protocol.
+    #[error(
+        "the other side speaks version {0} of the tunnel protocol and this side {PROTOCOL_VERSION}: upgrade the older one"
+    )]
+    Version(u16),
     /// The peer left before it said HELLO.
     #[error("the other side closed the connection before it said anything")]
     Closed,
+    /// The agent left before it said BEGIN.
+    #[error("the agent has a session with this server already")]
+    Declined,
 }
 
 /// Why a stream was not opened.

@@ -6,12 +6,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use yurt_api::tunnel::{
-    Frame, GoAwayCode, Hello, MAX_WINDOW, OpenErrorCode, ResetCode, StreamId, Target, decode,
-};
+use yurt_api::tunnel::{Frame, GoAwayCode, MAX_WINDOW, OpenErrorCode, ResetCode, StreamId, Target, decode};
 
 use super::end::End;
-use super::state::{Event, Role, State};
+use super::state::{Event, Role, State, Terms};
 
 /// What each side gives every stream at first.
 const WINDOW: u32 = 64;
@@ -22,10 +20,10 @@ const STREAMS: u32 = 4;
 pub fn mux(input: &[u8]) {
     let [role, commands @ ..] = input else { return };
     let role = if role % 2 == 0 { Role::Agent } else { Role::Server };
-    let hello =
-        || Hello { version: 1, max_streams: STREAMS, initial_window: WINDOW, software: String::new() };
+    let terms =
+        Terms { max_streams: STREAMS, receive_window: WINDOW, send_window: WINDOW, software: String::new() };
     let mut now = Instant::now();
-    let mut state = State::new(role, hello(), hello(), now);
+    let mut state = State::new(role, terms, now);
     let mut credit: HashMap<StreamId, u64> = HashMap::new();
     let mut context = Context::from_waker(Waker::noop());
     for command in commands.chunks_exact(3) {
@@ -68,21 +66,26 @@ pub fn mux(input: &[u8]) {
             10 => {
                 if let Poll::Ready(Ok(room)) = state.poll_room(id, &mut context) {
                     assert!(room > 0);
-                    state.queue(id, piece.slice(..piece.len().min(room)));
+                    state.queue(id, piece.slice(..piece.len().min(room)), now);
                 }
             }
-            11 => state.finish(id),
+            11 => state.finish(id, now),
             12 => state.drop_stream(id, ResetCode::Failed),
-            13 => drop(state.poll_read(id, &mut context, now, |received| {
-                let length = received.len().min(amount.into());
-                let mut taken = BytesMut::new();
-                received.take_into(length, &mut taken);
-                taken
-            })),
+            13 => {
+                let taken = state.poll_read(id, &mut context, |received| {
+                    let length = received.len().min(amount.into());
+                    received.take_into(length, &mut BytesMut::new())
+                });
+                // Some of it stays with its reader.
+                if let Poll::Ready(Ok(Some(taken))) = taken {
+                    state.consumed(id, taken - usize::from(number % 3).min(taken), now);
+                }
+            }
             14 => state.go_away(GoAwayCode::ShuttingDown),
             _ => say(&mut state, now, &mut credit),
         }
         assert!(state.streams() <= 2 * STREAMS as usize);
+        state.assert_sums();
     }
     say(&mut state, now, &mut credit);
 }

@@ -4,11 +4,14 @@
 //! while nothing can be written to the other end; and there, at kubelet's end, the stream's. It is not so the other way
 //! round: what kubelet said before it went is still delivered, however slow the link is.
 //!
+//! The other end may send again what TCP here has taken, and no sooner: what waits for a TCP connection that stalls is
+//! bounded as what waits in the stream's queue is.
+//!
 //! No buffer is held while nothing moves: a log that is followed for hours in silence costs two wakers.
 
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -87,7 +90,13 @@ async fn downstream(mut tcp: WriteHalf<'_>, stream: &TunnelStream, side: Side) -
             error = tcp.ready(Interest::ERROR), if side == Side::Caller => return Err(reset(error)),
         };
         let Some(mut pieces) = pieces else { return tcp.shutdown().await };
-        tcp.write_all_buf(&mut pieces).await?;
+        while pieces.has_remaining() {
+            let count = tcp.write_buf(&mut pieces).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            stream.consumed(count);
+        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! One session: the multiplexer's bytes through one WebSocket, and time.
 //!
-//! [`establish`] exchanges HELLO and gives three things: the [`Session`] (a handle that can be cloned), the stream of
-//! requests to open streams (the agent's side) and the [`Driver`], a future that does all the work and
-//! ends with the session. Whoever spawns the driver owns the session; dropping it ends every stream.
+//! [`greet`] (the agent's side) and [`accept`] exchange HELLO and give three things: the [`Session`] (a handle that can
+//! be cloned), the stream of requests to open streams (the agent's side) and the [`Driver`], a future that does all the
+//! work and ends with the session. Whoever spawns the driver owns the session; dropping it ends every stream.
 //!
 //! Reading never waits for anything but the connection, so that a stalled stream stops no other one. Writing takes a
 //! batch of frames, hands it to TLS and waits until the socket has taken it before the next one is chosen:
 //! what is not chosen yet can still be overtaken.
 
 mod driver;
+mod hello;
 mod receiver;
 mod writer;
 
@@ -17,11 +18,12 @@ use std::time::{Duration, Instant};
 
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, StreamId, Target};
 
-pub use self::driver::{Driver, establish};
+pub use self::driver::Driver;
+pub use self::hello::{Established, Greeting, accept, greet};
 use super::end::{End, OpenFailure};
 use super::liveness;
 use super::shared::Shared;
-pub use super::state::Role;
+use super::state::State;
 use super::stream::TunnelStream;
 
 /// How often to look whether a peer that was asked has answered.
@@ -30,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Limits and times of a session.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How many streams the peer may have open; the server takes none.
+    /// How many streams a session has at a time. The agent's HELLO says its own; the server keeps to the lower.
     pub max_streams: u32,
     /// When to ask whether the peer is there.
     pub liveness: liveness::Settings,
@@ -54,7 +56,7 @@ impl Settings {
 
     /// The server's: a healthy agent speaks before the server has to ask.
     pub fn server() -> Self {
-        let mut settings = Self { max_streams: 0, ..Self::agent() };
+        let mut settings = Self::agent();
         settings.liveness.silence = Duration::from_secs(25);
         settings
     }
@@ -112,24 +114,37 @@ impl Session {
         self.shared.close.cancel();
     }
 
-    /// Resolves when the peer has asked to use another session, and when the session is over.
-    pub async fn leaving(&self) {
+    /// Resolves when the peer has asked to use another session, and when the session is over. Says why the peer asked.
+    pub async fn leaving(&self) -> Option<GoAwayCode> {
         tokio::select! {
             () = self.shared.leaving.cancelled() => {}
             () = self.shared.closed.cancelled() => {}
         }
+        self.shared.lock().peer_leaves
     }
 
     /// Asks the peer now; whether anything was heard of it `within` this time.
     pub async fn answers(&self, within: Duration) -> bool {
         let asked = Instant::now();
         self.shared.with(|state| state.ask(asked));
+        self.becomes(within, |state| state.heard > asked).await
+    }
+
+    /// Asks the peer now; whether it answered just that `within` this time. What was on its way before, and arrives
+    /// although nobody is there any more, is no answer.
+    pub async fn is_alive(&self, within: Duration) -> bool {
+        let question = self.shared.with(|state| state.ask(Instant::now()));
+        self.becomes(within, |state| state.answered >= question).await
+    }
+
+    async fn becomes(&self, within: Duration, so: impl Fn(&State) -> bool) -> bool {
+        let asked = Instant::now();
         while asked.elapsed() < within {
-            if self.shared.lock().heard > asked {
+            if so(&self.shared.lock()) {
                 return true;
             }
             tokio::select! {
-                () = self.closed() => return false,
+                () = self.closed() => return so(&self.shared.lock()),
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
@@ -154,7 +169,7 @@ impl Session {
 
     /// Name and version of the peer's software, as it says.
     pub fn peer_software(&self) -> String {
-        self.shared.lock().peer.software.clone()
+        self.shared.lock().software().to_owned()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +54,7 @@ impl Shared {
     }
 
     pub(super) async fn read_pieces(&self, id: StreamId) -> std::io::Result<Option<Pieces>> {
-        poll_fn(|cx| self.with(|state| state.poll_read(id, cx, Instant::now(), Chunks::take))).await
+        poll_fn(|cx| self.with(|state| state.poll_read(id, cx, Chunks::take))).await
     }
 
     pub(super) async fn room(&self, id: StreamId) -> std::io::Result<usize> {

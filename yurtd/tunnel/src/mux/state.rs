@@ -3,7 +3,8 @@
 //! A stream only takes bytes from its writer that the peer has given credit for, so whatever is queued may be
 //! sent at once and a stalled reader at the other end costs nothing here but its own writer's patience.
 //! Received bytes wait in the stream's queue, bounded by the window ([`super::window`]); reading from the
-//! connection never waits for a stream.
+//! connection never waits for a stream. Credit goes back for what its reader is done with, and not for what it merely
+//! took out of the queue: so the windows bound all that is held of a session's received bytes, wherever it is.
 //!
 //! ```text
 //!  open ──► Opening ──OPEN_ACK──► Open ──FIN sent and received──► gone
@@ -23,7 +24,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use yurt_api::tunnel::{Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, StreamId, Target};
+use yurt_api::tunnel::{Frame, GoAwayCode, OpenErrorCode, ResetCode, StreamId, Target};
 
 use super::chunks::Chunks;
 use super::end::{End, OpenFailure};
@@ -36,8 +37,11 @@ const MAX_QUEUED: usize = 128 * 1024;
 const MAX_QUEUED_CROWDED: usize = 16 * 1024;
 /// What all streams of a session may have queued before each is held shorter, bytes.
 const MAX_QUEUED_TOTAL: usize = 4 * 1024 * 1024;
-/// What the windows of a session may grow by in total, bytes.
+/// What the windows of a session may have in total beyond what HELLO promised, bytes.
 const WINDOW_BUDGET: u32 = 8 * 1024 * 1024;
+/// Received pieces are kept as they came, with the read buffers that they are parts of, while a session holds less than
+/// this, bytes. Beyond it they are copied, so that what is held is what is in memory.
+const KEEP_BUFFERS: usize = 512 * 1024;
 /// After this many bytes in either direction the round trip is measured again ...
 const MEASURE_AFTER: u64 = 1024 * 1024;
 /// ... but not more often than this.
@@ -47,11 +51,24 @@ const ROUND_TRIPS: usize = 8;
 
 /// Which side of the tunnel this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// Opens streams.
     Server,
     /// Is asked to.
     Agent,
+}
+
+/// What both sides' HELLO come to.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Streams at a time.
+    pub(super) max_streams: u32,
+    /// Credit that this side gives every stream from the start, bytes.
+    pub(super) receive_window: u32,
+    /// Credit that the peer gives every stream from the start, bytes.
+    pub(super) send_window: u32,
+    /// Name and version of the peer's software, as it says.
+    pub(super) software: String,
 }
 
 /// Something that the session's driver has to act on.
@@ -84,6 +101,8 @@ struct Stream {
     scheduled: bool,
     load: Load,
     received: Chunks,
+    /// What has arrived and its reader is not done with: in the queue, or taken out of it.
+    unread: usize,
     window: ReceiveWindow,
     receive_finished: bool,
     /// Credit to give to the peer.
@@ -111,10 +130,7 @@ impl Stream {
 #[derive(Debug)]
 pub(super) struct State {
     role: Role,
-    /// Limits of this side.
-    local: Hello,
-    /// Limits and name of the other side.
-    pub(super) peer: Hello,
+    terms: Terms,
     streams: HashMap<StreamId, Stream>,
     /// The highest stream there ever was.
     last: u32,
@@ -123,12 +139,18 @@ pub(super) struct State {
     updates: VecDeque<StreamId>,
     ready: Ready,
     queued: usize,
+    /// What all streams have received and nobody is done with.
+    pub(super) held: usize,
     budget: Budget,
     pub(super) end: Option<End>,
+    /// The peer wants no more streams, and why.
+    pub(super) peer_leaves: Option<GoAwayCode>,
     /// Neither side may open streams any more.
     going_away: bool,
     ping: Option<(u64, Instant)>,
     pings: u64,
+    /// The latest PING of this side's that the peer has answered.
+    pub(super) answered: u64,
     round_trips: VecDeque<Duration>,
     measured: (Instant, u64),
     pub(super) heard: Instant,
@@ -137,11 +159,10 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(role: Role, local: Hello, peer: Hello, now: Instant) -> Self {
+    pub(super) fn new(role: Role, terms: Terms, now: Instant) -> Self {
         Self {
             role,
-            local,
-            peer,
+            terms,
             streams: HashMap::new(),
             last: 0,
             control: VecDeque::new(),
@@ -149,11 +170,14 @@ impl State {
             updates: VecDeque::new(),
             ready: Ready::default(),
             queued: 0,
+            held: 0,
             budget: Budget::new(WINDOW_BUDGET),
             end: None,
+            peer_leaves: None,
             going_away: false,
             ping: None,
             pings: 0,
+            answered: 0,
             round_trips: VecDeque::with_capacity(ROUND_TRIPS),
             measured: (now, 0),
             heard: now,
@@ -164,6 +188,10 @@ impl State {
 
     pub(super) fn streams(&self) -> usize {
         self.streams.len()
+    }
+
+    pub(super) fn software(&self) -> &str {
+        &self.terms.software
     }
 
     pub(super) fn last_round_trip(&self) -> Option<Duration> {
@@ -179,7 +207,7 @@ impl State {
         if self.end.is_some() || self.going_away || self.role != Role::Server {
             return Err(OpenFailure::SessionEnded);
         }
-        if self.streams.len() >= self.peer.max_streams as usize {
+        if self.streams.len() >= self.terms.max_streams as usize {
             return Err(OpenFailure::TooManyStreams);
         }
         let stream = StreamId::new(self.last.wrapping_add(1)).ok_or(OpenFailure::SessionEnded)?;
@@ -196,18 +224,25 @@ impl State {
         opening: Option<oneshot::Sender<Result<(), OpenFailure>>>,
         now: Instant,
     ) {
+        let mut window = ReceiveWindow::new(self.terms.receive_window, now);
+        // Behind OPEN or in front of its answer, so that it is there before the first byte wants to be sent.
+        let update = window.start(&mut self.budget);
+        if update > 0 {
+            self.updates.push_back(stream);
+        }
         let new = Stream {
             opening,
             held: true,
             sending: Sending::Open,
             queue: Chunks::default(),
-            credit: self.peer.initial_window,
+            credit: self.terms.send_window,
             scheduled: false,
             load: Load::new(now),
             received: Chunks::default(),
-            window: ReceiveWindow::new(self.local.initial_window, now),
+            unread: 0,
+            window,
             receive_finished: false,
-            update: 0,
+            update,
             reset: None,
             reader: None,
             writer: None,
@@ -253,26 +288,46 @@ impl State {
             stream.queue.clear();
             stream.wake();
         }
-        self.streams.retain(|_, stream| stream.held);
+        let held = &mut self.held;
+        self.streams.retain(|_, stream| {
+            if !stream.held {
+                *held -= stream.unread;
+            }
+            stream.held
+        });
     }
 
     fn remove(&mut self, id: StreamId) {
         if let Some(mut stream) = self.streams.remove(&id) {
             self.queued -= stream.queue.len();
+            self.held -= stream.unread;
             stream.window.release(&mut self.budget);
             stream.wake();
         }
     }
 
-    /// Queues a PING.
-    pub(super) fn ask(&mut self, now: Instant) {
+    /// Panics if what is counted for all streams is not what the streams have. For tests and the fuzzer, before the end.
+    pub(super) fn assert_sums(&self) {
+        let sum = |part: fn(&Stream) -> usize| self.streams.values().map(part).sum::<usize>();
+        assert_eq!(self.queued, sum(|stream| stream.queue.len()));
+        assert_eq!(self.held, sum(|stream| stream.unread));
+        assert!(self.streams.values().all(|stream| stream.received.len() <= stream.unread));
+        assert_eq!(self.budget.spent() as usize, sum(|stream| stream.window.beyond_promise() as usize));
+    }
+
+    /// Queues a PING; says its number.
+    pub(super) fn ask(&mut self, now: Instant) -> u64 {
         self.pings += 1;
         self.ping = Some((self.pings, now));
         self.measured = (now, self.bytes_sent + self.bytes_received);
         self.control.push_back(Frame::Ping(self.pings));
+        self.pings
     }
 
     fn measured(&mut self, number: u64, now: Instant) {
+        if number <= self.pings {
+            self.answered = self.answered.max(number);
+        }
         let Some((asked, at)) = self.ping else { return };
         if asked == number {
             self.ping = None;

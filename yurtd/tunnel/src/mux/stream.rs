@@ -24,12 +24,14 @@ pub struct TunnelStream {
     id: StreamId,
     /// What `poll_read` took out of the queue and its caller had no room for.
     unread: Bytes,
+    /// How long that piece was as a whole.
+    piece: usize,
     on_drop: ResetCode,
 }
 
 impl TunnelStream {
     pub(super) fn new(shared: Arc<Shared>, id: StreamId) -> Self {
-        Self { shared, id, unread: Bytes::new(), on_drop: ResetCode::Cancelled }
+        Self { shared, id, unread: Bytes::new(), piece: 0, on_drop: ResetCode::Cancelled }
     }
 
     /// Resets the stream, with the word that what is behind it failed.
@@ -39,8 +41,14 @@ impl TunnelStream {
     }
 
     /// Everything that has arrived, without a copy; `None` at the end of data. Not to be mixed with `AsyncRead`.
+    /// [`Self::consumed`] says when it is somewhere else.
     pub(super) async fn read_pieces(&self) -> io::Result<Option<Pieces>> {
         self.shared.read_pieces(self.id).await
+    }
+
+    /// This many bytes of what was read are not held here any more: the other end may send as many again.
+    pub(super) fn consumed(&self, bytes: usize) {
+        self.shared.with(|state| state.consumed(self.id, bytes, Instant::now()));
     }
 
     /// Waits until something may be written; says how many bytes.
@@ -55,12 +63,12 @@ impl TunnelStream {
 
     /// Sends a piece that is no longer than [`Self::room`] said.
     pub(super) fn write_piece(&self, piece: Bytes) {
-        self.shared.with(|state| state.queue(self.id, piece));
+        self.shared.with(|state| state.queue(self.id, piece, Instant::now()));
     }
 
     /// Says that nothing more will be written.
     pub(super) fn finish(&self) {
-        self.shared.with(|state| state.finish(self.id));
+        self.shared.with(|state| state.finish(self.id, Instant::now()));
     }
 }
 
@@ -72,17 +80,26 @@ impl AsyncRead for TunnelStream {
     ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
             let id = self.id;
-            let taken = self.shared.with(|state| {
-                state.poll_read(id, cx, Instant::now(), |received| received.pop().unwrap_or_default())
-            });
+            let taken = self
+                .shared
+                .with(|state| state.poll_read(id, cx, |received| received.pop().unwrap_or_default()));
             match ready!(taken)? {
-                Some(piece) => self.unread = piece,
+                Some(piece) => {
+                    self.piece = piece.len();
+                    self.unread = piece;
+                }
                 None => return Poll::Ready(Ok(())),
             }
         }
         let count = self.unread.len().min(buf.remaining());
         buf.put_slice(&self.unread[..count]);
         self.unread.advance(count);
+        if self.unread.is_empty() {
+            // Not the read buffer either that it may have been a part of.
+            self.unread = Bytes::new();
+            let piece = std::mem::take(&mut self.piece);
+            self.consumed(piece);
+        }
         Poll::Ready(Ok(()))
     }
 }

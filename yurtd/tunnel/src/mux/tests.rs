@@ -7,11 +7,15 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use yurt_api::tunnel::{self, Frame, GoAwayCode, Hello, INITIAL_WINDOW, OpenErrorCode, StreamId, Target};
+use yurt_api::tunnel::{
+    self, Capabilities, Frame, GoAwayCode, Hello, INITIAL_WINDOW, OpenErrorCode, Sender, ServerId, StreamId,
+    Target,
+};
 
 use super::liveness::Settings as Liveness;
-use super::session::{self, Role, Settings};
+use super::session::{self, Settings};
 use super::websocket::{self, Side};
+use super::window::START;
 use super::{End, HelloError, OpenFailure, OpenRequest, Session, TunnelStream, Violation};
 
 struct Peer {
@@ -20,9 +24,22 @@ struct Peer {
     driver: AbortOnDropHandle<End>,
 }
 
-async fn peer(io: DuplexStream, role: Role, settings: Settings) -> Peer {
-    let (session, requests, driver) = session::establish(io, role, settings).await.unwrap();
-    Peer { session, requests, driver: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
+impl Peer {
+    async fn server(io: DuplexStream, settings: Settings) -> Self {
+        Self::run(session::accept(io, server_id(), settings).await.unwrap())
+    }
+
+    async fn agent(io: DuplexStream, settings: Settings) -> Self {
+        Self::run(session::greet(io, settings).await.unwrap().begin().await.unwrap())
+    }
+
+    fn run((session, requests, driver): session::Established<DuplexStream>) -> Self {
+        Self { session, requests, driver: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
+    }
+}
+
+fn server_id() -> ServerId {
+    ServerId::new("cp-1").unwrap()
 }
 
 async fn pair() -> (Peer, Peer) {
@@ -31,7 +48,7 @@ async fn pair() -> (Peer, Peer) {
 
 async fn pair_with(agent: Settings) -> (Peer, Peer) {
     let (left, right) = tokio::io::duplex(64 * 1024);
-    tokio::join!(peer(left, Role::Server, Settings::server()), peer(right, Role::Agent, agent))
+    tokio::join!(Peer::server(left, Settings::server()), Peer::agent(right, agent))
 }
 
 /// Opens a stream and answers it at the other end.
@@ -73,7 +90,7 @@ async fn a_writer_stops_at_the_window_and_goes_on_when_it_is_read() {
     let (server, mut agent) = pair().await;
     let (mut near, mut far) = open(&server, &mut agent).await;
     let data = vec![9; 1_000_000];
-    let window = INITIAL_WINDOW as usize;
+    let window = START as usize;
     let mut written = 0;
     while written < window {
         written += near.write(&data[written..]).await.unwrap();
@@ -124,7 +141,7 @@ async fn an_agent_that_never_answers_is_given_up() {
     let (left, right) = tokio::io::duplex(64 * 1024);
     let impatient = Settings { open_timeout: Duration::from_millis(50), ..Settings::server() };
     let (server, mut agent) =
-        tokio::join!(peer(left, Role::Server, impatient), peer(right, Role::Agent, Settings::agent()));
+        tokio::join!(Peer::server(left, impatient), Peer::agent(right, Settings::agent()));
     let opened = server.session.open(Target::Kubelet);
     let (opened, request) = tokio::join!(opened, agent.requests.recv());
     assert_eq!(opened.unwrap_err(), OpenFailure::NoAnswer);
@@ -191,8 +208,8 @@ async fn a_peer_that_falls_silent_is_dead_after_three_questions() {
     settings.liveness =
         Liveness { silence: Duration::from_millis(100), answer: Duration::from_millis(30), misses: 3 };
     let started = Instant::now();
-    let (server, ()) = tokio::join!(peer(left, Role::Server, settings), async {
-        right.write_all(&message(&[hello()])).await.unwrap();
+    let (server, ()) = tokio::join!(Peer::server(left, settings), async {
+        right.write_all(&message(&[hello(), Frame::Begin])).await.unwrap();
     });
     assert_eq!(server.driver.await.unwrap(), End::Dead);
     assert!(started.elapsed() >= Duration::from_millis(190), "{:?}", started.elapsed());
@@ -207,8 +224,8 @@ async fn a_peer_that_falls_silent_is_dead_after_three_questions() {
 
 fn hello() -> Frame {
     Frame::Hello(Hello {
-        version: 1,
-        max_streams: 4,
+        sender: Sender::Agent { max_streams: 4 },
+        capabilities: Capabilities::default(),
         initial_window: INITIAL_WINDOW,
         software: "liar".into(),
     })
@@ -235,8 +252,8 @@ fn data(stream: u32, length: usize) -> Frame {
 /// A server and the bare connection of its agent, after HELLO.
 async fn server_and_liar() -> (Peer, DuplexStream) {
     let (left, mut right) = tokio::io::duplex(1024 * 1024);
-    let (server, ()) = tokio::join!(peer(left, Role::Server, Settings::server()), async {
-        right.write_all(&message(&[hello()])).await.unwrap();
+    let (server, ()) = tokio::join!(Peer::server(left, Settings::server()), async {
+        right.write_all(&message(&[hello(), Frame::Begin])).await.unwrap();
     });
     (server, right)
 }
@@ -284,6 +301,7 @@ async fn frames_out_of_order_end_the_session() {
         end_after(&[Frame::Open { stream: id(2), target: Target::Kubelet }]).await,
         violation(Violation::Unexpected("OPEN"))
     );
+    assert_eq!(end_after(&[Frame::Begin]).await, violation(Violation::Unexpected("BEGIN")));
     let window = Frame::Window { stream: id(1), increment: NonZeroU32::new(1 << 30).unwrap() };
     assert_eq!(end_after(&[window]).await, violation(Violation::Credit(id(1))));
 }
@@ -326,14 +344,14 @@ async fn the_first_frame_must_be_hello() {
     ] {
         let (left, mut right) = tokio::io::duplex(1024);
         right.write_all(&bytes).await.unwrap();
-        let error = session::establish(left, Role::Server, Settings::server()).await.unwrap_err();
+        let error = session::accept(left, server_id(), Settings::server()).await.unwrap_err();
         assert!(matches!(error, HelloError::Violation(_)));
         assert!(error.to_string().contains(expected), "{error}");
     }
     let (left, right) = tokio::io::duplex(1024);
     drop(right);
     assert!(matches!(
-        session::establish(left, Role::Server, Settings::server()).await.unwrap_err(),
+        session::accept(left, server_id(), Settings::server()).await.unwrap_err(),
         HelloError::Closed
     ));
 }

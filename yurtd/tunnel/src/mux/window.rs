@@ -1,38 +1,59 @@
 //! How much a peer may send on one stream before somebody has read it.
 //!
-//! A stream starts with a small window. Whenever its reader empties half of it within two round trips, the
-//! window was what held the sender back, and it doubles: it ends between two and four times the product of
-//! bandwidth and round trip. (Below [`SHORTEST`] it is not the link that delays but the two programs.) A reader that stalls never makes its window grow. What windows grow by
-//! comes out of a budget of the session, so that all streams together are bounded, while the initial window
-//! of every stream is never in question: no stream can be starved by another one's unread data.
+//! HELLO promises every stream a small window, so small that all streams that there may be can have it. What windows
+//! have beyond that comes out of a budget of the session: together they bound what a session holds, and no stream can be
+//! starved by another one's unread data.
+//!
+//! From the budget a stream first gets [`START`], as long as there is any. Whenever its reader then empties half of the
+//! window within two round trips, the window was what held the sender back, and it doubles: it ends between two and
+//! four times the product of bandwidth and round trip. (Below [`SHORTEST`] it is not the link that delays but the two
+//! programs.) A reader that stalls never makes its window grow. Growth leaves [`RESERVE`] for the start of others.
 
 use std::time::{Duration, Instant};
+
+/// The window that a stream starts with while there is budget, bytes.
+pub(super) const START: u32 = 64 * 1024;
 
 /// The largest window of one stream, bytes.
 const MAX_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// What growth leaves of the budget: one part in this.
+const RESERVE: u32 = 4;
+
 /// Round trips shorter than this count as this long.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// What the windows of a session may grow by in total.
+/// What the windows of a session may have in total beyond what HELLO promised.
 #[derive(Debug)]
 pub(super) struct Budget {
+    total: u32,
     left: u32,
 }
 
 impl Budget {
     pub(super) fn new(bytes: u32) -> Self {
-        Self { left: bytes }
+        Self { total: bytes, left: bytes }
     }
 
-    fn take(&mut self, wanted: u32) -> u32 {
+    /// For a stream that starts.
+    fn start(&mut self, wanted: u32) -> u32 {
         let taken = wanted.min(self.left);
         self.left -= taken;
         taken
     }
 
+    /// For one that grows.
+    fn grow(&mut self, wanted: u32) -> u32 {
+        self.start(wanted.min(self.left.saturating_sub(self.total / RESERVE)))
+    }
+
     fn give_back(&mut self, bytes: u32) {
         self.left += bytes;
+    }
+
+    /// What windows have of it.
+    pub(super) fn spent(&self) -> u32 {
+        self.total - self.left
     }
 }
 
@@ -43,18 +64,28 @@ pub(super) struct Overrun;
 /// One stream's window, at the receiver.
 #[derive(Debug)]
 pub(super) struct ReceiveWindow {
-    initial: u32,
+    /// What HELLO promised.
+    promised: u32,
     size: u32,
     /// What the peer may still send.
     allowed: u32,
-    /// What was read and not given back yet.
+    /// What its reader is done with and was not given back yet.
     read: u32,
     since: Instant,
 }
 
 impl ReceiveWindow {
-    pub(super) fn new(initial: u32, now: Instant) -> Self {
-        Self { initial, size: initial, allowed: initial, read: 0, since: now }
+    /// What HELLO promised, and no more.
+    pub(super) fn new(promised: u32, now: Instant) -> Self {
+        Self { promised, size: promised, allowed: promised, read: 0, since: now }
+    }
+
+    /// Widens a new window to [`START`] if the budget has it; the credit to give to the peer.
+    pub(super) fn start(&mut self, budget: &mut Budget) -> u32 {
+        let more = budget.start(START.saturating_sub(self.size));
+        self.size += more;
+        self.allowed += more;
+        more
     }
 
     /// `bytes` have arrived.
@@ -65,7 +96,7 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// `bytes` were read; the credit to give to the peer, once it is worth a frame.
+    /// The reader is done with `bytes`; the credit to give to the peer, once it is worth a frame.
     pub(super) fn consumed(
         &mut self,
         bytes: usize,
@@ -81,7 +112,7 @@ impl ReceiveWindow {
         let mut increment = self.read;
         if round_trip.is_some_and(|round_trip| now.duration_since(self.since) < 2 * round_trip.max(SHORTEST))
         {
-            let growth = budget.take(self.size.min(MAX_STREAM_WINDOW.saturating_sub(self.size)));
+            let growth = budget.grow(self.size.min(MAX_STREAM_WINDOW.saturating_sub(self.size)));
             self.size += growth;
             increment += growth;
         }
@@ -93,8 +124,13 @@ impl ReceiveWindow {
 
     /// The stream is over; what its window had grown by is free again.
     pub(super) fn release(&mut self, budget: &mut Budget) {
-        budget.give_back(self.size - self.initial);
-        self.size = self.initial;
+        budget.give_back(self.beyond_promise());
+        self.size = self.promised;
+    }
+
+    /// What the window has of the budget.
+    pub(super) fn beyond_promise(&self) -> u32 {
+        self.size - self.promised
     }
 }
 
@@ -140,9 +176,24 @@ mod tests {
         window.received(32 * 1024).unwrap();
         assert_eq!(window.consumed(32 * 1024, now, rtt, &mut budget), Some(32 * KIB + 64 * KIB));
         window.received(64 * 1024).unwrap();
-        assert_eq!(window.consumed(64 * 1024, now, rtt, &mut budget), Some(64 * KIB + 36 * KIB));
-        assert_eq!(budget.left, 0);
+        assert_eq!(window.consumed(64 * 1024, now, rtt, &mut budget), Some(64 * KIB + 11 * KIB));
+        assert_eq!(budget.left, 25 * KIB);
         window.release(&mut budget);
+        assert_eq!(budget.left, 100 * KIB);
+    }
+
+    #[test]
+    fn a_new_stream_starts_wide_as_long_as_there_is_budget_and_has_what_was_promised_in_any_case() {
+        let mut budget = Budget::new(100 * KIB);
+        let now = Instant::now();
+        let mut windows: Vec<_> = (0..3).map(|_| ReceiveWindow::new(8 * KIB, now)).collect();
+        let starts: Vec<_> = windows.iter_mut().map(|window| window.start(&mut budget)).collect();
+        assert_eq!(starts, [56 * KIB, 44 * KIB, 0]);
+        assert_eq!(windows[2].received(8 * 1024), Ok(()));
+        assert_eq!(windows[2].received(1), Err(Overrun));
+        for window in &mut windows {
+            window.release(&mut budget);
+        }
         assert_eq!(budget.left, 100 * KIB);
     }
 

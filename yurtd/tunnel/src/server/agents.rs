@@ -27,8 +27,8 @@ use super::client_ca::ClientCa;
 use super::connections::Connections;
 use super::registry::Registry;
 use crate::agent;
-use crate::mux::session::{self, Role, Settings};
-use crate::mux::{HelloError, socket};
+use crate::mux::session::{self, Settings};
+use crate::mux::{End, HelloError, socket};
 
 /// How long TLS, WebSocket and HELLO may take together: as long as the agent waits. On a link that loses packets five
 /// round trips take many seconds, and an agent that is turned away only begins anew.
@@ -54,8 +54,8 @@ enum AcceptError {
     NotANode(#[from] NotANode),
     #[error("websocket: {0}")]
     WebSocket(#[from] Box<tungstenite::Error>),
-    #[error(transparent)]
-    Hello(#[from] HelloError),
+    #[error("the agent of node {node:?}: {source}")]
+    Hello { node: String, source: HelloError },
     #[error("no session within {HANDSHAKE:?}")]
     Timeout,
 }
@@ -75,8 +75,12 @@ pub(super) async fn run(agents: Arc<Agents>, listener: TcpListener, sessions: Co
         let agents = agents.clone();
         sessions.start(async move {
             let remote = accepted.peer;
-            if let Err(error) = agents.serve(accepted).await {
-                tracing::info!(%remote, %error, "connection is not an agent's");
+            match agents.serve(accepted).await {
+                Ok(()) => {}
+                Err(AcceptError::Hello { node, source: HelloError::Declined }) => {
+                    tracing::debug!(node, %remote, "the agent stands by: it has a session with this server");
+                }
+                Err(error) => tracing::info!(%remote, %error, "connection did not become a session"),
             }
         });
     })
@@ -90,15 +94,17 @@ impl Agents {
         let established = async {
             let (stream, node) = self.authenticate(tcp, by).await?;
             let stream = upgrade(stream).await.map_err(Box::new)?;
-            let (session, _opens, driver) =
-                session::establish(stream, Role::Server, self.settings.clone()).await?;
-            Ok::<_, AcceptError>((session, driver, node))
+            let id = self.registry.server().clone();
+            match session::accept(stream, id, self.settings.clone()).await {
+                Ok((session, _opens, driver)) => Ok((session, driver, node)),
+                Err(source) => Err(AcceptError::Hello { node: node.node, source }),
+            }
         };
         let (session, driver, node) =
             tokio::time::timeout_at(by.handshake, established).await.map_err(|_| AcceptError::Timeout)??;
         // From now on it is a node's, and nodes are counted by their certificates.
         drop(place);
-        let registration = self.registry.register(&node.node, session.clone(), remote);
+        let (registration, superseded) = self.registry.register(&node.node, session.clone(), remote);
         tracing::info!(node = node.node, %remote, software = session.peer_software(), "agent connected");
         let expiry = async {
             let left = node.not_after.duration_since(SystemTime::now()).unwrap_or_default();
@@ -106,9 +112,16 @@ impl Agents {
             session.close(GoAwayCode::CertificateExpired);
             std::future::pending::<()>().await;
         };
+        let retire = async {
+            if let Some(superseded) = superseded {
+                superseded.retire().await;
+            }
+            std::future::pending::<End>().await
+        };
         let end = tokio::select! {
             biased;
             end = driver.run() => end,
+            end = retire => end,
             () = expiry => return Ok(()),
         };
         drop(registration);

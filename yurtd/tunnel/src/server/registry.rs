@@ -1,17 +1,23 @@
 //! Which node is connected through which session.
 //!
 //! A node has one session here: the newest. The older one is closed, and its end removes nothing: entries are
-//! removed by the registration that made them and by no other.
+//! removed by the registration that made them and by no other. One that was alive to the last is another machine's
+//! ([`super::duplicates`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use yurt_api::status::AgentStatus;
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, Target};
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, ServerId, Target};
 
+use super::duplicates::Duplicates;
 use crate::mux::{OpenFailure, Session, TunnelStream};
+
+/// How long a session that is replaced has to show that its agent lives. Its streams go on for as long.
+const SHOW_LIFE: Duration = Duration::from_secs(2);
 
 /// Why no stream to a node could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -54,19 +60,25 @@ struct Entries {
     epoch: u64,
     /// Per node the addresses that are not redirected, and why.
     left_out: BTreeMap<String, Vec<String>>,
+    duplicates: Duplicates,
 }
 
 /// The sessions of all connected agents, by node name.
 #[derive(Debug)]
 pub(super) struct Registry {
-    server: String,
+    server: ServerId,
     entries: RwLock<Entries>,
 }
 
 impl Registry {
-    /// The registry of the server that runs on the node `server`.
-    pub(super) fn new(server: String) -> Arc<Self> {
+    /// The registry of this server.
+    pub(super) fn new(server: ServerId) -> Arc<Self> {
         Arc::new(Self { server, entries: RwLock::default() })
+    }
+
+    /// Whose sessions they are.
+    pub(super) fn server(&self) -> &ServerId {
+        &self.server
     }
 
     /// Opens a stream to `target` on `node`.
@@ -90,12 +102,13 @@ impl Registry {
 
     /// One entry a connected agent, sorted by node name.
     pub(super) fn statuses(&self) -> Vec<AgentStatus> {
+        let now = Timestamp::now();
         self.read(|entries| {
             let status = |(node, entry): (&String, &Entry)| {
                 let figures = entry.session.figures();
                 AgentStatus {
                     node: node.clone(),
-                    server: self.server.clone(),
+                    server: self.server.to_string(),
                     version: entry.session.peer_software(),
                     remote_address: entry.remote.to_string(),
                     connected_since: entry.since.to_string(),
@@ -106,6 +119,7 @@ impl Registry {
                     bytes_sent: figures.bytes_sent,
                     bytes_received: figures.bytes_received,
                     not_redirected: entries.left_out.get(node).cloned().unwrap_or_default(),
+                    duplicate: entries.duplicates.of(node, now),
                 }
             };
             entries.by_node.iter().map(status).collect()
@@ -117,13 +131,13 @@ impl Registry {
         self.write(|entries| entries.left_out = left_out);
     }
 
-    /// Makes `session` the one of `node`. An older one is told and closed.
+    /// Makes `session` the one of `node`, in the place of an older one.
     pub(super) fn register(
         self: &Arc<Self>,
         node: &str,
         session: Session,
         remote: SocketAddr,
-    ) -> Registration {
+    ) -> (Registration, Option<Superseded>) {
         // Fractions of a second say nothing to a reader of the status.
         let now = Timestamp::now();
         let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -132,11 +146,20 @@ impl Registry {
             let entry = Entry { epoch: entries.epoch, session, remote, since };
             (entries.epoch, entries.by_node.insert(node.to_owned(), entry))
         });
-        if let Some(old) = old {
-            tracing::info!(node, old = %old.remote, new = %remote, "newer connection of the same node");
-            old.session.close(GoAwayCode::Superseded);
-        }
-        Registration { registry: self.clone(), node: node.to_owned(), epoch }
+        let superseded = old.map(|old| Superseded {
+            registry: self.clone(),
+            node: node.to_owned(),
+            session: old.session,
+            older: old.remote,
+            newer: remote,
+        });
+        (Registration { registry: self.clone(), node: node.to_owned(), epoch }, superseded)
+    }
+
+    /// How often a session has begun here.
+    #[cfg(test)]
+    pub(super) fn registrations(&self) -> u64 {
+        self.read(|entries| entries.epoch)
     }
 
     /// Asks every agent to connect elsewhere; open streams go on.
@@ -157,6 +180,44 @@ impl Registry {
 
     fn write<T>(&self, act: impl FnOnce(&mut Entries) -> T) -> T {
         act(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A session that a newer one of the same node has replaced. Closed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Superseded {
+    registry: Arc<Registry>,
+    node: String,
+    session: Session,
+    older: SocketAddr,
+    newer: SocketAddr,
+}
+
+impl Superseded {
+    /// Tells its agent, finds out whether there still is one, and closes it.
+    pub(super) async fn retire(self) {
+        let Self { registry, node, session, older, newer } = &self;
+        session.go_away(GoAwayCode::Superseded);
+        if !session.is_alive(SHOW_LIFE).await {
+            tracing::info!(node, %older, %newer, "the node has connected anew");
+            return;
+        }
+        let now = Timestamp::now();
+        if let Some(times) = registry.write(|entries| entries.duplicates.saw(node, *older, *newer, now)) {
+            tracing::warn!(
+                node,
+                %older,
+                %newer,
+                times,
+                "two agents show the certificate of one node: one machine is a copy of the other"
+            );
+        }
+    }
+}
+
+impl Drop for Superseded {
+    fn drop(&mut self) {
+        self.session.close(GoAwayCode::Superseded);
     }
 }
 

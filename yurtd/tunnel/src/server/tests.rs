@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::task::AbortOnDropHandle;
-use yurt_api::tunnel::OpenErrorCode;
+use yurt_api::tunnel::{OpenErrorCode, ServerId};
 
 use super::listeners::bind;
 use super::nodes::Endpoints;
@@ -88,7 +88,7 @@ impl World {
         client_ca.set(&self.cluster_ca.pem).unwrap();
         let certificate = MountedCertificate::in_folder(self.folder.path());
         certificate.reload().unwrap();
-        let registry = Registry::new("master-node".into());
+        let registry = Registry::new(ServerId::new("master-node").unwrap());
         let agents =
             Agents { registry: registry.clone(), certificate, client_ca, settings: Settings::server() };
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());

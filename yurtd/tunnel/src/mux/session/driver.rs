@@ -3,20 +3,20 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf};
 use tokio::sync::mpsc;
-use yurt_api::tunnel::{self, Frame, GoAwayCode, Hello, INITIAL_WINDOW, PROTOCOL_VERSION};
+use yurt_api::tunnel::GoAwayCode;
 
+use super::OpenRequest;
 use super::receiver::{Received, Receiver};
-use super::writer::{Masks, Writer};
-use super::{OpenRequest, Role, Session, Settings};
-use crate::mux::end::{End, HelloError, Violation};
+use super::writer::Writer;
+use crate::mux::end::End;
 use crate::mux::liveness::{self, Liveness, Step};
 use crate::mux::shared::Shared;
-use crate::mux::state::{Event, State};
+use crate::mux::state::Event;
 use crate::mux::stream::TunnelStream;
-use crate::mux::websocket::{self, Side};
+use crate::mux::websocket::Side;
 
 /// How long the last words of a session may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -32,74 +32,16 @@ pub struct Driver<S> {
     liveness: liveness::Settings,
 }
 
-/// Exchanges HELLO on a connection whose WebSocket handshake is done. The caller sets a deadline.
-///
-/// # Errors
-///
-/// [`HelloError`].
-pub async fn establish<S>(
-    mut io: S,
-    role: Role,
-    settings: Settings,
-) -> Result<(Session, mpsc::Receiver<OpenRequest>, Driver<S>), HelloError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let side = match role {
-        Role::Agent => Side::Client,
-        Role::Server => Side::Server,
-    };
-    let local = Hello {
-        version: PROTOCOL_VERSION,
-        max_streams: settings.max_streams,
-        initial_window: INITIAL_WINDOW,
-        software: concat!("yurtd/", env!("CARGO_PKG_VERSION")).to_owned(),
-    };
-    let mut receiver = Receiver::new(side);
-    let peer = match role {
-        Role::Agent => {
-            send_hello(&mut io, side, &local).await?;
-            receive_hello(&mut io, &mut receiver).await?
-        }
-        Role::Server => {
-            let peer = receive_hello(&mut io, &mut receiver).await?;
-            send_hello(&mut io, side, &local).await?;
-            peer
-        }
-    };
-    let mut state = State::new(role, local, peer, Instant::now());
-    state.ask(Instant::now());
-    let shared = Arc::new(Shared::new(state));
-    // As many as there can be streams: waiting for the agent's answer is being open.
-    let (opens, requests) = mpsc::channel(settings.max_streams.max(1) as usize);
-    let session = Session { shared: shared.clone(), open_timeout: settings.open_timeout };
-    Ok((session, requests, Driver { io, receiver, side, shared, opens, liveness: settings.liveness }))
-}
-
-async fn send_hello<S: AsyncWrite + Unpin>(io: &mut S, side: Side, hello: &Hello) -> Result<(), HelloError> {
-    let mut batch = BytesMut::zeroed(websocket::MAX_HEADER);
-    tunnel::encode(&Frame::Hello(hello.clone()), &mut batch);
-    websocket::frame(side, Masks::new(side).next(), &mut batch);
-    io.write_all(&batch).await?;
-    Ok(io.flush().await?)
-}
-
-async fn receive_hello<S: AsyncRead + Unpin>(
-    io: &mut S,
-    receiver: &mut Receiver,
-) -> Result<Hello, HelloError> {
-    loop {
-        match receiver.next()? {
-            Some(Received::Frame(Frame::Hello(hello))) => return Ok(hello),
-            Some(Received::Frame(_)) => return Err(Violation::Unexpected("first").into()),
-            Some(Received::Ping(_)) => {}
-            Some(Received::Close) => return Err(HelloError::Closed),
-            None => {
-                if receiver.read(io).await? == 0 {
-                    return Err(HelloError::Closed);
-                }
-            }
-        }
+impl<S> Driver<S> {
+    pub(super) fn new(
+        io: S,
+        receiver: Receiver,
+        side: Side,
+        shared: Arc<Shared>,
+        opens: mpsc::Sender<OpenRequest>,
+        liveness: liveness::Settings,
+    ) -> Self {
+        Self { io, receiver, side, shared, opens, liveness }
     }
 }
 

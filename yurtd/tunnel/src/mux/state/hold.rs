@@ -4,7 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use yurt_api::tunnel::{Frame, ResetCode, StreamId};
 
 use super::{MAX_QUEUED_TOTAL, Sending, State};
@@ -12,28 +12,17 @@ use crate::mux::chunks::Chunks;
 use crate::mux::end::End;
 
 impl State {
-    /// What has arrived, as `take` takes it out of the queue; `None` at the end of data.
-    pub(in crate::mux) fn poll_read<T: Buf>(
+    /// What has arrived, as `take` takes it out of the queue; `None` at the end of data. Whoever takes it says with
+    /// [`Self::consumed`] when it is done with it.
+    pub(in crate::mux) fn poll_read<T>(
         &mut self,
         id: StreamId,
         cx: &mut Context<'_>,
-        now: Instant,
         take: impl FnOnce(&mut Chunks) -> T,
     ) -> Poll<io::Result<Option<T>>> {
-        let round_trip = self.round_trips.iter().min().copied();
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone(&self.end))) };
         if !stream.received.is_empty() {
-            let taken = take(&mut stream.received);
-            if !stream.receive_finished && stream.reset.is_none() {
-                let credit = stream.window.consumed(taken.remaining(), now, round_trip, &mut self.budget);
-                if let Some(credit) = credit {
-                    if stream.update == 0 {
-                        self.updates.push_back(id);
-                    }
-                    stream.update = stream.update.saturating_add(credit);
-                }
-            }
-            return Poll::Ready(Ok(Some(taken)));
+            return Poll::Ready(Ok(Some(take(&mut stream.received))));
         }
         if stream.receive_finished {
             return Poll::Ready(Ok(None));
@@ -46,6 +35,24 @@ impl State {
         }
         stream.reader = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// The reader is done with `bytes` of what it took: the peer may send as many again.
+    pub(in crate::mux) fn consumed(&mut self, id: StreamId, bytes: usize, now: Instant) {
+        let round_trip = self.round_trips.iter().min().copied();
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let bytes = bytes.min(stream.unread);
+        stream.unread -= bytes;
+        self.held -= bytes;
+        if stream.receive_finished || stream.reset.is_some() {
+            return;
+        }
+        if let Some(credit) = stream.window.consumed(bytes, now, round_trip, &mut self.budget) {
+            if stream.update == 0 {
+                self.updates.push_back(id);
+            }
+            stream.update = stream.update.saturating_add(credit);
+        }
     }
 
     /// How many bytes may be queued now; at least one.
@@ -86,7 +93,7 @@ impl State {
     }
 
     /// Queues a piece, no longer than [`Self::poll_room`] said.
-    pub(in crate::mux) fn queue(&mut self, id: StreamId, piece: Bytes) {
+    pub(in crate::mux) fn queue(&mut self, id: StreamId, piece: Bytes, now: Instant) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if self.end.is_some() || stream.reset.is_some() || piece.is_empty() {
             return;
@@ -95,10 +102,10 @@ impl State {
         stream.credit = stream.credit.saturating_sub(piece.len() as u32);
         self.queued += piece.len();
         stream.queue.push(piece);
-        self.schedule(id);
+        self.schedule(id, now);
     }
 
-    fn schedule(&mut self, id: StreamId) {
+    fn schedule(&mut self, id: StreamId, now: Instant) {
         if self.end.is_some() {
             return;
         }
@@ -106,17 +113,17 @@ impl State {
             && !stream.scheduled
         {
             stream.scheduled = true;
-            self.ready.push(id, &stream.load);
+            self.ready.push(id, stream.load.class(now));
         }
     }
 
     /// Nothing more will be written.
-    pub(in crate::mux) fn finish(&mut self, id: StreamId) {
+    pub(in crate::mux) fn finish(&mut self, id: StreamId, now: Instant) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.sending == Sending::Open
         {
             stream.sending = Sending::Finishing;
-            self.schedule(id);
+            self.schedule(id, now);
         }
     }
 
@@ -126,6 +133,7 @@ impl State {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.held = false;
         stream.received.clear();
+        self.held -= std::mem::take(&mut stream.unread);
         if ended || stream.reset.is_some() {
             self.remove(id);
         } else if stream.sending == Sending::Open {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use yurt_api::tunnel::{Frame, MAX_WINDOW, OpenErrorCode, ResetCode, StreamId, Target};
 
-use super::{Event, MAX_QUEUED, Role, State};
+use super::{Event, KEEP_BUFFERS, MAX_QUEUED, Role, State};
 use crate::mux::end::{OpenFailure, Violation};
 
 impl State {
@@ -27,9 +27,11 @@ impl State {
             Frame::Pong(number) => self.measured(number, now),
             Frame::GoAway(code) => {
                 self.going_away = true;
+                self.peer_leaves = Some(code);
                 return Ok(Some(Event::GoAway(code)));
             }
             Frame::Hello(_) => return Err(Violation::Unexpected("HELLO")),
+            Frame::Begin => return Err(Violation::Unexpected("BEGIN")),
         }
         Ok(None)
     }
@@ -55,7 +57,13 @@ impl State {
         }
         stream.window.received(payload.len()).map_err(|_| Violation::Overrun(id))?;
         if stream.held && stream.reset.is_none() {
-            stream.received.push_shared(payload);
+            stream.unread += payload.len();
+            self.held += payload.len();
+            if self.held <= KEEP_BUFFERS {
+                stream.received.push_shared(payload);
+            } else {
+                stream.received.push_copy(&payload);
+            }
             if let Some(reader) = stream.reader.take() {
                 reader.wake();
             }
@@ -121,13 +129,13 @@ impl State {
         self.last = stream.get();
         let refusal = if self.going_away {
             Some(OpenErrorCode::GoingAway)
-        } else if self.streams.len() >= self.local.max_streams as usize {
+        } else if self.streams.len() >= self.terms.max_streams as usize {
             Some(OpenErrorCode::TooManyStreams)
         } else {
             None
         };
         if let Some(code) = refusal {
-            if self.control.len() > 4 * self.local.max_streams as usize + 64 {
+            if self.control.len() > 4 * self.terms.max_streams as usize + 64 {
                 return Err(Violation::NotReading);
             }
             self.control.push_back(Frame::OpenError { stream, code, message: String::new() });

@@ -31,8 +31,10 @@ impl State {
                 {
                     tunnel::encode(&Frame::Window { stream: id, increment }, out);
                 }
-            } else if let Some(id) = self.ready.pop() {
+            } else if let Some((id, class)) = self.ready.pop() {
+                let before = out.len();
                 self.fill_from(id, out, now);
+                self.ready.sent(class, out.len() - before);
             } else {
                 break;
             }
@@ -63,7 +65,7 @@ impl State {
             }
         } else {
             stream.scheduled = true;
-            self.ready.push(id, &stream.load);
+            self.ready.push(id, stream.load.class(now));
         }
         if stream.queue.len() <= MAX_QUEUED / 2
             && stream.room(crowded) > 0

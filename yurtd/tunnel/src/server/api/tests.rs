@@ -128,6 +128,7 @@ impl World {
                     bytes_sent: 1,
                     bytes_received: 2,
                     not_redirected: Vec::new(),
+                    duplicate: None,
                 }]
             },
         );

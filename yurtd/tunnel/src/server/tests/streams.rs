@@ -1,4 +1,4 @@
-//! Streams through a session: whole, apart from each other, to kubelet and to nothing else.
+//! Streams through a session: whole, apart from each other, and refused where kubelet is not there.
 
 use super::*;
 
@@ -113,19 +113,6 @@ async fn a_reader_that_stalls_stops_nobody_else() {
     let mut block = vec![0; 500_000];
     soon("the stalled stream goes on", stalled[0].read_exact(&mut block)).await.unwrap();
     assert!(block.iter().all(|byte| *byte == 7));
-}
-
-#[tokio::test]
-async fn the_agent_connects_to_kubelet_and_to_nothing_else() {
-    let world = World::new();
-    let (address, _kubelet) = kubelet(echo).await;
-    let (forbidden, _other) = kubelet(|_| async { panic!("the agent went where it must not") }).await;
-    let server = world.server().await;
-    let _agent = start(world.agent("edge-1", server.address, address));
-    server.connected("edge-1").await;
-    let error = server.registry.dial("edge-1", Target::Address(forbidden)).await.unwrap_err();
-    assert!(matches!(error, DialError::Rejected { code: OpenErrorCode::NotAllowed, .. }), "{error}");
-    server.registry.dial("edge-1", Target::Address(address)).await.unwrap();
 }
 
 #[tokio::test]
