@@ -28,7 +28,7 @@ enum State {
 
 impl Connections {
     /// To these servers, none there yet.
-    pub(super) fn of(servers: &[String]) -> Self {
+    pub(crate) fn of(servers: &[String]) -> Self {
         let none =
             |server: &String| (server.clone(), Known { state: State::Lost(None), since: Instant::now() });
         Self(Arc::new(Mutex::new(servers.iter().map(none).collect())))

@@ -1,14 +1,16 @@
 //! Who becomes a session, and who does not.
 
+use tokio_rustls::client::TlsStream;
+
 use super::*;
 
 /// Connects as an agent would; gives the connection after the WebSocket handshake.
-async fn knock(
+pub(super) async fn knock(
     world: &World,
     server: SocketAddr,
     certificate: &TestCertificate,
     change: impl FnOnce(&mut http::Request<()>),
-) -> Result<(), String> {
+) -> Result<TlsStream<TcpStream>, String> {
     let pem = world.write("knock.pem", certificate);
     let tls = yurt_node::pki::client_config(&world.folder.path().join("ca.crt"), &pem, &pem).unwrap();
     let tcp = TcpStream::connect(server).await.unwrap();
@@ -21,7 +23,7 @@ async fn knock(
     request.headers_mut().insert(http::header::SEC_WEBSOCKET_PROTOCOL, protocol);
     change(&mut request);
     match tokio_tungstenite::client_async(request, stream).await {
-        Ok(_) => Ok(()),
+        Ok((stream, _)) => Ok(stream.into_inner()),
         Err(tungstenite::Error::Http(response)) => Err(response.status().to_string()),
         Err(error) => Err(error.to_string()),
     }
@@ -33,7 +35,7 @@ async fn only_certificates_of_nodes_get_in() {
     let server = world.server().await;
     let knock = |certificate: TestCertificate| {
         let (world, address) = (&world, server.address);
-        async move { soon("an answer", knock(world, address, &certificate, |_| {})).await }
+        async move { soon("an answer", knock(world, address, &certificate, |_| {})).await.map(drop) }
     };
     let client = ExtendedKeyUsagePurpose::ClientAuth;
     assert_eq!(knock(world.cluster_ca.node("edge-1")).await, Ok(()));
@@ -58,14 +60,14 @@ async fn requests_that_are_not_an_agents_are_refused() {
             .headers_mut()
             .insert(http::header::ORIGIN, http::HeaderValue::from_static("https://example.org"));
     };
-    assert_eq!(knock(&world, server.address, &node, origin).await, Err("403 Forbidden".into()));
+    assert_eq!(knock(&world, server.address, &node, origin).await.unwrap_err(), "403 Forbidden");
     let path = |request: &mut http::Request<()>| *request.uri_mut() = "wss://x/other".parse().unwrap();
-    assert_eq!(knock(&world, server.address, &node, path).await, Err("404 Not Found".into()));
+    assert_eq!(knock(&world, server.address, &node, path).await.unwrap_err(), "404 Not Found");
     let protocol = |request: &mut http::Request<()>| {
         let other = http::HeaderValue::from_static("v4.channel.k8s.io");
         request.headers_mut().insert(http::header::SEC_WEBSOCKET_PROTOCOL, other);
     };
-    assert_eq!(knock(&world, server.address, &node, protocol).await, Err("400 Bad Request".into()));
+    assert_eq!(knock(&world, server.address, &node, protocol).await.unwrap_err(), "400 Bad Request");
 }
 
 #[tokio::test]

@@ -1,6 +1,130 @@
 //! How sessions replace each other, end, and come back.
 
+use bytes::BytesMut;
+use yurt_api::tunnel::{self, Capabilities, Frame, Hello, INITIAL_WINDOW, Sender};
+
+use super::handshake::knock;
 use super::*;
+use crate::mux::websocket::{self, Side};
+
+/// Another way to the same server: the address, and what carries it.
+async fn uplink(server: SocketAddr) -> (SocketAddr, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (address, AbortOnDropHandle::new(task))
+}
+
+#[tokio::test]
+async fn two_addresses_of_one_server_are_one_session_and_each_takes_over_from_the_other() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let mut ways = vec![uplink(server.address).await, uplink(server.address).await];
+    let servers: Vec<_> = ways.iter().map(|(address, _)| address.to_string()).collect();
+    let connections = agent::Connections::of(&servers);
+    let config = AgentConfig {
+        servers,
+        connections: connections.clone(),
+        ..world.agent("edge-1", server.address, address)
+    };
+    let _agent = start(config);
+    let settled = || {
+        let sessions = connections.sessions();
+        let connected = sessions.iter().find(|session| session.connected)?.server.clone();
+        sessions.iter().any(|session| session.stands_by_for.as_ref() == Some(&connected)).then_some(connected)
+    };
+    eventually("one is connected and the other stands by", || settled().is_some()).await;
+    assert_eq!(server.registry.registrations(), 1);
+    let mut stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(soon("the echo", stream.read_u8()).await.unwrap(), b'x');
+
+    let first = settled().unwrap();
+    ways.retain(|(address, _)| address.to_string() != first);
+    let second = ways[0].0.to_string();
+    eventually("the other way is taken", || {
+        connections.sessions().iter().any(|session| session.connected && session.server == second)
+    })
+    .await;
+    eventually("the server knows it", || server.registry.registrations() == 2).await;
+    let stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+    assert_eq!(exchange(stream, b"again").await.unwrap().0, 5);
+    assert_eq!(server.registry.statuses()[0].duplicate, None);
+}
+
+#[tokio::test]
+async fn a_copied_machine_is_shown_and_the_two_leave_each_others_streams_alone() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let original = world.agent("edge-1", server.address, address);
+    let copied = AgentConfig {
+        connections: agent::Connections::of(&original.servers),
+        ..world.agent("edge-1", server.address, address)
+    };
+    let (told, of_copy) = (original.connections.clone(), copied.connections.clone());
+    let _original = start(original);
+    server.connected("edge-1").await;
+    let older = server.registry.statuses()[0].remote_address.clone();
+    let _copy = start(copied);
+    let duplicate = || server.registry.statuses().first().and_then(|status| status.duplicate.clone());
+    eventually("the server has noticed", || duplicate().is_some()).await;
+    let (duplicate, newer) = (duplicate().unwrap(), server.registry.statuses()[0].remote_address.clone());
+    assert_eq!(duplicate.times, 1);
+    assert_eq!((duplicate.older_address, duplicate.newer_address), (older, newer));
+
+    let mut stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+    eventually("the first agent knows why", || {
+        let error = told.sessions().remove(0).error.unwrap_or_default();
+        error == "replaced by a newer connection of the same node"
+    })
+    .await;
+    // Longer than it takes an agent that only lost its server to be back.
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(soon("the echo", stream.read_u8()).await.unwrap(), b'x');
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(of_copy.sessions()[0].connected);
+    assert_eq!(server.registry.registrations(), 2);
+}
+
+#[tokio::test]
+async fn a_node_whose_last_session_does_not_answer_any_more_is_no_copy() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    // Its link is gone: nobody reads what the server says, and nobody has told the server.
+    let mut silent = knock(&world, server.address, &world.cluster_ca.node("edge-1"), |_| {}).await.unwrap();
+    let hello = Hello {
+        sender: Sender::Agent { max_streams: 1 },
+        capabilities: Capabilities::default(),
+        initial_window: INITIAL_WINDOW,
+        software: "silent".into(),
+    };
+    let mut message = BytesMut::zeroed(websocket::MAX_HEADER);
+    tunnel::encode(&Frame::Hello(hello), &mut message);
+    tunnel::encode(&Frame::Begin, &mut message);
+    websocket::frame(Side::Client, [1, 2, 3, 4], &mut message);
+    silent.write_all(&message).await.unwrap();
+    server.connected("edge-1").await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    let mut unanswered = Vec::new();
+    soon("the old session is closed", silent.read_to_end(&mut unanswered)).await.unwrap();
+    let status = server.registry.statuses().remove(0);
+    assert!(status.version.starts_with("yurtd/"), "{status:?}");
+    assert_eq!(server.registry.statuses()[0].duplicate, None);
+}
 
 #[tokio::test]
 async fn the_newer_connection_of_a_node_replaces_the_older_and_outlives_its_end() {
