@@ -7,7 +7,7 @@ use crate::{
     connect::{agents, session::Session},
     error::Error,
     output::{
-        API_VERSION, Console, Form, Listing, Table, plain,
+        API_VERSION, Console, Form, Listing, Table, Tone, plain,
         words::{age, bytes, round_trip},
     },
 };
@@ -40,19 +40,26 @@ pub async fn status(session: &Session, console: Console, form: Form) -> Result<(
 
 fn print<'a>(
     console: Console,
-    agents: impl ExactSizeIterator<Item = &'a AgentStatus>,
+    agents: impl ExactSizeIterator<Item = &'a AgentStatus> + Clone,
     wide: bool,
 ) -> Result<(), Error> {
     if agents.len() == 0 {
         console.note("No edge node is connected.");
         return Ok(());
     }
-    let mut headings = vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "VERSION"];
+    for copied in agents.clone().filter_map(copied) {
+        console.warn(copied);
+    }
+    console.raw(table(agents, wide, jiff::Timestamp::now()).render(&console))
+}
+
+fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jiff::Timestamp) -> Table {
+    let mut headings =
+        vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "VERSION"];
     if wide {
         headings.extend(["SERVER", "REMOTE ADDRESS"]);
     }
     let mut table = Table::new(&headings);
-    let now = jiff::Timestamp::now();
     for agent in agents {
         let mut row = vec![
             plain(&agent.node),
@@ -61,6 +68,7 @@ fn print<'a>(
             plain(agent.streams.to_string()),
             plain(bytes(agent.bytes_sent)),
             plain(bytes(agent.bytes_received)),
+            superseded(agent, now),
             plain(&agent.version),
         ];
         if wide {
@@ -68,5 +76,61 @@ fn print<'a>(
         }
         table.row(row);
     }
-    console.raw(table.render(&console))
+    table
+}
+
+/// How often and when, as kubectl shows restarts.
+fn superseded(agent: &AgentStatus, now: jiff::Timestamp) -> (String, Option<Tone>) {
+    match &agent.duplicate {
+        None => plain("0"),
+        Some(found) => (format!("{} ({} ago)", found.times, age(&found.last, now)), Some(Tone::Bad)),
+    }
+}
+
+/// What a person should know about a node whose certificate is in two places.
+fn copied(agent: &AgentStatus) -> Option<String> {
+    let found = agent.duplicate.as_ref()?;
+    Some(format!(
+        "two machines show the certificate of node {}, the last ones from {} and {}: one is a copy of the other, and \
+         kubectl logs and exec reach now the one, now the other; give one of them a node name and a certificate of its \
+         own (`kubeadm reset` and `kubeadm join`)",
+        agent.node, found.older_address, found.newer_address
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Coloring;
+
+    #[test]
+    fn a_copied_machine_shows_in_the_table_in_words_and_in_the_document() {
+        let of = |node: &str, duplicate: serde_json::Value| -> AgentStatus {
+            let mut agent = json!({ "node": node, "server": "cp-1", "version": "yurtd/0.1.0",
+                "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z", "rttMicros": 41_000,
+                "streams": 1, "bytesSent": 0, "bytesReceived": 0 });
+            if !duplicate.is_null() {
+                agent["duplicate"] = duplicate;
+            }
+            serde_json::from_value(agent).unwrap()
+        };
+        let found = json!({ "times": 7, "last": "2026-11-28T08:01:20Z", "olderAddress": "192.0.2.6:50000",
+            "newerAddress": "192.0.2.7:40000" });
+        let agents = [of("edge-1", json!(null)), of("edge-2", found.clone())];
+        let console = Console::new(Coloring::Never);
+        let now = "2026-11-28T08:02:00Z".parse().unwrap();
+        assert_eq!(
+            table(agents.iter(), false, now).render(&console),
+            "NODE     CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    VERSION\n\
+             edge-1   2m          41ms   1         0 B    0 B        0             yurtd/0.1.0\n\
+             edge-2   2m          41ms   1         0 B    0 B        7 (40s ago)   yurtd/0.1.0\n"
+        );
+        assert_eq!(copied(&agents[0]), None);
+        let text = copied(&agents[1]).unwrap();
+        assert!(
+            text.contains("node edge-2, the last ones from 192.0.2.6:50000 and 192.0.2.7:40000"),
+            "{text}"
+        );
+        assert_eq!(serde_json::to_value(&agents[1]).unwrap()["duplicate"], found);
+    }
 }

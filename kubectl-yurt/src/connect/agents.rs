@@ -30,6 +30,15 @@ pub struct Sessions {
     pub silent: BTreeMap<String, String>,
 }
 
+impl Sessions {
+    /// One of several sessions of a node is as good as another, but for what only one server may have seen.
+    fn add(&mut self, mut agent: AgentStatus) {
+        let known = self.agents.remove(&agent.node);
+        agent.duplicate = agent.duplicate.or(known.and_then(|known| known.duplicate));
+        self.agents.insert(agent.node.clone(), agent);
+    }
+}
+
 /// Asks every tunnel server.
 ///
 /// # Errors
@@ -47,7 +56,7 @@ pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
         match answer {
             Ok(list) => {
                 found.answered += 1;
-                found.agents.extend(list.items.into_iter().map(|agent| (agent.node.clone(), agent)));
+                list.items.into_iter().for_each(|agent| found.add(agent));
             }
             Err(why) => {
                 found.silent.insert(tunnel.address.clone(), why);

@@ -144,7 +144,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
             Ok(Attempt::Session(connection, claim)) => {
                 waiting_for_file = false;
                 config.connections.connected(&server);
-                let why = serve(connection, &claim, &config, &mut link, &tasks, &stop).await;
+                let why = serve(*connection, &claim, &config, &mut link, &tasks, &stop).await;
                 if why == Some(GoAwayCode::Superseded) {
                     config.connections.lost(&server, &GoAwayCode::Superseded.to_string());
                     // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
@@ -233,7 +233,7 @@ type Connection = session::Established<TlsStream<TcpStream>>;
 
 /// What an address has led to.
 enum Attempt {
-    Session(Connection, Claim),
+    Session(Box<Connection>, Claim),
     /// A server that another address has a session with.
     StandBy(Holder),
 }
@@ -250,7 +250,7 @@ async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<
     let stream = upgrade(stream).await.map_err(Box::new)?;
     let greeting = session::greet(stream, config.settings.clone()).await?;
     match claims.claim(greeting.server(), server) {
-        Ok(claim) => Ok(Attempt::Session(greeting.begin().await?, claim)),
+        Ok(claim) => Ok(Attempt::Session(Box::new(greeting.begin().await?), claim)),
         Err(holder) => {
             greeting.decline().await;
             Ok(Attempt::StandBy(holder))
