@@ -122,8 +122,8 @@ mod tests {
         assert_eq!(
             table(agents.iter(), false, now).render(&console),
             "NODE     CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    VERSION\n\
-             edge-1   2m          41ms   1         0 B    0 B        0             yurtd/0.1.0\n\
-             edge-2   2m          41ms   1         0 B    0 B        7 (40s ago)   yurtd/0.1.0\n"
+             edge-1   2m0s        41ms   1         0B     0B         0             yurtd/0.1.0\n\
+             edge-2   2m0s        41ms   1         0B     0B         7 (40s ago)   yurtd/0.1.0\n"
         );
         assert_eq!(copied(&agents[0]), None);
         let text = copied(&agents[1]).unwrap();
