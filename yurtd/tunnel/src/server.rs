@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_api::names;
 use yurt_api::status::RedirectState;
 use yurt_api::tunnel::Target;
+use yurt_node::nft::Held;
 use yurt_node::pki::MountedCertificate;
 use yurt_node::supervise::Tasks;
 
@@ -155,6 +156,18 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         tracing::warn!(tasks = left, "some tasks did not end in time");
     }
     Ok(outcome?)
+}
+
+/// Removes the rules that a server has left on this host; nothing to do if there are none.
+///
+/// # Errors
+///
+/// When the kernel does not let it, without `CAP_NET_ADMIN` for example.
+pub async fn remove_redirect() -> anyhow::Result<()> {
+    let mut table = Held::open(names::NFT_TABLE)?;
+    table.remove().await.context("cannot remove the redirect rules")?;
+    tracing::info!(table = names::NFT_TABLE, "redirect rules removed");
+    Ok(())
 }
 
 /// The tunnel, for the endpoint.
