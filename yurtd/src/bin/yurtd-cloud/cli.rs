@@ -46,6 +46,9 @@ pub(crate) struct TunnelServerArgs {
     /// Port of kubelets on edge nodes; connections to others are never redirected (may be given several times)
     #[arg(long = "kubelet-port", value_name = "PORT", default_values_t = [names::KUBELET_PORT])]
     pub(crate) kubelet_ports: Vec<u16>,
+    /// File for the audit records of the API port, which standard output has otherwise
+    #[arg(long, value_name = "PATH")]
+    pub(crate) audit_log: Option<PathBuf>,
 }
 
 /// Arguments of `yurtd-cloud controller`.
@@ -67,9 +70,16 @@ pub(crate) struct ControllerArgs {
 
 impl From<TunnelServerArgs> for yurt_tunnel::server::Options {
     fn from(args: TunnelServerArgs) -> Self {
-        let TunnelServerArgs { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports } =
-            args;
-        Self { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports }
+        let TunnelServerArgs {
+            node_name,
+            tls_dir,
+            agent_port,
+            api_port,
+            intercept_port,
+            kubelet_ports,
+            audit_log,
+        } = args;
+        Self { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports, audit_log }
     }
 }
 
