@@ -229,6 +229,7 @@ fn through_the_plugin(story: &mut Story) -> Result<()> {
         "and the tunnel server's audit log has it all",
         format!("{} records", audit.len()),
     )?;
+    past_no_admission(story)?;
     for (kind, name) in [("rolebinding", LIMITED), ("role", LIMITED), ("serviceaccount", LIMITED)] {
         story.cluster.kubectl.ok(["delete", kind, name])?;
     }
@@ -245,6 +246,42 @@ fn through_the_plugin(story: &mut Story) -> Result<()> {
         Ok((!finished.ok()).then(|| finished.to_string()))
     })?;
     story.teller.figure("kubectl logs works again without our doing", &seconds(back));
+    Ok(())
+}
+
+/// A policy for CONNECT: the tunnel server's port is no way around it.
+fn past_no_admission(story: &mut Story) -> Result<()> {
+    let policy = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "no-shells"},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]}]},
+                "validations": [{"expression": "false", "message": "no shells here"}],
+            },
+        },
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "no-shells"}, "spec": {"policyName": "no-shells", "validationActions": ["Deny"]},
+        },
+    ]});
+    story.cluster.kubectl.apply(&policy.to_string())?;
+    for words in [&["exec", "nginx", "--", "true"][..], &["yurt", "exec", "nginx", "--", "true"]] {
+        let kubectl = &story.cluster.kubectl;
+        until_true("the policy to be known", Duration::from_secs(30), || {
+            let finished = kubectl.run_for(Duration::from_secs(20), words)?;
+            Ok((!finished.stderr().contains("no-shells")).then(|| finished.to_string()))
+        })?;
+        story.teller.holds(&format!("where a policy forbids it, kubectl {} is refused", words.join(" ")));
+    }
+    let kubectl = &story.cluster.kubectl;
+    kubectl.ok(["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-shells"])?;
+    until_true("exec to work again", Duration::from_secs(30), || {
+        let finished = kubectl.run_for(Duration::from_secs(20), ["yurt", "exec", "nginx", "--", "true"])?;
+        Ok((!finished.ok()).then(|| finished.to_string()))
+    })?;
     Ok(())
 }
 

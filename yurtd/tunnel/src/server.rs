@@ -43,7 +43,7 @@ use self::agents::Agents;
 use self::api::client_certificate::ClientCertificate;
 pub use self::api::client_certificate::request as certificate_request;
 use self::api::tunnel::{Stream, Tunnel};
-use self::api::{Api, ApiOptions, Trail};
+use self::api::{Api, ApiOptions, ConnectAdmission, Trail};
 use self::client_ca::ClientCa;
 use self::connections::Connections;
 use self::intercept::Intercept;
@@ -74,6 +74,8 @@ pub struct Options {
     pub kubelet_ports: Vec<u16>,
     /// Where audit records of the API port go; standard output if nowhere else.
     pub audit_log: Option<PathBuf>,
+    /// Serve exec, attach and port-forward at the API port although admission rules for `CONNECT` are not asked there.
+    pub allow_connect_admission_bypass: bool,
 }
 
 /// Wires everything and runs it until `stop`.
@@ -101,6 +103,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         settings: Settings::server(),
     });
     let intercept = Intercept::new(registry.clone(), endpoints.subscribe(), intercept::original_destination);
+    let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
         tunnel: tunnel(registry.clone()),
@@ -109,6 +112,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
         redirect: redirect.subscribe(),
         trail: trail(options.audit_log.as_deref()).context("cannot write the audit log")?,
+        admission,
     })
     .context("cannot set up TLS towards kubelets")?;
 
@@ -137,6 +141,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, stop.clone());
     parts.part("the watch on nodes", nodes);
     parts.part("the serving certificate", certificate.clone().follow(stop.clone()));
+    parts.part("the cluster's admission rules", admission_rules.follow(client.clone(), stop.clone()));
     parts.part("the cluster's client CA", client_ca.follow(client.clone(), stop.clone()));
     parts.part("the client certificate for kubelets", client_certificate.follow(client, stop.clone()));
     let listener = listeners::everywhere(options.api_port)?;

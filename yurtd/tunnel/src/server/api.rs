@@ -16,6 +16,7 @@ mod audit;
 mod authenticate;
 mod authorise;
 pub(super) mod client_certificate;
+mod connect_admission;
 pub(crate) mod fuzzing;
 mod impersonate;
 mod kubelet_client;
@@ -46,6 +47,7 @@ pub(super) use self::audit::Trail;
 use self::authenticate::{Authenticator, User};
 use self::authorise::Grant;
 use self::client_certificate::ClientCertificate;
+pub(super) use self::connect_admission::ConnectAdmission;
 use self::kubelet_client::Kubelets;
 use self::pods::Place;
 use self::status::{ApiError, Body, full, json_response};
@@ -71,6 +73,8 @@ pub(super) struct ApiOptions {
     pub(super) redirect: watch::Receiver<RedirectStatus>,
     /// Where it is written down who did what.
     pub(super) trail: Arc<Trail>,
+    /// What only the API server could ask about an exec; somebody else follows it.
+    pub(super) admission: Arc<ConnectAdmission>,
 }
 
 /// The endpoint.
@@ -82,6 +86,7 @@ pub(super) struct Api {
     upgrades: Upgrades,
     redirect: watch::Receiver<RedirectStatus>,
     trail: Arc<Trail>,
+    admission: Arc<ConnectAdmission>,
 }
 
 /// The other end of a caller's connection.
@@ -97,7 +102,8 @@ impl Api {
     ///
     /// When TLS towards kubelets cannot be set up.
     pub(super) fn new(options: ApiOptions) -> Result<Arc<Self>, rustls::Error> {
-        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect, trail } = options;
+        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect, trail, admission } =
+            options;
         let tunnel = Arc::new(tunnel);
         Ok(Arc::new(Self {
             authenticator: Authenticator::new(client.clone(), client_ca),
@@ -107,6 +113,7 @@ impl Api {
             upgrades: Upgrades::default(),
             redirect,
             trail,
+            admission,
         }))
     }
 
@@ -223,6 +230,7 @@ impl Api {
         record: &Arc<Record>,
     ) -> Result<Response<Body>, ApiError> {
         let grant = authorise::pod(&self.client, &user, request.method(), target).await?;
+        self.admission.admits(&grant.target().action).await?;
         record.is_allowed();
         let target = grant.target();
         let Some(place) = pods::find(&self.client, target).await?.place(target)? else {

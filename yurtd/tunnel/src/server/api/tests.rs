@@ -167,6 +167,7 @@ impl World {
             },
         );
         let written = Written::default();
+        let (admission, rules) = ConnectAdmission::new(false);
         let (redirect, _) = watch::channel(crate::server::nft::waiting("cp-1"));
         let client_ca = Arc::<ClientCa>::default();
         let client_certificate = Arc::<ClientCertificate>::default();
@@ -178,6 +179,7 @@ impl World {
             cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
             redirect: redirect.subscribe(),
             trail: Trail::to(written.clone()).unwrap(),
+            admission,
         })
         .unwrap();
 
@@ -190,6 +192,7 @@ impl World {
         let parts = Tasks::new(stop.clone());
         let connections = Connections::new(Tasks::new(stop.clone()), CancellationToken::new());
         parts.part("the listener for the plugin", api.serve(listener, certificate, connections.clone()));
+        parts.part("the admission rules", rules.follow(client.clone(), stop.clone()));
         parts.part("the client CA", client_ca.follow(client.clone(), stop.clone()));
         let certificate = client_certificate;
         parts.part("the client certificate", certificate.clone().follow(client, stop.clone()));
@@ -472,6 +475,48 @@ async fn who_may_impersonate_acts_as_somebody_else_and_nobody_else_does() {
     assert_eq!(of("/user/username"), vec![Some(json!("joe")); 3]);
     assert_eq!(of("/impersonatedUser/username"), [None, Some(json!("jane")), Some(json!("jane"))]);
     assert_eq!(of("/responseStatus/code"), [403, 400, 403].map(|code| Some(json!(code))));
+}
+
+#[tokio::test]
+async fn what_only_the_api_server_can_admit_is_refused() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    assert_eq!(world.jane(websocket(EXEC, "v5.channel.k8s.io")).await.status(), 101);
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-shells"},
+        "spec": {"matchConstraints": {"resourceRules": [{
+            "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]}]}}
+    });
+    world.api_server.put(policies, policy);
+    // One that nothing binds decides nothing.
+    let asked = async || world.jane(websocket(EXEC, "v5.channel.k8s.io")).await;
+    assert_eq!(asked().await.status(), 101);
+    world.api_server.put(
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "no-shells"}, "spec": {"policyName": "no-shells"}
+        }),
+    );
+    let refused = tokio::time::timeout(SOON, async {
+        loop {
+            let answer = asked().await;
+            if answer.status() != 101 {
+                return status(answer).await;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!((&refused["code"], &refused["reason"]), (&json!(403), &json!("Forbidden")));
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.starts_with(r#"ValidatingAdmissionPolicy "no-shells" decides"#), "{message}");
+    assert!(message.contains("--allow-connect-admission-bypass"), "{message}");
+    // Logs are no connections.
+    *world.kubelet.state.refusal.lock().unwrap() = Some((400, "it has arrived"));
+    assert_eq!(status(world.jane(get(LOG)).await).await["code"], 400);
 }
 
 #[tokio::test]
