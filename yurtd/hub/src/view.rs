@@ -9,6 +9,7 @@
 
 pub(crate) mod catalogue;
 mod catch_up;
+pub(crate) mod confirmation;
 mod feed;
 mod list;
 mod lookup;
@@ -33,8 +34,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::caller::{Identity, rights_last};
-use crate::clock::{DAY, now, steady, today};
+use crate::clock::{Boot, DAY, now, steady, today};
 use crate::store::{ReadOnlyStore, Reader, StoreError, Table, Tx};
+use confirmation::Confirmation;
 use record::{ObjectRecord, ViewId, ViewRecord};
 use ring::{Ring, Rings};
 use table::{ViewTable, Written};
@@ -177,6 +179,8 @@ pub(crate) struct View {
     taps: Taps,
     /// The view that it is fed from; nothing while it has a list and a watch of its own.
     source: Mutex<Weak<View>>,
+    /// That its identity may read it.
+    confirmation: Mutex<Option<Confirmation>>,
     pub(crate) sync: watch::Sender<Sync>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
@@ -251,6 +255,7 @@ impl View {
             ring,
             taps: Taps::default(),
             source: Mutex::default(),
+            confirmation: Mutex::new(record.and_then(|record| record.confirmation.clone())),
             stored: AtomicU64::new(0),
             counts,
             progress: watch::channel(progress).0,
@@ -437,6 +442,24 @@ impl View {
         // Afterwards: whoever opens one behind this looks whether there is a source.
         if source.is_some() {
             self.close_taps();
+        }
+    }
+
+    /// The API server's word that its identity may read it, believed still or not any more.
+    pub(crate) fn confirmation(&self) -> Option<Confirmation> {
+        self.confirmation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a new word, or forgets it; the one before.
+    pub(crate) fn set_confirmation(&self, confirmation: Option<Confirmation>) -> Option<Confirmation> {
+        let mut known = self.confirmation.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut known, confirmation)
+    }
+
+    /// The hub is there and has a link, for the word.
+    pub(crate) fn see_confirmation(&self, boot: &Boot) {
+        if let Some(known) = &mut *self.confirmation.lock().unwrap_or_else(PoisonError::into_inner) {
+            known.see(boot);
         }
     }
 
