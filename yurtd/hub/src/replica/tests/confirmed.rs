@@ -130,34 +130,45 @@ async fn no_word_outlives_the_link() {
     assert!(matches!(&refused, Err(ViewError::Upstream(response)) if response.code == 403), "{refused:?}");
 }
 
+/// Nobody has opened the views yet.
 #[tokio::test]
-async fn a_hub_that_finds_no_link_asks_when_there_is_one() {
+async fn a_hub_that_finds_no_link_asks_when_there_is_one_and_so_does_the_next() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     let remains = killed(&api, dir.path()).await;
     let before = reviews(&api);
     api.cut();
     let hub = Hub::start(&api, remains.path()).await;
     hub.reaches(LinkState::Offline).await;
+    let (proxy, narrow) = &three()[1];
+    let view = hub.views.find(proxy, narrow, Question::Any).unwrap();
+    yurt_fakes::until("the word is forgotten", async || {
+        record(&hub.store, &view).confirmation.is_none().then_some(())
+    })
+    .await;
+    let next = hub.remains(remains.path());
     api.restore();
     hub.reaches(LinkState::Online).await;
     fed_again(&hub).await;
     assert_eq!(reviews(&api), before + 4);
+    let hub = Hub::start(&api, next.path()).await;
+    fed_again(&hub).await;
+    assert_eq!(reviews(&api), before + 8);
 }
 
-/// A view whose source ends asks for itself. What it is answered is newer than the word by which it was fed.
+/// A view that is watched asks for itself when its source ends. What it is answered is newer than the word by which it was fed.
 #[tokio::test]
 async fn a_refusal_ends_the_word() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
     filled(&api);
     let hub = Hub::start(&api, dir.path()).await;
     let [(node, part), (proxy, narrow), (dns, all)] = three();
-    hub.views.open(&dns, &all).await.unwrap();
+    let source = hub.views.open(&dns, &all).await.unwrap();
     let kubelets = hub.views.open(&node, &part).await.unwrap();
     let view = hub.views.open(&proxy, &narrow).await.unwrap();
     fed([&kubelets, &view]).await;
+    let _watch = Watch::start(&view, options(Since::Exactly(view.resource_version())));
     api.forbid("proxy", "*", "services");
-    api.refuse_token("dns");
-    api.cut_connections();
+    hub.views.inner.followers.end(&source).await;
     let asks = |seen: &api_server::Seen| seen.is_watch() && seen.token.as_deref() == Some("proxy");
     yurt_fakes::until("it asks itself", async || api.requests().iter().any(asks).then_some(())).await;
     let version = put(&api, "new", json!({}), "10.96.0.9");
