@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::watch::until_lost;
@@ -224,6 +224,7 @@ impl Reflector {
         }
         let within = if source.is_stored() { CATCH_UP_WITHIN } else { FIRST_LIST_WITHIN };
         let deadline = Instant::now() + within;
+        let ended = self.feeding.views()?.inner.followers.end_of(source.id);
         loop {
             if sync.borrow_and_update().state.is_following() {
                 return Some(());
@@ -231,16 +232,13 @@ impl Reflector {
             if !may_become_followed(source) || *self.link.borrow() == LinkState::Offline {
                 return None;
             }
+            let ended = ended.as_ref()?;
             tokio::select! {
                 changed = sync.changed() => changed.ok()?,
                 () = until_lost(&mut self.link) => return None,
                 () = sleep_until(deadline) => return None,
-                () = sleep(Duration::from_secs(1)) => {
-                    let inner = self.feeding.views.upgrade()?;
-                    if !inner.followers.is_running(source.id) {
-                        return None;
-                    }
-                }
+                // Nobody will follow it.
+                () = ended.cancelled() => return None,
             }
         }
     }

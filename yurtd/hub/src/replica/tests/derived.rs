@@ -340,6 +340,52 @@ async fn a_view_that_becomes_fed_ends_its_taps() {
     assert!(views[1].source().is_some());
 }
 
+/// What tells nothing any more is no source, however it came to that while somebody was about to be fed from it.
+#[tokio::test]
+async fn a_view_that_has_become_fed_is_refused_as_a_source() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let all = services("", "", Encoding::Json);
+    let wide = hub.views.open(&service_account("dns"), &all).await.unwrap();
+    caught_up(&wide, api.version()).await;
+    api.fault(When::path(REVIEWS).token("proxy"), Fault::Stall);
+    let (views, narrow) = (hub.views.clone(), services(NO_PROXY_NAME, "", Encoding::Json));
+    let opening = tokio::spawn(async move { views.open(&proxy(), &narrow).await.unwrap() });
+    yurt_fakes::until("its right is asked for", async || {
+        (!api.seen("POST", REVIEWS).is_empty()).then_some(())
+    })
+    .await;
+    let other = hub.views.open(&node(), &services("", "", Encoding::Protobuf)).await.unwrap();
+    wide.set_source(Some(&other));
+    let lists = asked(&api).0;
+    api.no_faults();
+    let view = opening.await.unwrap();
+    assert_eq!(asked(&api).0, lists + 1, "it has asked for itself");
+    assert!(view.source().is_none());
+}
+
+/// Not by its state: that of a view whose reflector was stopped says nothing of it.
+#[tokio::test]
+async fn who_waits_for_a_source_is_told_of_its_end() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    api.fault(When::path(PATH).token("dns"), Fault::Stall);
+    let (views, all) = (hub.views.clone(), services("", "", Encoding::Json));
+    let first = tokio::spawn(async move { views.open(&service_account("dns"), &all).await });
+    yurt_fakes::until("the source lists", async || (asked(&api).0 == 1).then_some(())).await;
+    let (views, narrow) = (hub.views.clone(), services(NO_PROXY_NAME, "", Encoding::Json));
+    let opening = tokio::spawn(async move { views.open(&proxy(), &narrow).await.unwrap() });
+    let source = hub.views.all().into_iter().find(|view| view.spec().label_selector().is_empty()).unwrap();
+    yurt_fakes::until("somebody waits for it", async || (source.sync.receiver_count() > 1).then_some(()))
+        .await;
+    hub.views.inner.followers.end(&source).await;
+    let view = tokio::time::timeout(Duration::from_secs(5), opening).await.unwrap().unwrap();
+    assert_eq!((asked(&api).0, names(&view).len()), (2, 2));
+    first.abort();
+}
+
 #[tokio::test]
 async fn a_burst_of_many_megabytes_is_told_event_by_event() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
