@@ -2,9 +2,10 @@
 //! last longer because somebody has.
 
 use std::sync::{Arc, LazyLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use yurt_node::random::random;
 
 /// Seconds since 1970; 0 for clocks that are before that.
@@ -40,6 +41,13 @@ pub(crate) struct Boot {
     name: Arc<str>,
 }
 
+/// A moment of a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moment {
+    boot: String,
+    second: u64,
+}
+
 impl Boot {
     /// By its name. One without a name cannot be told from others: then every process has a boot of its own.
     pub(crate) fn new(name: &str) -> Self {
@@ -57,5 +65,16 @@ impl Boot {
     /// Seconds since it began.
     pub(crate) fn seconds(&self) -> u64 {
         u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
+    }
+
+    /// Now.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { boot: self.name.to_string(), second: self.seconds() }
+    }
+
+    /// How long ago that was; nothing if it was in another boot.
+    pub(crate) fn since(&self, moment: &Moment) -> Option<Duration> {
+        let seconds = self.seconds().checked_sub(moment.second)?;
+        (moment.boot == *self.name).then(|| Duration::from_secs(seconds))
     }
 }

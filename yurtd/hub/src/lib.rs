@@ -136,9 +136,11 @@ impl Server {
         // Without a name every boot is the same, and no kubelet is known to have ended with one.
         let boot = std::env::var(BOOT_VARIABLE).or_else(|_| std::fs::read_to_string(BOOT_FILE));
         let boot = boot.unwrap_or_default();
-        let views = Views::load(&store, &upstream, &link, &node_permit, &Boot::new(&boot), tasks)?;
+        let this_boot = Boot::new(&boot);
+        let views = Views::load(&store, &upstream, &link, &node_permit, &this_boot, tasks)?;
         let client = NodeClient::new(upstream.clone());
-        let servers = ApiServers::open(store.clone(), client.clone(), upstream.clone(), link.clone());
+        let (for_client, for_link) = (client.clone(), link.clone());
+        let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
         tasks.part("the look for other API servers", servers.run(stop.clone()));
         let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
         let (keys, ended) = (issuer.clone(), stop.clone());
