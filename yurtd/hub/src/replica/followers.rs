@@ -118,6 +118,8 @@ impl Followers {
         let handle = tokio::spawn(async move {
             let _end = end;
             tokio::select! {
+                // Connections end with it, too: that says nothing of a view.
+                biased;
                 () = stop.cancelled() => {}
                 () = reflector.run(start) => {}
             }
