@@ -34,8 +34,8 @@ pub(crate) fn steady() -> u64 {
     seconds + start.elapsed().as_secs()
 }
 
-/// This boot of the node, and the time since: over the ends of processes, suspended or not. Times of two boots cannot be
-/// compared.
+/// This boot of the node, and the time since: over the ends of processes, suspended or not. Times of two boots cannot
+/// be compared.
 #[derive(Debug, Clone)]
 pub(crate) struct Boot {
     name: Arc<str>,

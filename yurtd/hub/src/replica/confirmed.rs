@@ -1,5 +1,5 @@
-//! Which views the API server has confirmed that their identities may read: what is believed, and what is kept of it for
-//! the hub's next start ([`Confirmation`]).
+//! Which views the API server has confirmed that their identities may read: what is believed, and what is kept of it
+//! for the hub's next start ([`Confirmation`]).
 
 use std::sync::Arc;
 use std::time::Duration;

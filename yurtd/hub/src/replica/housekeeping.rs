@@ -53,7 +53,7 @@ impl Views {
         }
     }
 
-    /// Whenever the link is lost: what the API server has confirmed was for as long as there was one. Ends with the link.
+    /// Whenever the link is lost: what the API server has confirmed was for as long as there was one.
     pub(super) async fn doubt_rights(&self) {
         let mut link = self.inner.link.subscribe();
         while link.wait_for(|state| *state == LinkState::Offline).await.is_ok() {

@@ -1,10 +1,11 @@
-//! The API server's word that an identity may list and watch exactly what a view shows: it is asked for when nobody asks
-//! for the view itself, because it is fed from another one, and kept in the view's record.
+//! The API server's word that an identity may list and watch exactly what a view shows: it is asked for when nobody
+//! asks for the view itself, because it is fed from another one, and kept in the view's record.
 //!
 //! A word costs two requests, more than the watch that is saved would. So it outlives the process, which may end at any
-//! time, but nothing else: not its time, nor an absence in which nobody could have heard that the right is gone. It is of
-//! one boot, and its times are seconds of that ([`Boot`]): a clock that is set back, or that says 1970 after a reboot,
-//! makes no word last longer. What a power cut takes from the disk is of another boot already, so it need not be synced.
+//! time, but nothing else: not its time, nor an absence in which nobody could have heard that the right is gone. It is
+//! of one boot, and its times are seconds of that ([`Boot`]): a clock that is set back, or that says 1970 after a
+//! reboot, makes no word last longer. What a power cut takes from the disk is of another boot already, so it need not
+//! be synced.
 
 use std::time::Duration;
 

@@ -155,7 +155,8 @@ async fn a_hub_that_finds_no_link_asks_when_there_is_one_and_so_does_the_next() 
     assert_eq!(reviews(&api), before + 8);
 }
 
-/// A view that is watched asks for itself when its source ends. What it is answered is newer than the word by which it was fed.
+/// A view that is watched asks for itself when its source ends. What it is answered is newer than the word by which it
+/// was fed.
 #[tokio::test]
 async fn a_refusal_ends_the_word() {
     let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
