@@ -23,6 +23,7 @@ pub mod report;
 pub mod rollout;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod sweep;
 pub mod teardown;
 pub mod unmark;
 pub mod view;

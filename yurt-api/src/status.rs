@@ -151,4 +151,38 @@ pub struct AgentStatusList {
     pub kind: String,
     /// One entry a connected agent.
     pub items: Vec<AgentStatus>,
+    /// The redirect on this server's host; nothing from a server of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<RedirectStatus>,
+}
+
+/// How a tunnel server's redirect of connections to edge nodes' kubelets stands on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedirectStatus {
+    /// Name of the server's node.
+    pub server: String,
+    /// Whether plain kubectl finds its way.
+    pub state: RedirectState,
+    /// Kubelet addresses that are redirected.
+    pub kubelets: u32,
+    /// How often somebody else had changed the rules and they were put back.
+    pub repaired: u64,
+    /// Since when it stands so, RFC 3339.
+    pub since: String,
+    /// Why it is not in place, for a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// Whether the rules are in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RedirectState {
+    /// The cluster's nodes are not known yet.
+    Waiting,
+    /// They were seen in the kernel, whole.
+    InPlace,
+    /// The kernel does not take them, or does not say what it has.
+    Failing,
 }

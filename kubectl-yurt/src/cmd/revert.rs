@@ -203,7 +203,7 @@ async fn execute(
         )));
     }
 
-    let deleted = teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
+    let done = teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
     // The controller sets the condition until its last moment, so nodes are cleaned after it has gone.
     let nodes: Api<Node> = Api::all(session.client.clone());
     for node in nodes.list(&ListParams::default()).await?.items {
@@ -217,8 +217,11 @@ async fn execute(
     for name in &work.autonomous {
         console.line(format!("node/{name} autonomy ended"))?;
     }
-    for object in &deleted {
+    for object in &done.deleted {
         console.line(format!("{} deleted", object.text()))?;
+    }
+    for left in &done.by_hand {
+        console.warn(left);
     }
     console.line(format!("the cluster is vanilla again, {}", progress.took()))
 }

@@ -1,7 +1,7 @@
 //! `tunnel status`: the edge nodes' sessions as the tunnel servers see them.
 
 use serde_json::json;
-use yurt_api::status::AgentStatus;
+use yurt_api::status::{AgentStatus, RedirectState, RedirectStatus};
 
 use crate::{
     connect::{agents, session::Session},
@@ -31,11 +31,44 @@ pub async fn status(session: &Session, console: Console, form: Form) -> Result<(
         document: json!({
             "apiVersion": API_VERSION, "kind": "TunnelStatus",
             "agents": found.agents.values().collect::<Vec<_>>(), "silent": found.silent,
+            "redirects": found.redirects.values().collect::<Vec<_>>(),
         }),
         nodes: found.agents.keys().cloned().collect(),
-        table: |wide| print(console, found.agents.values(), wide),
+        table: |wide| {
+            print(console, found.agents.values(), wide)?;
+            print_redirects(console, found.redirects.values())
+        },
     };
+    for fault in found.redirects.values().filter_map(agents::fault_of) {
+        console.warn(fault);
+    }
     listing.print(console, form)
+}
+
+fn print_redirects<'a>(
+    console: Console,
+    redirects: impl ExactSizeIterator<Item = &'a RedirectStatus>,
+) -> Result<(), Error> {
+    if redirects.len() == 0 {
+        return Ok(());
+    }
+    let mut table = Table::new(&["SERVER", "REDIRECT", "SINCE", "KUBELETS", "REPAIRED"]);
+    let now = jiff::Timestamp::now();
+    for redirect in redirects {
+        let state = match redirect.state {
+            RedirectState::InPlace => "in place",
+            RedirectState::Waiting => "waiting",
+            RedirectState::Failing => "failing",
+        };
+        table.row(vec![
+            plain(&redirect.server),
+            plain(state),
+            plain(age(&redirect.since, now)),
+            plain(redirect.kubelets.to_string()),
+            plain(redirect.repaired.to_string()),
+        ]);
+    }
+    console.raw(format!("\n{}", table.render(&console)))
 }
 
 fn print<'a>(

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
 use http::Request;
-use yurt_api::status::{AgentStatus, AgentStatusList};
+use yurt_api::status::{AgentStatus, AgentStatusList, RedirectState, RedirectStatus};
 
 use crate::{
     connect::{
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Sessions {
     /// By node.
     pub agents: BTreeMap<String, AgentStatus>,
+    /// How the redirect stands on each server's host, by the server's node.
+    pub redirects: BTreeMap<String, RedirectStatus>,
     /// How many servers answered.
     pub answered: usize,
     /// Servers that did not answer, and why.
@@ -47,6 +49,7 @@ pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
         match answer {
             Ok(list) => {
                 found.answered += 1;
+                found.redirects.extend(list.redirect.map(|redirect| (redirect.server.clone(), redirect)));
                 found.agents.extend(list.items.into_iter().map(|agent| (agent.node.clone(), agent)));
             }
             Err(why) => {
@@ -55,6 +58,21 @@ pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
         }
     }
     found
+}
+
+/// Why plain kubectl does not find its way through this server; nothing if it does.
+pub fn fault_of(redirect: &RedirectStatus) -> Option<String> {
+    let RedirectStatus { server, message, .. } = redirect;
+    match redirect.state {
+        RedirectState::InPlace => None,
+        RedirectState::Waiting => {
+            Some(format!("tunnel server on {server}: connections are not redirected yet: {message}"))
+        }
+        RedirectState::Failing => Some(format!(
+            "tunnel server on {server}: connections to edge nodes are not redirected: {message}; plain kubectl logs, \
+             exec and port-forward fail there, kubectl yurt logs, exec and port-forward do not"
+        )),
+    }
 }
 
 async fn ask(tunnel: &Tunnel) -> Result<AgentStatusList, String> {

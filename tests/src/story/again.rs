@@ -143,8 +143,16 @@ pub(super) fn revert_with_a_node_down(story: &mut Story) -> Result<()> {
     story.teller.step("the node comes back; revert again");
     second.start()?;
     story.cluster.wait_ready(SECOND)?;
+    let master = story.cluster.master.clone();
+    leave_rules(story, &master)?;
     let finished = story.kubectl_ok(REVERT)?;
     story.teller.figure("the revert that finishes", &seconds(finished.took));
+    let tables = master.sh("nft list tables")?;
+    story.teller.check(
+        !tables.contains("inet yurt"),
+        "the redirect is gone, although no tunnel server ended",
+        tables,
+    )?;
     for machine in [&edge, &second] {
         edge_is_vanilla(story, machine)?;
         until_true(&format!("nothing of ours on {}", machine.name()), KUBELET_COLLECTS, || {
@@ -157,5 +165,37 @@ pub(super) fn revert_with_a_node_down(story: &mut Story) -> Result<()> {
         Ok((!left.is_empty()).then(|| left.join("\n  ")))
     })?;
     story.teller.holds("no object of ours in the cluster");
+    Ok(())
+}
+
+/// A tunnel server that cannot run, and the rules of one that was killed.
+fn leave_rules(story: &mut Story, master: &Machine) -> Result<()> {
+    story.teller.step("with a tunnel server that cannot run and rules that one has left");
+    let kubectl = &story.cluster.kubectl;
+    let patch = r#"[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["tunnel-server","--unknown"]}]"#;
+    kubectl.ok([
+        "patch",
+        "daemonset",
+        "-n",
+        "kube-system",
+        "yurt-tunnel-server",
+        "--type=json",
+        "-p",
+        patch,
+    ])?;
+    until_true("the tunnel server to crash", Duration::from_secs(60), || {
+        let state = kubectl.ok([
+            "get",
+            "pods",
+            "-n",
+            "kube-system",
+            "-l",
+            "app.kubernetes.io/name=yurt-tunnel-server",
+            "-o",
+            "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}",
+        ])?;
+        Ok((state.trim() != "CrashLoopBackOff").then_some(state))
+    })?;
+    master.sh("nft add table inet yurt")?;
     Ok(())
 }

@@ -83,6 +83,10 @@ pub(super) fn evicted(story: &mut Story) -> Result<()> {
 
 /// S3: the node reboots while the link is cut.
 pub(super) fn stays_dark(story: &mut Story) -> Result<()> {
+    // The node is away for as long as a minute, which evicts a pod that lets itself be evicted (S2); here only
+    // the reboot is to tell.
+    story.teller.step("an nginx that tolerates its node's absence");
+    workload::replace_nginx_by_patient(story)?;
     story.teller.step("cut the link, then take the node's power away and give it back");
     story.cluster.shop.cut(Fault::BlackHole)?;
     story.cluster.edge.power_cycle()?;
@@ -113,5 +117,5 @@ pub(super) fn stays_dark(story: &mut Story) -> Result<()> {
     story.teller.figure("nginx runs after the link came back", &seconds(restored.elapsed()));
     story.cluster.wait_ready(EDGE)?;
     story.cluster.wait_pod_ready("default", "nginx", Duration::from_secs(60))?;
-    Ok(())
+    workload::replace_patient_by_nginx(story)
 }

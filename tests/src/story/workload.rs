@@ -37,6 +37,26 @@ pub(super) fn apply_nginx(story: &Story) -> Result<()> {
     Ok(())
 }
 
+/// The nginx pod again, this one with all the patience in the world: however long a slow machine takes over what
+/// happens to its node, nobody evicts it.
+pub(super) fn replace_nginx_by_patient(story: &Story) -> Result<()> {
+    let patient = json!({"tolerations": [{"operator": "Exists", "effect": "NoExecute"}]});
+    replace_nginx(story, pod("nginx", json!({}), patient))
+}
+
+/// The nginx pod of S1 in the patient one's place.
+pub(super) fn replace_patient_by_nginx(story: &Story) -> Result<()> {
+    replace_nginx(story, pod("nginx", json!({}), json!({})))
+}
+
+fn replace_nginx(story: &Story, mut pod: Value) -> Result<()> {
+    pod["metadata"]["namespace"] = json!("default");
+    story.cluster.kubectl.ok(["delete", "pod", "nginx", "--ignore-not-found", "--timeout=60s"])?;
+    apply(&story.cluster.kubectl, vec![pod])?;
+    story.cluster.wait_pod_ready("default", "nginx", Duration::from_secs(60))?;
+    Ok(())
+}
+
 /// A pod in the namespace of the nginx pod.
 pub(super) fn apply_caller(story: &Story) -> Result<()> {
     let mut pod = pod("caller", json!({}), json!({}));

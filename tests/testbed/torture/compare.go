@@ -35,6 +35,9 @@ type Figures struct {
 	Skipped int `json:"skipped"`
 	// The same of events from before the watcher came (back).
 	Folded int `json:"folded"`
+	// Mistyped events of objects of which the client was owed one when it was cut in the middle of catching up: that it
+	// goes on from its last event tells nobody that it is one of a folded history.
+	Torn int `json:"torn"`
 	// Watches through the hub, whole lists after the first one, and those of them that nothing explains.
 	Watches     int `json:"watches"`
 	Relists     int `json:"relists"`
@@ -180,7 +183,9 @@ type follower struct {
 	next int
 	// Keys with events that were passed over, to the newest of them.
 	passed map[string]Event
-	seen   map[uint64]bool
+	// Those of them from before the client was cut off and came back.
+	torn map[string]bool
+	seen map[uint64]bool
 	// Index of the event in its stretch, and the stretch before.
 	heard  int
 	before *Stretch
@@ -199,7 +204,7 @@ func (p *Pair) compare(kills []time.Time) *Figures {
 	figures.Direct = len(history.events)
 	p.hub.mu.Lock()
 	defer p.hub.mu.Unlock()
-	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, seen: map[uint64]bool{}, kills: kills, before: &Stretch{}}
+	f := &follower{Figures: figures, history: history, passed: map[string]Event{}, torn: map[string]bool{}, seen: map[uint64]bool{}, kills: kills, before: &Stretch{}}
 	for _, fault := range append(p.hub.faults, p.direct.faults...) {
 		f.tell(&f.Wrong, "not understood", "%s", fault)
 	}
@@ -234,6 +239,9 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 	default:
 		f.Watches++
 		f.position, f.next = stretch.Since, f.history.after(stretch.Since)
+		for key := range f.passed {
+			f.torn[key] = true
+		}
 	}
 	// Whatever error a client is given by an API server it answers so; only 410 is a reason of the history.
 	if stretch.Gone || stretch.veryShort() && f.killed(stretch) {
@@ -283,7 +291,7 @@ func (f *follower) whole(stretch *Stretch) {
 		f.tell(&f.Lost, "wrong list", "at %d: %s", stretch.Version, difference)
 	}
 	f.state, f.position, f.next = have, stretch.Version, f.history.after(stretch.Version)
-	f.passed = map[string]Event{}
+	f.passed, f.torn = map[string]Event{}, map[string]bool{}
 }
 
 func (f *follower) event(event Event, stretch *Stretch) {
@@ -316,12 +324,15 @@ func (f *follower) event(event Event, stretch *Stretch) {
 		f.tell(&f.Wrong, "wrong", "%s %s at %d has another content (%x and not %x)", event.Type, event.Key, event.Version, event.Hash, told.Hash)
 	case told.Type != event.Type && !skipped:
 		f.tell(&f.Wrong, "wrong", "%s %s at %d, which was %s", event.Type, event.Key, event.Version, told.Type)
+	case skipped && f.torn[event.Key] && (event.Type == watch.Added) == held:
+		f.Torn++
 	case skipped && (event.Type == watch.Added) == held:
 		last := f.passed[event.Key]
 		f.tell(&f.Mistyped, "mistyped", "%s %s at %d, and whether the client had it: %v; it was not told %s at %d (%s)",
 			event.Type, event.Key, event.Version, held, last.Type, last.Version, f.place(stretch))
 	}
 	delete(f.passed, event.Key)
+	delete(f.torn, event.Key)
 	apply(f.state, event)
 	f.position, f.next = event.Version, at+1
 	f.seen[event.Version] = true
@@ -364,6 +375,6 @@ func (f *follower) bookmark(event Event, stretch *Stretch) {
 			apply(f.state, last)
 		}
 	}
-	f.passed = map[string]Event{}
+	f.passed, f.torn = map[string]Event{}, map[string]bool{}
 	f.position = event.Version
 }

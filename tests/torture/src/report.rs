@@ -91,7 +91,7 @@ impl Report {
         for pair in answer["pairs"].as_array().into_iter().flatten() {
             let name = pair["name"].as_str().unwrap_or_default();
             let number = |what: &str| pair[what].as_u64().unwrap_or_default();
-            for what in ["direct", "hub", "folded", "watches", "relists"].into_iter().chain(FAULTS) {
+            for what in ["direct", "hub", "folded", "torn", "watches", "relists"].into_iter().chain(FAULTS) {
                 *self.sums.entry(what).or_default() += number(what);
             }
             let line =
@@ -171,6 +171,7 @@ impl fmt::Display for Report {
             writeln!(f, "  {what:<20}{}", sum(what))?;
         }
         writeln!(f, "  folded              {} (from before a watcher came back)", sum("folded"))?;
+        writeln!(f, "  torn                {} (of a client cut off while it caught up)", sum("torn"))?;
         writeln!(f, "  watches, lists      {}, {}", sum("watches"), sum("relists"))?;
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;

@@ -12,6 +12,7 @@ mod agents;
 pub(crate) mod api;
 mod client_ca;
 mod connections;
+mod direct;
 mod intercept;
 mod listeners;
 mod nft;
@@ -30,7 +31,9 @@ use futures::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
+use yurt_api::status::RedirectState;
 use yurt_api::tunnel::Target;
+use yurt_node::nft::Held;
 use yurt_node::pki::MountedCertificate;
 use yurt_node::supervise::Tasks;
 
@@ -86,6 +89,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let client_ca = Arc::<ClientCa>::default();
     let client_certificate = Arc::<ClientCertificate>::default();
     let (endpoints, _) = watch::channel(None);
+    let (redirect, _) = watch::channel(nft::waiting(&options.node_name));
     let agents = Arc::new(Agents {
         registry: registry.clone(),
         certificate: certificate.clone(),
@@ -99,6 +103,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         client_ca: client_ca.clone(),
         certificate: client_certificate.clone(),
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
+        redirect: redirect.subscribe(),
     })
     .context("cannot set up TLS towards kubelets")?;
 
@@ -115,8 +120,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     // The rules come after the port that they lead to.
     match nft::Redirect::new(names::NFT_TABLE, options.intercept_port) {
-        Ok(table) => parts.part("the redirect", nft::keep(table, endpoints.subscribe(), stop.clone())),
-        Err(error) => tracing::error!(%error, "no redirect of the API server's connections"),
+        Ok(table) => {
+            parts.part("the redirect", nft::keep(table, endpoints.subscribe(), redirect, stop.clone()));
+        }
+        Err(error) => {
+            tracing::error!(%error, "no redirect of the API server's connections");
+            nft::say(&redirect, RedirectState::Failing, &error.to_string(), 0);
+        }
     }
     let ports = options.kubelet_ports.iter().copied().collect();
     let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, stop.clone());
@@ -146,6 +156,18 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         tracing::warn!(tasks = left, "some tasks did not end in time");
     }
     Ok(outcome?)
+}
+
+/// Removes the rules that a server has left on this host; nothing to do if there are none.
+///
+/// # Errors
+///
+/// When the kernel does not let it, without `CAP_NET_ADMIN` for example.
+pub async fn remove_redirect() -> anyhow::Result<()> {
+    let mut table = Held::open(names::NFT_TABLE)?;
+    table.remove().await.context("cannot remove the redirect rules")?;
+    tracing::info!(table = names::NFT_TABLE, "redirect rules removed");
+    Ok(())
 }
 
 /// The tunnel, for the endpoint.

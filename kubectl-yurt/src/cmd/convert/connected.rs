@@ -8,7 +8,7 @@ use yurt_api::status::ClusterConfig;
 
 use crate::{
     connect::{
-        agents::{Sessions, ask_all},
+        agents::{Sessions, ask_all, fault_of},
         session::Session,
         tunnel,
     },
@@ -54,7 +54,7 @@ fn verdict(found: &Sessions, config: &ClusterConfig, nodes: &BTreeSet<String>) -
     let missing: BTreeSet<String> =
         nodes.iter().filter(|name| !found.agents.contains_key(*name)).cloned().collect();
     if missing.is_empty() {
-        return None;
+        return found.redirects.values().find_map(fault_of);
     }
     Some(format!(
         "no tunnel from {} yet: agents cannot reach the tunnel server at {}, so kubectl logs and exec do not work \
@@ -75,6 +75,8 @@ fn unknown(why: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -87,6 +89,7 @@ mod tests {
         };
         Sessions {
             agents: agents.iter().map(agent).collect(),
+            redirects: BTreeMap::new(),
             answered,
             silent: silent.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
         }
@@ -100,6 +103,12 @@ mod tests {
         };
         let nodes: BTreeSet<String> = ["a".to_owned(), "b".to_owned()].into();
         assert_eq!(verdict(&found(&["a", "b", "c"], &[("x:1", "gone")], 1), &config, &nodes), None);
+        let mut blind = found(&["a", "b"], &[], 1);
+        let redirect = json!({ "server": "cp-1", "state": "failing", "kubelets": 0, "repaired": 0, "since": "",
+            "message": "Operation not permitted" });
+        blind.redirects.insert("cp-1".into(), serde_json::from_value(redirect).unwrap());
+        let text = verdict(&blind, &config, &nodes).unwrap();
+        assert!(text.starts_with("tunnel server on cp-1: ") && text.contains("not permitted"), "{text}");
         let text = verdict(&found(&["a"], &[], 1), &config, &nodes).unwrap();
         assert!(
             text.starts_with(

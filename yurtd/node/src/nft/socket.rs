@@ -16,6 +16,9 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 const HEADER: usize = 16;
 /// The kernel works on a transaction before it answers; this is for one that does not.
 const ANSWER: Duration = Duration::from_secs(10);
+/// The largest transaction, bytes: 100,000 kubelets with IPv6 addresses are 4 MiB of messages, and the kernel counts what
+/// it needs to hold them, too.
+const BUFFER: usize = 16 << 20;
 
 pub(super) struct Netfilter {
     socket: TokioSocket,
@@ -40,8 +43,14 @@ impl Netfilter {
     pub(super) fn open() -> Result<Self, NftError> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(NftError::Socket)?;
         socket.socket_mut().bind_auto().map_err(NftError::Socket)?;
-        // A batch is one datagram: 20,000 nodes are half a megabyte.
-        let _ = socket2::SockRef::from(socket.socket_ref()).set_send_buffer_size(4 * 1024 * 1024);
+        // A batch is one datagram, and the kernel refuses one that is larger than the buffer. Beyond
+        // `net.core.wmem_max` (208 KiB mostly, 10,000 nodes) only who may administer the network is given any.
+        if let Err(error) =
+            rustix::net::sockopt::set_socket_send_buffer_size_force(socket.socket_ref(), BUFFER)
+        {
+            tracing::debug!(%error, "the send buffer is as large as anybody's");
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket.socket_ref(), BUFFER);
+        }
         socket.socket_ref().connect(&SocketAddr::new(0, 0)).map_err(NftError::Socket)?;
         Ok(Self { socket, sequence: 1 })
     }
@@ -138,6 +147,15 @@ mod tests {
         message.extend(0u32.to_ne_bytes());
         message.extend(rest);
         message
+    }
+
+    /// Where anybody's buffer is as small as kernels make it, a batch for 20,000 kubelets is refused otherwise.
+    #[tokio::test]
+    #[ignore = "needs root"]
+    async fn kernel_gives_a_buffer_for_the_largest_transaction() {
+        let netfilter = Netfilter::open().unwrap();
+        let size = socket2::SockRef::from(netfilter.socket.socket_ref()).send_buffer_size().unwrap();
+        assert!(size >= BUFFER, "{size}");
     }
 
     fn error(sequence: u32, errno: i32) -> Vec<u8> {

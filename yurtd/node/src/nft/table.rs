@@ -25,11 +25,13 @@ const NFT_SET_CONCAT: u32 = 0x80;
 const NFT_REG_1: u32 = 1;
 const NFT_REG_2: u32 = 2;
 const NFT_REG32_01: u32 = 9;
+const NFT_META_MARK: u32 = 3;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_META_NFPROTO: u32 = 15;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
 const NFT_LOOKUP_F_INV: u32 = 1;
 const NFT_NAT_DNAT: u32 = 1;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
@@ -101,6 +103,8 @@ pub enum Match {
     DestinationIn(&'static str),
     /// Its source is not in the set of this name (`ip saddr != @SET`).
     SourceNotIn(&'static str),
+    /// Its packets do not carry this mark (`meta mark != MARK`).
+    MarkIsNot(u32),
 }
 
 /// What becomes of a connection.
@@ -302,15 +306,7 @@ fn new_rule(messages: &mut Messages, table: &Table, hook: Hook, rule: &Rule) {
         attributes.text(2, hook.chain());
         attributes.nested(4, |list| {
             for (key, value) in [(NFT_META_NFPROTO, facts.nfproto), (NFT_META_L4PROTO, IPPROTO_TCP)] {
-                list.expression("meta", |meta| {
-                    meta.number(1, NFT_REG_1);
-                    meta.number(2, key);
-                });
-                list.expression("cmp", |cmp| {
-                    cmp.number(1, NFT_REG_1);
-                    cmp.number(2, NFT_CMP_EQ);
-                    cmp.data(3, &[value]);
-                });
+                compare(list, key, NFT_CMP_EQ, &[value]);
             }
             for condition in &rule.matches {
                 matching(list, table, facts, *condition);
@@ -320,8 +316,21 @@ fn new_rule(messages: &mut Messages, table: &Table, hook: Hook, rule: &Rule) {
     });
 }
 
+/// What the kernel knows of a packet under `key`, against a value.
+fn compare(list: &mut Attributes<'_>, key: u32, how: u32, value: &[u8]) {
+    list.expression("meta", |meta| {
+        meta.number(1, NFT_REG_1);
+        meta.number(2, key);
+    });
+    list.expression("cmp", |cmp| {
+        cmp.number(1, NFT_REG_1);
+        cmp.number(2, how);
+        cmp.data(3, value);
+    });
+}
+
 fn matching(list: &mut Attributes<'_>, table: &Table, facts: &Facts, condition: Match) {
-    let mut load = |register, base, offset, length| {
+    let load = |list: &mut Attributes<'_>, register, base, offset, length| {
         list.expression("payload", |payload| {
             payload.number(1, register);
             payload.number(2, base);
@@ -331,13 +340,17 @@ fn matching(list: &mut Attributes<'_>, table: &Table, facts: &Facts, condition: 
     };
     let (set, flags) = match condition {
         Match::DestinationIn(set) => {
-            load(NFT_REG_1, NFT_PAYLOAD_NETWORK_HEADER, facts.destination, facts.address_length);
-            load(facts.port_register, NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+            load(list, NFT_REG_1, NFT_PAYLOAD_NETWORK_HEADER, facts.destination, facts.address_length);
+            load(list, facts.port_register, NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
             (set, 0)
         }
         Match::SourceNotIn(set) => {
-            load(NFT_REG_1, NFT_PAYLOAD_NETWORK_HEADER, facts.source, facts.address_length);
+            load(list, NFT_REG_1, NFT_PAYLOAD_NETWORK_HEADER, facts.source, facts.address_length);
             (set, NFT_LOOKUP_F_INV)
+        }
+        Match::MarkIsNot(mark) => {
+            // In the byte order of the host, as the kernel has it in the register.
+            return compare(list, NFT_META_MARK, NFT_CMP_NEQ, &mark.to_ne_bytes());
         }
     };
     list.expression("lookup", |lookup| {

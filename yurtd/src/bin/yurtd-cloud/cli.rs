@@ -21,6 +21,8 @@ pub(crate) enum Role {
     TunnelServer(TunnelServerArgs),
     /// Autonomy policies' parameter, certificates (runs in the cloud)
     Controller(ControllerArgs),
+    /// Remove the redirect rules that a tunnel server has left on this host, and end
+    RemoveRedirect,
 }
 
 /// Arguments of `yurtd-cloud tunnel-server`.

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let runtime = Builder::new_multi_thread();
     match Cli::parse().role {
         Role::TunnelServer(args) => yurtd::run(runtime, |stop| yurt_tunnel::server::run(args.into(), stop)),
+        Role::RemoveRedirect => yurtd::run(runtime, |_| yurt_tunnel::server::remove_redirect()),
         Role::Controller(args) => yurtd::run(runtime, |stop| yurt_controller::run(args.into(), stop)),
     }
 }

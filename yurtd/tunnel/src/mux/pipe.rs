@@ -34,7 +34,21 @@ const READ: usize = 64 * 1024;
 ///
 /// The first failure of either side. The other side is then closed hard, so that nobody takes half of the data for
 /// all of it.
-pub async fn pipe(mut tcp: TcpStream, stream: TunnelStream, side: Side) -> io::Result<()> {
+pub async fn pipe(tcp: TcpStream, stream: TunnelStream, side: Side) -> io::Result<()> {
+    pipe_until(tcp, stream, side, std::future::pending()).await
+}
+
+/// [`pipe`], until `cut` says why both ends are to be closed hard.
+///
+/// # Errors
+///
+/// As [`pipe`], and what `cut` says.
+pub async fn pipe_until(
+    mut tcp: TcpStream,
+    stream: TunnelStream,
+    side: Side,
+    cut: impl Future<Output = io::Error>,
+) -> io::Result<()> {
     let (reader, writer) = tcp.split();
     let moving =
         async { tokio::try_join!(upstream(reader, &stream, side), downstream(writer, &stream, side)) };
@@ -42,6 +56,7 @@ pub async fn pipe(mut tcp: TcpStream, stream: TunnelStream, side: Side) -> io::R
         biased;
         result = moving => result,
         error = stream.broken(), if side == Side::Target => Err(error),
+        error = cut => Err(error),
     };
     match result {
         Ok(_) => Ok(()),

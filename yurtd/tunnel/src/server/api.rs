@@ -37,7 +37,8 @@ use hyper::body::Incoming;
 use rustls::server::ResolvesServerCert;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
-use yurt_api::status::AgentStatusList;
+use tokio::sync::watch;
+use yurt_api::status::{AgentStatusList, RedirectState, RedirectStatus};
 
 use self::authenticate::{Authenticator, User};
 use self::authorise::Grant;
@@ -63,6 +64,8 @@ pub(super) struct ApiOptions {
     pub(super) certificate: Arc<ClientCertificate>,
     /// The cluster's CA in PEM, where one is mounted.
     pub(super) cluster_ca: Option<Vec<u8>>,
+    /// How the redirect on this host stands.
+    pub(super) redirect: watch::Receiver<RedirectStatus>,
 }
 
 /// The endpoint.
@@ -72,6 +75,7 @@ pub(super) struct Api {
     tunnel: Arc<Tunnel>,
     kubelets: Kubelets,
     upgrades: Upgrades,
+    redirect: watch::Receiver<RedirectStatus>,
 }
 
 /// The other end of a caller's connection.
@@ -87,7 +91,7 @@ impl Api {
     ///
     /// When TLS towards kubelets cannot be set up.
     pub(super) fn new(options: ApiOptions) -> Result<Arc<Self>, rustls::Error> {
-        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca } = options;
+        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect } = options;
         let tunnel = Arc::new(tunnel);
         Ok(Arc::new(Self {
             authenticator: Authenticator::new(client.clone(), client_ca),
@@ -95,6 +99,7 @@ impl Api {
             client,
             tunnel,
             upgrades: Upgrades::default(),
+            redirect,
         }))
     }
 
@@ -140,15 +145,31 @@ impl Api {
         connections: &Connections,
     ) -> Result<Response<Body>, ApiError> {
         let target = Target::parse(request.method(), request.uri().path(), request.uri().query())?;
-        if target == Target::Health {
-            return Ok(Response::new(full("ok")));
-        }
-        let user = self.authenticator.authenticate(&peer.certificates, request.headers()).await?;
         match target {
             Target::Health => Ok(Response::new(full("ok"))),
-            Target::Agents(name) => self.agents(&user, name).await,
-            Target::Pod(target) => self.pod(request, target, user, connections).await,
+            Target::Readiness => self.readiness(),
+            Target::Agents(name) => {
+                let user = self.user(peer, &request).await?;
+                self.agents(&user, name).await
+            }
+            Target::Pod(target) => {
+                let user = self.user(peer, &request).await?;
+                self.pod(request, target, user, connections).await
+            }
         }
+    }
+
+    async fn user(&self, peer: &Peer, request: &Request<Incoming>) -> Result<User, ApiError> {
+        self.authenticator.authenticate(&peer.certificates, request.headers()).await
+    }
+
+    /// Ready is who brings plain kubectl to the nodes.
+    fn readiness(&self) -> Result<Response<Body>, ApiError> {
+        let redirect = self.redirect.borrow();
+        if redirect.state == RedirectState::InPlace {
+            return Ok(Response::new(full("ok")));
+        }
+        Err(ApiError::Unavailable(format!("the redirect is not in place: {}", redirect.message)))
     }
 
     async fn agents(&self, user: &User, name: Option<String>) -> Result<Response<Body>, ApiError> {
@@ -167,6 +188,7 @@ impl Api {
                 api_version: format!("{GROUP}/{VERSION}"),
                 kind: "AgentStatusList".into(),
                 items,
+                redirect: Some(self.redirect.borrow().clone()),
             })
         };
         let document = document.map_err(|error| ApiError::Internal(error.to_string()))?;

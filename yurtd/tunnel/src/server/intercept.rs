@@ -3,6 +3,11 @@
 //! The kernel still knows where a redirected connection was going (`SO_ORIGINAL_DST`); that tells the node. A
 //! connection that was not going to an edge node's kubelet is closed: the port is open to the network, and
 //! must lead nowhere by itself. What cannot be served is reset at once, so that kubectl fails and does not hang.
+//!
+//! A node without a session may be reachable as it was before it was an edge node: it is [dialled](super::direct).
+//!
+//! The API server keeps a connection to an address for as long as it has something to ask there, whosever the address is
+//! by then. So a connection lasts no longer than the word on its address: the next one goes to the new owner.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,10 +20,11 @@ use yurt_api::tunnel::Target;
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
 use super::connections::Connections;
+use super::direct::{Direct, DirectStream};
 use super::nodes::Endpoints;
 use super::registry::{DialError, Registry};
-use crate::mux::pipe::{self, Side};
-use crate::mux::socket;
+use crate::mux::pipe::{Side, pipe_until};
+use crate::mux::{TunnelStream, socket};
 
 /// Connections open at a time. They come from the API server, which is one address.
 const CONNECTIONS: Limits = Limits { total: 16 * 1024, per_peer: None, over: Over::Reset };
@@ -43,10 +49,22 @@ enum InterceptError {
     Unknown(io::Error),
     #[error("{0} is not the kubelet of an edge node")]
     NotRedirected(SocketAddr),
+    #[error("it is a connection of ours: somebody takes away the mark by which the redirect knows them")]
+    Ours,
     #[error(transparent)]
-    Dial(#[from] DialError),
+    Dial(DialError),
+    #[error("{node} has no tunnel, and does not answer at {destination} either: {error}")]
+    Direct { node: Arc<str>, destination: SocketAddr, error: io::Error },
+    #[error("{0} is not the address of {1} any more")]
+    Moved(SocketAddr, Arc<str>),
     #[error("it broke: {0}")]
     Broken(io::Error),
+}
+
+/// A way to a kubelet.
+enum Way {
+    Tunnel(TunnelStream),
+    Direct(DirectStream),
 }
 
 /// What the redirected connections need.
@@ -54,6 +72,7 @@ pub(super) struct Intercept {
     registry: Arc<Registry>,
     endpoints: watch::Receiver<Option<Endpoints>>,
     original: OriginalDestination,
+    direct: Arc<Direct>,
     places: Places,
 }
 
@@ -64,7 +83,13 @@ impl Intercept {
         endpoints: watch::Receiver<Option<Endpoints>>,
         original: OriginalDestination,
     ) -> Arc<Self> {
-        Arc::new(Self { registry, endpoints, original, places: Places::new(CONNECTIONS) })
+        Arc::new(Self {
+            registry,
+            endpoints,
+            original,
+            direct: Arc::default(),
+            places: Places::new(CONNECTIONS),
+        })
     }
 
     /// Serves one of the listeners until `connections` are told to stop.
@@ -74,7 +99,7 @@ impl Intercept {
             let intercept = self.clone();
             connections.start(async move {
                 let Accepted { stream, peer, place, .. } = accepted;
-                match intercept.serve(stream).await {
+                match intercept.serve(stream, peer).await {
                     Ok(()) => {}
                     // Ends that every log and every port-forward comes to.
                     Err(InterceptError::Broken(error)) => tracing::debug!(%peer, %error, "connection broke"),
@@ -86,22 +111,70 @@ impl Intercept {
         .await;
     }
 
-    async fn serve(&self, tcp: TcpStream) -> Result<(), InterceptError> {
-        let stream = match self.open(&tcp).await {
-            Ok(stream) => stream,
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr) -> Result<(), InterceptError> {
+        let opened = async {
+            let (destination, node) = self.node_of(&tcp, peer)?;
+            socket::prepare_end(&tcp).map_err(InterceptError::Broken)?;
+            tokio::select! {
+                way = self.open(destination, &node) => Ok((way?, destination, node)),
+                () = self.moved(destination, &node) => Err(InterceptError::Moved(destination, node.clone())),
+            }
+        };
+        let (way, destination, node) = match opened.await {
+            Ok(opened) => opened,
             Err(error) => {
                 socket::close_hard(&tcp);
                 return Err(error);
             }
         };
-        pipe::pipe(tcp, stream, Side::Caller).await.map_err(InterceptError::Broken)
+        let mut moved = false;
+        let cut = async {
+            self.moved(destination, &node).await;
+            moved = true;
+            io::ErrorKind::ConnectionReset.into()
+        };
+        let ended = match way {
+            Way::Tunnel(stream) => pipe_until(tcp, stream, Side::Caller, cut).await,
+            Way::Direct(stream) => stream.carry(tcp, cut).await,
+        };
+        if moved {
+            Err(InterceptError::Moved(destination, node))
+        } else {
+            ended.map_err(InterceptError::Broken)
+        }
     }
 
-    async fn open(&self, tcp: &TcpStream) -> Result<crate::mux::TunnelStream, InterceptError> {
+    /// Where the connection was going, and whose address that is.
+    fn node_of(&self, tcp: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, Arc<str>), InterceptError> {
+        if self.direct.is_ours(peer) {
+            return Err(InterceptError::Ours);
+        }
         let destination = (self.original)(tcp).map_err(InterceptError::Unknown)?;
         let node = self.endpoints.borrow().as_ref().and_then(|all| all.node(destination)).cloned();
-        let node = node.ok_or(InterceptError::NotRedirected(destination))?;
-        socket::prepare_end(tcp).map_err(InterceptError::Broken)?;
-        Ok(self.registry.dial(&node, Target::Kubelet).await?)
+        node.map(|node| (destination, node)).ok_or(InterceptError::NotRedirected(destination))
+    }
+
+    async fn open(&self, destination: SocketAddr, node: &Arc<str>) -> Result<Way, InterceptError> {
+        match self.registry.dial(node, Target::Kubelet).await {
+            Ok(stream) => Ok(Way::Tunnel(stream)),
+            Err(DialError::NotConnected(_)) => self
+                .direct
+                .dial(destination)
+                .await
+                .map(Way::Direct)
+                .map_err(|error| InterceptError::Direct { node: node.clone(), destination, error }),
+            Err(error) => Err(InterceptError::Dial(error)),
+        }
+    }
+
+    /// Comes back when the address is not the node's any more.
+    async fn moved(&self, destination: SocketAddr, node: &Arc<str>) {
+        let mut endpoints = self.endpoints.clone();
+        let elsewhere =
+            |all: &Option<Endpoints>| all.as_ref().is_some_and(|all| all.node(destination) != Some(node));
+        if endpoints.wait_for(elsewhere).await.is_err() {
+            // Nobody follows the nodes any more: the server stops, and lets streams end by themselves.
+            std::future::pending().await
+        }
     }
 }

@@ -43,6 +43,16 @@ impl Endpoints {
         self.0.get(&destination)
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them, in any order.
+    pub(super) fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.keys().copied()
+    }
+
     /// All of them, sorted.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         let mut addresses: Vec<_> = self.0.keys().copied().collect();

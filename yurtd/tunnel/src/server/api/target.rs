@@ -21,6 +21,8 @@ pub(super) const VERSION: &str = "v1alpha1";
 pub(super) enum Target {
     /// Whether the endpoint serves at all.
     Health,
+    /// Whether the redirect is in place.
+    Readiness,
     /// The connected agents; all, or the one of a node.
     Agents(Option<String>),
     /// A subresource of a pod.
@@ -84,7 +86,8 @@ impl Target {
     pub(super) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, ApiError> {
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         match segments.as_slice() {
-            ["healthz" | "livez" | "readyz"] => only(method, &[Method::GET]).map(|()| Self::Health),
+            ["healthz" | "livez"] => only(method, &[Method::GET]).map(|()| Self::Health),
+            ["readyz"] => only(method, &[Method::GET]).map(|()| Self::Readiness),
             ["apis", group, version, "agents"] if *group == GROUP && *version == VERSION => {
                 only(method, &[Method::GET])?;
                 Ok(Self::Agents(None))

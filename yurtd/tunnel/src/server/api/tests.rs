@@ -56,6 +56,7 @@ struct World {
     parts: Tasks,
     connections: Connections,
     certificate: Arc<ClientCertificate>,
+    redirect: watch::Sender<RedirectStatus>,
 }
 
 impl World {
@@ -131,6 +132,7 @@ impl World {
                 }]
             },
         );
+        let (redirect, _) = watch::channel(crate::server::nft::waiting("cp-1"));
         let client_ca = Arc::<ClientCa>::default();
         let client_certificate = Arc::<ClientCertificate>::default();
         let api = Api::new(ApiOptions {
@@ -139,6 +141,7 @@ impl World {
             client_ca: client_ca.clone(),
             certificate: client_certificate.clone(),
             cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
+            redirect: redirect.subscribe(),
         })
         .unwrap();
 
@@ -154,7 +157,18 @@ impl World {
         parts.part("the client CA", client_ca.follow(client.clone(), stop.clone()));
         let certificate = client_certificate;
         parts.part("the client certificate", certificate.clone().follow(client, stop.clone()));
-        Self { api_server, kubelet, tunnel_ca, cluster_ca, address, stop, parts, connections, certificate }
+        Self {
+            api_server,
+            kubelet,
+            tunnel_ca,
+            cluster_ca,
+            address,
+            stop,
+            parts,
+            connections,
+            certificate,
+            redirect,
+        }
     }
 
     /// A connection with a client certificate of `authority`, or without any.
@@ -226,10 +240,14 @@ fn websocket(uri: &str, protocols: &str) -> Request<Empty<Bytes>> {
         .unwrap()
 }
 
+async fn document(response: Response<Incoming>) -> Value {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    serde_json::from_slice(&body).unwrap()
+}
+
 async fn status(response: Response<Incoming>) -> Value {
     let code = response.status().as_u16();
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    let status: Value = serde_json::from_slice(&body).unwrap();
+    let status = document(response).await;
     assert_eq!(status["code"], code);
     status
 }
@@ -453,6 +471,31 @@ async fn health_needs_no_name() {
     let world = World::new().await;
     let mut sender = world.connect(None).await;
     assert_eq!(sender.send_request(get("/healthz")).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn ready_is_who_redirects_and_everybody_may_ask_how_that_stands() {
+    let world = World::new().await;
+    let ask = async |uri: &str| {
+        let request = with_token(get(uri), "joes-token");
+        world.connect(None).await.send_request(request).await.unwrap()
+    };
+    let agents = "/apis/tunnel.openyurt.io/v1alpha1/agents";
+    let waiting = status(ask("/readyz").await).await;
+    assert_eq!(waiting["code"], 503);
+    assert!(waiting["message"].as_str().unwrap().contains("the cluster's nodes are not known yet"));
+    assert_eq!(ask("/livez").await.status(), 200);
+
+    crate::server::nft::say(&world.redirect, RedirectState::InPlace, "", 3);
+    assert_eq!(ask("/readyz").await.status(), 200);
+    let list = document(ask(agents).await).await;
+    assert_eq!((&list["redirect"]["state"], &list["redirect"]["kubelets"]), (&json!("inPlace"), &json!(3)));
+
+    crate::server::nft::say(&world.redirect, RedirectState::Failing, "Operation not permitted", 0);
+    assert_eq!(ask("/readyz").await.status(), 503);
+    let list = document(ask(agents).await).await;
+    assert_eq!(list["redirect"]["message"], "Operation not permitted");
+    assert_eq!(ask("/livez").await.status(), 200);
 }
 
 #[tokio::test]

@@ -5,13 +5,21 @@ use super::*;
 const KUBELET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 100)), 10250);
 
 async fn intercept(server: &Server, original: fn(&TcpStream) -> io::Result<SocketAddr>) -> SocketAddr {
-    let (_, endpoints) = watch::channel(Some(Endpoints::from([(KUBELET, "edge-1")])));
+    intercept_of(server, Endpoints::from([(KUBELET, "edge-1")]), original).await.0
+}
+
+async fn intercept_of(
+    server: &Server,
+    endpoints: Endpoints,
+    original: fn(&TcpStream) -> io::Result<SocketAddr>,
+) -> (SocketAddr, watch::Sender<Option<Endpoints>>) {
+    let (sender, endpoints) = watch::channel(Some(endpoints));
     let intercept = Intercept::new(server.registry.clone(), endpoints, original);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serve = intercept.run(listener, server.connections.clone());
     server.tasks.part("the listener for redirected connections", serve);
-    address
+    (address, sender)
 }
 
 #[tokio::test]
@@ -26,6 +34,44 @@ async fn a_redirected_connection_reaches_the_node_it_was_meant_for() {
     let tcp = TcpStream::connect(entry).await.unwrap();
     let (length, sum) = soon("everything is back", exchange(tcp, &data)).await.unwrap();
     assert_eq!((length, sum), (data.len(), Sha256::digest(&data).to_vec()));
+}
+
+/// kubectl top of the second shop must not be answered by the first, on a connection that the API server still has.
+#[tokio::test]
+async fn a_connection_ends_when_its_address_is_another_nodes() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, address));
+    server.connected("edge-1").await;
+    let one = Endpoints::from([(KUBELET, "edge-1")]);
+    let (entry, endpoints) = intercept_of(&server, one.clone(), |_| Ok(KUBELET)).await;
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    let mut speak = async |say: u8| {
+        tcp.write_all(&[say]).await?;
+        tcp.read_u8().await
+    };
+    assert_eq!(soon("the echo", speak(b'x')).await.unwrap(), b'x');
+
+    // Another node comes; nothing changes for this one.
+    let other = "192.168.0.101:10250".parse().unwrap();
+    endpoints.send_replace(Some(Endpoints::from([(KUBELET, "edge-1"), (other, "edge-2")])));
+    assert_eq!(soon("the echo", speak(b'y')).await.unwrap(), b'y');
+
+    // It claims the same address, which is nobody's then.
+    endpoints.send_replace(Some(Endpoints::default()));
+    let error = soon("a reset", speak(b'z')).await.unwrap_err();
+    assert!(matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{error}");
+    eventually("no stream is left", || server.registry.streams() == 0).await;
+
+    // A server that stops follows no nodes any more, and lets streams end by themselves.
+    endpoints.send_replace(Some(one));
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    tcp.write_all(b"a").await.unwrap();
+    assert_eq!(soon("the echo", tcp.read_u8()).await.unwrap(), b'a');
+    drop(endpoints);
+    tcp.write_all(b"b").await.unwrap();
+    assert_eq!(soon("the echo", tcp.read_u8()).await.unwrap(), b'b');
 }
 
 #[tokio::test]
