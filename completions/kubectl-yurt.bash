@@ -1059,7 +1059,7 @@ _kubectl__yurt() {
             return 0
             ;;
         kubectl__subcmd__yurt__subcmd__convert)
-            opts="-l -y -n -s -h --cloud-nodes --edge-nodes --selector --image --dry-run --timeout --yes --max-parallel --tunnel-address --tunnel-api-address --skip-tunnel --keep-agents --way-in --kubeconfig --context --cluster --user --namespace --server --token --as --as-group --as-uid --certificate-authority --client-certificate --client-key --tls-server-name --insecure-skip-tls-verify --request-timeout --yurt-namespace --color --help"
+            opts="-l -y -n -s -h --cloud-nodes --edge-nodes --selector --image --dry-run --timeout --yes --max-parallel --tunnel-address --tunnel-api-address --skip-tunnel --keep-agents --allow-connect-admission-bypass --way-in --kubeconfig --context --cluster --user --namespace --server --token --as --as-group --as-uid --certificate-authority --client-certificate --client-key --tls-server-name --insecure-skip-tls-verify --request-timeout --yurt-namespace --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1103,6 +1103,10 @@ _kubectl__yurt() {
                     ;;
                 --tunnel-api-address)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-connect-admission-bypass)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
                     ;;
                 --way-in)

@@ -69,6 +69,8 @@ complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l ti
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l max-parallel -d 'How many nodes to convert at once, after the first' -r
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l tunnel-address -d 'Where edge nodes reach the tunnel server [default: the control-plane nodes\' addresses, port 10262]' -r
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l tunnel-api-address -d 'Where this plugin reaches the tunnel server [default: the control-plane nodes\' addresses, port 10263]' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l allow-connect-admission-bypass -d 'Let kubectl yurt exec and port-forward past admission policies and webhooks for CONNECT, which only the API server asks [default: as an earlier run decided, or false]' -r -f -a "true\t''
+false\t''"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand convert" -l way-in -d 'How pods of edge nodes come to the hub [default: as an earlier run decided, or auto]' -r -f -a "auto\t'At the Service\'s address where kube-proxy carries it, or else by their environment'
 service\t'At the address of Service default/kubernetes, from where a table of the node\'s leads to the hub'
 environment\t'By KUBERNETES_SERVICE_HOST in their environment'"

@@ -63,6 +63,8 @@ pub const CONFIG_KEY: &str = "config.json";
 /// Key in [`CONFIG_MAP`] with the name of the way by which pods come to the hub ([`crate::way_in::WayIn`]); a key of its
 /// own, which components of before do not look at.
 pub const CONFIG_WAY_IN_KEY: &str = "way-in";
+/// Key in [`CONFIG_MAP`]: `true` where the tunnel server's endpoint serves what only the API server could admit.
+pub const CONFIG_CONNECT_BYPASS_KEY: &str = "allow-connect-admission-bypass";
 /// ConfigMap that publishes the certificate of our tunnel CA (key `ca.crt`), written by the controller.
 pub const TUNNEL_CA_CONFIG_MAP: &str = "yurt-tunnel-ca";
 /// Secret with the tunnel CA's certificate and key (`tls.crt`, `tls.key`); the controller's alone.

@@ -46,6 +46,11 @@ pub struct ConvertArgs {
     /// Do not restart the nodes' infrastructure agents (kube-proxy, the CNI's): they go past the hub until somebody does
     #[arg(long)]
     pub keep_agents: bool,
+    /// Let kubectl yurt exec and port-forward past admission policies and webhooks for CONNECT, which only the API
+    /// server asks [default: as an earlier run decided, or false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        conflicts_with = "skip_tunnel")]
+    pub allow_connect_admission_bypass: Option<bool>,
     /// How pods of edge nodes come to the hub [default: as an earlier run decided, or auto]
     #[arg(long, value_name = "WAY")]
     pub way_in: Option<AskedWayIn>,

@@ -127,6 +127,8 @@ pub struct Settings {
     pub config: ClusterConfig,
     /// By which way pods of edge nodes come to the hub.
     pub way_in: WayIn,
+    /// The tunnel server's endpoint serves what only the API server could admit.
+    pub connect_bypass: bool,
     /// The API server has MutatingAdmissionPolicy (1.36).
     pub mutating: bool,
 }
@@ -241,6 +243,13 @@ fn fill(mut document: Value, settings: &Settings) -> Value {
             if container.get("image").is_some_and(|image| image == IMAGE) {
                 container["image"] = Value::from(settings.image.as_str());
             }
+            let is_tunnel_server = container.get("name").is_some_and(|name| name == "tunnel-server");
+            if settings.connect_bypass
+                && is_tunnel_server
+                && let Some(arguments) = container.get_mut("args").and_then(Value::as_array_mut)
+            {
+                arguments.push("--allow-connect-admission-bypass".into());
+            }
         }
     }
     document
@@ -272,7 +281,11 @@ fn config_map(settings: &Settings) -> Result<Object, ManifestError> {
             "namespace": settings.namespace,
             "labels": { names::LABEL_PART_OF: names::PART_OF }
         },
-        "data": { names::CONFIG_KEY: config, names::CONFIG_WAY_IN_KEY: settings.way_in.name() }
+        "data": {
+            names::CONFIG_KEY: config,
+            names::CONFIG_WAY_IN_KEY: settings.way_in.name(),
+            names::CONFIG_CONNECT_BYPASS_KEY: settings.connect_bypass.to_string(),
+        }
     }))
 }
 
@@ -302,6 +315,7 @@ mod tests {
                 tunnel_api_addresses: vec!["10.80.0.2:10263".into()],
             },
             way_in: WayIn::Service,
+            connect_bypass: false,
             mutating: true,
         }
     }
@@ -375,6 +389,17 @@ mod tests {
         let objects = render(&Settings { mutating: false, ..settings() }).unwrap();
         assert!(find(&objects, "MutatingAdmissionPolicy", names::READINESS_POLICY).is_none());
         assert!(find(&objects, "ValidatingAdmissionPolicy", names::READINESS_POLICY).is_some());
+    }
+
+    #[test]
+    fn the_way_past_admission_is_open_only_when_that_was_asked_for() {
+        let arguments = |connect_bypass| {
+            let objects = render(&Settings { connect_bypass, ..settings() }).unwrap();
+            let server = find(&objects, "DaemonSet", names::TUNNEL_SERVER).unwrap();
+            server.body.data.pointer("/spec/template/spec/containers/0/args").unwrap().clone()
+        };
+        assert_eq!(arguments(false), json!(["tunnel-server"]));
+        assert_eq!(arguments(true), json!(["tunnel-server", "--allow-connect-admission-bypass"]));
     }
 
     #[test]

@@ -132,6 +132,10 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
     let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
     let earlier = maps.get_opt(names::CONFIG_MAP).await?;
     let way_in = way_in(session, options, earlier.as_ref()).await?;
+    let connect_bypass = options.connect_bypass.unwrap_or_else(|| {
+        let data = earlier.as_ref().and_then(|map| map.data.as_ref());
+        data.and_then(|data| data.get(names::CONFIG_CONNECT_BYPASS_KEY)).is_some_and(|value| value == "true")
+    });
     let earlier = earlier.and_then(|map| tunnel::parse_config(&map).ok());
     let sets: Api<DaemonSet> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
     let keeper = sets.get_opt(names::KEEPER).await?;
@@ -146,6 +150,7 @@ async fn prepare(session: &Session, options: &Convert) -> Result<Plan, Error> {
         image: image::choose(options.image.as_deref(), image_before.as_deref()),
         config: plan::cluster_config(&nodes, &choice, options.tunnel.as_ref(), earlier)?,
         way_in,
+        connect_bypass,
         mutating: version.has_mutating_policies(),
     };
     let release = image::expected_release(&settings.image, image_before.as_deref());

@@ -30,6 +30,9 @@ pub struct Convert {
     pub keep_agents: bool,
     /// How pods come to the hub; `None` for what an earlier run decided.
     pub way_in: Option<AskedWayIn>,
+    /// Whether the tunnel server's endpoint serves what only the API server could admit; `None` for what an earlier run
+    /// decided.
+    pub connect_bypass: Option<bool>,
 }
 
 /// How `convert` is told which nodes stay in the cloud and which do not.
@@ -79,6 +82,7 @@ impl Convert {
             tunnel: tunnel?,
             keep_agents: args.keep_agents,
             way_in: args.way_in,
+            connect_bypass: args.allow_connect_admission_bypass,
         })
     }
 }

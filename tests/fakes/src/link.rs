@@ -151,6 +151,11 @@ impl Wire {
         }
     }
 
+    /// Connections that clients have made so far.
+    pub fn connections(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
     /// Bytes that have arrived so far.
     pub fn bytes(&self, way: Way) -> u64 {
         self.bytes[way as usize].load(Ordering::Relaxed)

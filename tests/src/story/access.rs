@@ -212,6 +212,24 @@ fn through_the_plugin(story: &mut Story) -> Result<()> {
         "kubectl yurt exec is refused",
         &refused,
     )?;
+    let acting = ["--as=system:serviceaccount:default:limited"];
+    let read = story.kubectl(&[&["yurt", "logs", "--tail=1", "nginx"][..], &acting].concat())?;
+    story.teller.check(read.ok(), "as with --as, for an administrator", &read)?;
+    let words = ["yurt", "exec", acting[0], "nginx", "--", "id"];
+    let refused = story.kubectl(&words)?;
+    story.teller.check(refused.code == Some(1), "who may then do no more", &refused)?;
+    let audit = audit_of_the_server(story)?;
+    let forbidden = audit.iter().any(|event| {
+        event["responseStatus"]["code"] == 403
+            && event["impersonatedUser"]["username"] == "system:serviceaccount:default:limited"
+            && event["objectRef"]["subresource"] == "exec"
+    });
+    story.teller.check(
+        forbidden,
+        "and the tunnel server's audit log has it all",
+        format!("{} records", audit.len()),
+    )?;
+    past_no_admission(story)?;
     for (kind, name) in [("rolebinding", LIMITED), ("role", LIMITED), ("serviceaccount", LIMITED)] {
         story.cluster.kubectl.ok(["delete", kind, name])?;
     }
@@ -229,6 +247,49 @@ fn through_the_plugin(story: &mut Story) -> Result<()> {
     })?;
     story.teller.figure("kubectl logs works again without our doing", &seconds(back));
     Ok(())
+}
+
+/// A policy for CONNECT: the tunnel server's port is no way around it.
+fn past_no_admission(story: &mut Story) -> Result<()> {
+    let policy = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "no-shells"},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]}]},
+                "validations": [{"expression": "false", "message": "no shells here"}],
+            },
+        },
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "no-shells"}, "spec": {"policyName": "no-shells", "validationActions": ["Deny"]},
+        },
+    ]});
+    story.cluster.kubectl.apply(&policy.to_string())?;
+    for words in [&["exec", "nginx", "--", "true"][..], &["yurt", "exec", "nginx", "--", "true"]] {
+        let kubectl = &story.cluster.kubectl;
+        until_true("the policy to be known", Duration::from_secs(30), || {
+            let finished = kubectl.run_for(Duration::from_secs(20), words)?;
+            Ok((!finished.stderr().contains("no-shells")).then(|| finished.to_string()))
+        })?;
+        story.teller.holds(&format!("where a policy forbids it, kubectl {} is refused", words.join(" ")));
+    }
+    let kubectl = &story.cluster.kubectl;
+    kubectl.ok(["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-shells"])?;
+    until_true("exec to work again", Duration::from_secs(30), || {
+        let finished = kubectl.run_for(Duration::from_secs(20), ["yurt", "exec", "nginx", "--", "true"])?;
+        Ok((!finished.ok()).then(|| finished.to_string()))
+    })?;
+    Ok(())
+}
+
+/// What the tunnel server has written down of the requests at its own port.
+fn audit_of_the_server(story: &Story) -> Result<Vec<serde_json::Value>> {
+    let logs = story.cluster.kubectl.ok(["logs", "-n", "kube-system", "daemonset/yurt-tunnel-server"])?;
+    let events = logs.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    Ok(events.filter(|event| event["apiVersion"] == "audit.k8s.io/v1").collect())
 }
 
 const LIMITED: &str = "limited";

@@ -15,9 +15,8 @@ use crate::wait::{Seen, throughout, until, until_true};
 
 /// A busy machine takes its time to start any process; what waits for a time-out of somebody's takes longer.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
-/// What new TLS sessions, resumed watches and reviews of rights may cost; one list of what a small node sees costs
-/// more.
-const BYTES: u64 = 80 << 10;
+/// What new TLS sessions and resumed watches may cost; one list of what a small node sees costs more.
+const BYTES: u64 = 64 << 10;
 
 pub(super) fn crash(story: &mut Story) -> Result<()> {
     let edge = story.cluster.edge.clone();

@@ -15,13 +15,15 @@ use tokio_util::sync::CancellationToken;
 use yurt_api::names::HUB_POD_IPV6;
 use yurt_node::link::LinkState;
 
+use crate::clock::Boot;
 use crate::link::Link;
 use crate::node_client::NodeClient;
 use crate::store::{Bucket, Store, StoreError};
 use crate::upstream::{Upstream, jitter};
 
-/// Key in [`Bucket::Misc`].
+/// Keys in [`Bucket::Misc`]: what was read, and when.
 const KEY: &[u8] = b"api-servers";
+const READ: &[u8] = b"api-servers-read";
 /// The API servers write it, and no controller: it is there in every cluster.
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 /// Control planes have three or five.
@@ -38,12 +40,13 @@ pub(crate) struct ApiServers {
     client: NodeClient,
     upstream: Upstream,
     link: Link,
+    boot: Boot,
     known: Vec<SocketAddr>,
 }
 
 impl ApiServers {
     /// Tells `upstream` what is on the disk.
-    pub(crate) fn open(store: Store, client: NodeClient, upstream: Upstream, link: Link) -> Self {
+    pub(crate) fn open(store: Store, client: NodeClient, upstream: Upstream, link: Link, boot: Boot) -> Self {
         let stored = store.get(Bucket::Misc, KEY).unwrap_or_else(|error| {
             tracing::error!(%error, "the addresses of other API servers cannot be read");
             None
@@ -52,13 +55,15 @@ impl ApiServers {
             stored.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default();
         let known: Vec<_> = known.into_iter().filter(|address| is_servers(address.ip())).take(MOST).collect();
         upstream.found(&known);
-        Self { store, client, upstream, link, known }
+        Self { store, client, upstream, link, boot, known }
     }
 
     /// Reads them again and again, while there is a link. Ends when the role stops.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let looking = async {
             let mut states = self.link.subscribe();
+            // A process that is started again goes on where the one before was.
+            sleep(self.not_before()).await;
             while states.wait_for(|state| *state == LinkState::Online).await.is_ok() {
                 sleep(SPREAD.mul_f64(jitter())).await;
                 let pause = if self.look().await { PERIOD } else { AGAIN };
@@ -71,6 +76,15 @@ impl ApiServers {
         }
     }
 
+    /// How long they need not be read.
+    fn not_before(&self) -> Duration {
+        let read = self.store.get(Bucket::Misc, READ).ok().flatten();
+        let read =
+            read.filter(|_| !self.known.is_empty()).and_then(|value| serde_json::from_slice(&value).ok());
+        let age = read.and_then(|read| self.boot.since(&read));
+        age.map_or(Duration::ZERO, |age| PERIOD.saturating_sub(age))
+    }
+
     /// Whether the API server has told.
     async fn look(&mut self) -> bool {
         let endpoints = match self.client.get(ENDPOINTS).await {
@@ -80,6 +94,10 @@ impl ApiServers {
                 return false;
             }
         };
+        let read = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
+        if let Err(error) = self.store.put(Bucket::Misc, READ, &read).await {
+            tracing::debug!(%error, "a restart reads them again");
+        }
         let found = addresses(&endpoints);
         // One that says that there is none is about to end, or confused.
         if found.is_empty() || found == self.known {
@@ -179,7 +197,12 @@ mod tests {
             let config = UpstreamConfig::of(&api);
             let (upstream, link) = Upstream::start(&config, &Tasks::new(stop.clone())).unwrap();
             let client = NodeClient::new(upstream.clone());
-            let mut servers = ApiServers::open(store, client, upstream.clone(), link.clone());
+            let boot = Boot::new("one");
+            let mut servers = ApiServers::open(store, client, upstream.clone(), link.clone(), boot);
+            assert_eq!(servers.not_before() > Duration::from_secs(3500), process > 0);
+            let known = std::mem::take(&mut servers.known);
+            assert_eq!((known.len(), servers.not_before()), (process, Duration::ZERO), "nothing is known");
+            servers.known = known;
             let is = async |wanted: LinkState, within: u64| {
                 let mut states = link.subscribe();
                 let reached = states.wait_for(|state| *state == wanted);

@@ -21,6 +21,8 @@ use crate::node_client::{CallError, NodeClient};
 use crate::store::{Bucket, Store, StoreError};
 
 const KEY: &[u8] = b"cluster";
+/// A Node is mostly status.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 /// Between attempts to learn it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -182,7 +184,7 @@ impl Guard {
 
     /// Nothing if there is no such object, or it is not the node's to read.
     async fn uid(&self, path: &str) -> Result<Option<String>, CallError> {
-        match self.client.get(path).await {
+        match self.client.get_as(path, METADATA).await {
             Ok(object) => Ok(object["metadata"]["uid"].as_str().map(str::to_owned)),
             Err(CallError::Refused { code, .. }) if matches!(code.as_u16(), 403 | 404) => Ok(None),
             Err(error) => Err(error),
@@ -316,6 +318,16 @@ mod tests {
             checked.clone().settled(limit).await;
             assert_eq!(begin.elapsed().as_secs(), 2);
         }
+    }
+
+    #[tokio::test]
+    async fn no_more_of_an_object_is_asked_for_than_its_metadata() {
+        let cluster = Cluster::start().await;
+        cluster.guard.check().await.unwrap();
+        let seen = cluster.api.requests();
+        let asked = seen.iter().filter(|seen| seen.path == NODE || seen.path == SERVICE);
+        let accepts: Vec<_> = asked.map(|seen| seen.headers["accept"].to_str().unwrap()).collect();
+        assert_eq!(accepts, [METADATA; 2]);
     }
 
     #[tokio::test]

@@ -49,6 +49,7 @@ use yurt_node::supervise::Tasks;
 use self::api_servers::ApiServers;
 use self::caller::Permit;
 use self::certificate::Certificates;
+use self::clock::Boot;
 use self::filter::Filters;
 use self::limits::{Accounts, Observed};
 use self::link::Link;
@@ -137,9 +138,14 @@ impl Server {
             client_key: config.client_key.clone(),
         };
         let (upstream, link) = Upstream::start(&upstream_config, tasks)?;
-        let views = Views::load(&store, &upstream, &link, &node_permit, tasks)?;
+        // Without a name every boot is the same, and no kubelet is known to have ended with one.
+        let boot = std::env::var(BOOT_VARIABLE).or_else(|_| std::fs::read_to_string(BOOT_FILE));
+        let boot = boot.unwrap_or_default();
+        let this_boot = Boot::new(&boot);
+        let views = Views::load(&store, &upstream, &link, &node_permit, &this_boot, tasks)?;
         let client = NodeClient::new(upstream.clone());
-        let servers = ApiServers::open(store.clone(), client.clone(), upstream.clone(), link.clone());
+        let (for_client, for_link) = (client.clone(), link.clone());
+        let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
         tasks.part("the look for other API servers", servers.run(stop.clone()));
         let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
         let (keys, ended) = (issuer.clone(), stop.clone());
@@ -163,9 +169,6 @@ impl Server {
                 () = guard.run() => {}
             }
         });
-        // Without a name every boot is the same, and no kubelet is known to have ended with one.
-        let boot = std::env::var(BOOT_VARIABLE).or_else(|_| std::fs::read_to_string(BOOT_FILE));
-        let boot = boot.unwrap_or_default();
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();

@@ -35,22 +35,47 @@ use crate::clock::steady;
 pub(crate) struct Link {
     state: watch::Receiver<LinkState>,
     kick: Arc<Notify>,
-    changed: Arc<AtomicU64>,
+    history: Arc<History>,
+}
+
+/// What has become of the link in this process. Whoever changes the state writes it first.
+#[derive(Debug)]
+pub(crate) struct History {
+    /// When it last changed, as [`steady`] says.
+    changed: AtomicU64,
+    /// How often it has turned out to be down.
+    losses: AtomicU64,
+}
+
+impl History {
+    /// The state is about to be this one.
+    pub(crate) fn note(&self, state: LinkState) {
+        self.changed.store(steady(), Ordering::Relaxed);
+        if state == LinkState::Offline {
+            self.losses.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Link {
     pub(crate) fn new(state: watch::Receiver<LinkState>, kick: Arc<Notify>) -> Self {
-        Self { state, kick, changed: Arc::new(AtomicU64::new(steady())) }
+        let history = History { changed: AtomicU64::new(steady()), losses: AtomicU64::new(0) };
+        Self { state, kick, history: Arc::new(history) }
     }
 
-    /// When the state last changed, as [`steady`] says; whoever changes it writes it here.
-    pub(crate) fn changed(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.changed)
+    /// For whoever changes the state.
+    pub(crate) fn history(&self) -> Arc<History> {
+        Arc::clone(&self.history)
     }
 
     /// For how many seconds it has been so, as far as this process has seen it.
     pub(crate) fn for_seconds(&self) -> u64 {
-        steady().saturating_sub(self.changed.load(Ordering::Relaxed))
+        steady().saturating_sub(self.history.changed.load(Ordering::Relaxed))
+    }
+
+    /// How often it was down since the process began: what is to hold until it is lost compares two of these.
+    pub(crate) fn losses(&self) -> u64 {
+        self.history.losses.load(Ordering::Relaxed)
     }
 
     /// Whether requests should go upstream. While nothing is known yet they should not.

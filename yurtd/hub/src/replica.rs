@@ -12,6 +12,7 @@
 //!   node (`accounts`). The view stays in the store.
 
 mod accounts;
+mod confirmed;
 mod credentials;
 mod fetch;
 mod followers;

@@ -9,10 +9,12 @@
 
 pub(crate) mod catalogue;
 mod catch_up;
+pub(crate) mod confirmation;
 mod feed;
 mod list;
 mod lookup;
 pub(crate) mod overlay;
+mod read;
 pub(crate) mod record;
 mod ring;
 pub(crate) mod selector;
@@ -23,7 +25,6 @@ mod stream;
 pub(crate) mod table;
 pub(crate) mod tap;
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -33,9 +34,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::caller::{Identity, rights_last};
-use crate::clock::{DAY, now, steady, today};
-use crate::store::{ReadOnlyStore, Reader, StoreError, Table, Tx};
-use record::{ObjectRecord, ViewId, ViewRecord};
+use crate::clock::{Boot, DAY, now, steady, today};
+use crate::store::{ReadOnlyStore, StoreError, Tx};
+use confirmation::Confirmation;
+use record::{ViewId, ViewRecord};
 use ring::{Ring, Rings};
 use table::{ViewTable, Written};
 use tap::Taps;
@@ -153,17 +155,6 @@ pub(crate) struct Sync {
     pub(crate) no_view_until: Option<Instant>,
 }
 
-/// One object out of a view.
-#[derive(Debug, Clone)]
-pub(crate) struct Found {
-    /// As a GET would answer it.
-    pub(crate) body: Bytes,
-    /// Upstream's resourceVersion of it.
-    pub(crate) version: u64,
-    /// Whether it is a local version over that.
-    pub(crate) local: bool,
-}
-
 /// One view.
 pub(crate) struct View {
     pub(crate) id: ViewId,
@@ -177,6 +168,8 @@ pub(crate) struct View {
     taps: Taps,
     /// The view that it is fed from; nothing while it has a list and a watch of its own.
     source: Mutex<Weak<View>>,
+    /// That its identity may read it.
+    confirmation: Mutex<Option<Confirmation>>,
     pub(crate) sync: watch::Sender<Sync>,
     /// Somebody wants the reflector to try again now.
     pub(crate) poke: Notify,
@@ -251,6 +244,7 @@ impl View {
             ring,
             taps: Taps::default(),
             source: Mutex::default(),
+            confirmation: Mutex::new(record.and_then(|record| record.confirmation.clone())),
             stored: AtomicU64::new(0),
             counts,
             progress: watch::channel(progress).0,
@@ -302,82 +296,6 @@ impl View {
             }
         }
         name
-    }
-
-    /// One object of the view.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Result<Option<Found>, StoreError> {
-        self.object(namespace, name, feed::body)
-    }
-
-    /// The same as upstream has it, without what lies over it here.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn upstreams(&self, namespace: Option<&str>, name: &str) -> Result<Option<Bytes>, StoreError> {
-        let found =
-            self.object(namespace, name, |reader, _, key, object| object.open(reader.sealer(), key))?;
-        Ok(found.map(|found| found.body))
-    }
-
-    fn object(
-        &self,
-        namespace: Option<&str>,
-        name: &str,
-        body: impl for<'a> FnOnce(
-            &Reader<'a>,
-            &ViewRecord,
-            &[u8],
-            &ObjectRecord<'a>,
-        ) -> Result<Cow<'a, [u8]>, StoreError>,
-    ) -> Result<Option<Found>, StoreError> {
-        let key = self.id.object(&crate::wire::object::object_key(namespace, name));
-        self.read(|reader| {
-            let record = feed::load(reader, self.id)?;
-            let (Some(kind), Some(value)) = (&record.kind, reader.get(Table::Objects, &key)?) else {
-                return Ok(None);
-            };
-            let object = ObjectRecord::decode(value)?;
-            let local = record.locals > 0 && reader.get(Table::Locals, &key)?.is_some();
-            let body = body(reader, &record, &key, &object)?;
-            let body = crate::wire::object::encode_object(self.spec.encoding(), kind, &body);
-            Ok(Some(Found { body, version: object.version, local }))
-        })
-    }
-
-    /// Every object in its stored form; returns the sequence number whose state this is.
-    pub(crate) fn for_each(
-        &self,
-        mut each: impl FnMut(&[u8]) -> Result<(), StoreError>,
-    ) -> Result<u64, StoreError> {
-        self.read(|reader| {
-            let record = feed::load(reader, self.id)?;
-            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
-                each(&feed::body(reader, &record, key, &ObjectRecord::decode(value)?)?)?;
-                Ok(true)
-            })?;
-            Ok(record.sequence)
-        })
-    }
-
-    /// How many bytes its objects take in the store; more than `limit` are not counted on.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) fn stored_bytes(&self, limit: u64) -> Result<u64, StoreError> {
-        self.read(|reader| {
-            let mut bytes = 0_u64;
-            reader.scan(Table::Objects, &self.id.prefix(), None, |key, value| {
-                bytes = bytes.saturating_add((key.len() + value.len()) as u64);
-                Ok(bytes <= limit)
-            })?;
-            Ok(bytes)
-        })
     }
 
     /// The collection's resourceVersion.
@@ -440,6 +358,24 @@ impl View {
         }
     }
 
+    /// The API server's word that its identity may read it, believed still or not any more.
+    pub(crate) fn confirmation(&self) -> Option<Confirmation> {
+        self.confirmation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a new word, or forgets it; the one before.
+    pub(crate) fn set_confirmation(&self, confirmation: Option<Confirmation>) -> Option<Confirmation> {
+        let mut known = self.confirmation.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut known, confirmation)
+    }
+
+    /// The hub is there and has a link, for the word.
+    pub(crate) fn see_confirmation(&self, boot: &Boot) {
+        if let Some(known) = &mut *self.confirmation.lock().unwrap_or_else(PoisonError::into_inner) {
+            known.see(boot);
+        }
+    }
+
     /// Whether a reflector keeps it equal to the API server's collection.
     pub(crate) fn is_followed(&self) -> bool {
         self.state().is_following()
@@ -468,16 +404,6 @@ impl View {
     pub(crate) fn watch(self: &Arc<Self>, options: WatchOptions) -> Result<WatchStream, WatchError> {
         self.touch();
         stream::start(self, options)
-    }
-
-    /// Reads; a record that cannot be read has the view listed anew.
-    fn read<T>(&self, job: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let outcome = self.store.read(job);
-        if let Err(StoreError::Damaged(reason)) = &outcome {
-            tracing::error!(reason, view = %self.name(), "the view is damaged and will be listed anew");
-            self.damage.notify_one();
-        }
-        outcome
     }
 
     /// Somebody uses the view.

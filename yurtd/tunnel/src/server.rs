@@ -22,7 +22,9 @@ mod registry;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +43,7 @@ use self::agents::Agents;
 use self::api::client_certificate::ClientCertificate;
 pub use self::api::client_certificate::request as certificate_request;
 use self::api::tunnel::{Stream, Tunnel};
-use self::api::{Api, ApiOptions};
+use self::api::{Api, ApiOptions, ConnectAdmission, Trail};
 use self::client_ca::ClientCa;
 use self::connections::Connections;
 use self::intercept::Intercept;
@@ -70,6 +72,10 @@ pub struct Options {
     pub intercept_port: u16,
     /// Ports of kubelets on edge nodes; connections to others are never redirected.
     pub kubelet_ports: Vec<u16>,
+    /// Where audit records of the API port go; standard output if nowhere else.
+    pub audit_log: Option<PathBuf>,
+    /// Serve exec, attach and port-forward at the API port although admission rules for `CONNECT` are not asked there.
+    pub allow_connect_admission_bypass: bool,
 }
 
 /// Wires everything and runs it until `stop`.
@@ -97,6 +103,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         settings: Settings::server(),
     });
     let intercept = Intercept::new(registry.clone(), endpoints.subscribe(), intercept::original_destination);
+    let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
         tunnel: tunnel(registry.clone()),
@@ -104,6 +111,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         certificate: client_certificate.clone(),
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
         redirect: redirect.subscribe(),
+        trail: trail(options.audit_log.as_deref()).context("cannot write the audit log")?,
+        admission,
     })
     .context("cannot set up TLS towards kubelets")?;
 
@@ -132,6 +141,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, stop.clone());
     parts.part("the watch on nodes", nodes);
     parts.part("the serving certificate", certificate.clone().follow(stop.clone()));
+    parts.part("the cluster's admission rules", admission_rules.follow(client.clone(), stop.clone()));
     parts.part("the cluster's client CA", client_ca.follow(client.clone(), stop.clone()));
     parts.part("the client certificate for kubelets", client_certificate.follow(client, stop.clone()));
     let listener = listeners::everywhere(options.api_port)?;
@@ -168,6 +178,14 @@ pub async fn remove_redirect() -> anyhow::Result<()> {
     table.remove().await.context("cannot remove the redirect rules")?;
     tracing::info!(table = names::NFT_TABLE, "redirect rules removed");
     Ok(())
+}
+
+/// The file is one that others have begun, perhaps, and nobody else reads.
+fn trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
+    match audit_log {
+        Some(path) => Trail::to(OpenOptions::new().create(true).append(true).mode(0o600).open(path)?),
+        None => Trail::to(std::io::stdout()),
+    }
 }
 
 /// The tunnel, for the endpoint.

@@ -287,6 +287,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::clock::Boot;
     use crate::offline::Row;
     use crate::replica::Views;
     use crate::request::RequestInfo;
@@ -333,7 +334,8 @@ mod tests {
         let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
         let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
         let node = Permit::of_node("system:node:edge");
-        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let views =
+            Views::load(&store, &upstream, &link, &node, &Boot::new(""), &Tasks::new(stop.clone())).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
         let view = views.open(&node, &pods).await.unwrap();
         let boot = async |boot| Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", boot).await;
@@ -373,7 +375,8 @@ mod tests {
         let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
         let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
         let node = Permit::of_node("system:node:edge");
-        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let views =
+            Views::load(&store, &upstream, &link, &node, &Boot::new(""), &Tasks::new(stop.clone())).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
         let view = views.open(&node, &pods).await.unwrap();
         let boot = async || Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", "b-1").await;
@@ -398,7 +401,8 @@ mod tests {
         let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
         let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &Tasks::new(stop.clone())).unwrap();
         let node = Permit::of_node("system:node:edge");
-        let views = Views::load(&store, &upstream, &link, &node, &Tasks::new(stop.clone())).unwrap();
+        let views =
+            Views::load(&store, &upstream, &link, &node, &Boot::new(""), &Tasks::new(stop.clone())).unwrap();
         let pods = ViewSpec::new(Resource::new("", "v1", "pods"), None, "", "", Encoding::Json);
         views.open(&node, &pods).await.unwrap();
         let offline = Arc::new(Offline::open(store, views, "edge", "v1.36.3", "b-1").await);

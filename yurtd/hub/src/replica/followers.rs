@@ -24,6 +24,19 @@ use crate::view::record::ViewId;
 use crate::view::selector::Selector;
 use crate::view::{Transition, View, Why};
 
+/// A reflector that was started.
+struct Task {
+    handle: JoinHandle<()>,
+    /// Cancelled when it has ended, however.
+    ended: CancellationToken,
+}
+
+impl Task {
+    fn runs(&self) -> bool {
+        !self.ended.is_cancelled()
+    }
+}
+
 /// Owns the reflectors' tasks, which end with `stop`.
 pub(super) struct Followers {
     store: Store,
@@ -35,7 +48,7 @@ pub(super) struct Followers {
     /// All views, which a view may be fed from.
     views: Weak<Inner>,
     credentials: Credentials,
-    tasks: Mutex<HashMap<ViewId, JoinHandle<()>>>,
+    tasks: Mutex<HashMap<ViewId, Task>>,
     /// Large pages that may be in memory at a time: kubelet's, and the others'.
     large: [Arc<Semaphore>; 2],
 }
@@ -70,7 +83,7 @@ impl Followers {
         Arc::clone(&self.large[usize::from(!of_kubelet)])
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ViewId, JoinHandle<()>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ViewId, Task>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,7 +92,7 @@ impl Followers {
     pub(super) fn start(&self, permit: &Permit, view: &Arc<View>, start: Start) {
         let credentials = self.credentials.show(permit);
         let mut tasks = self.lock();
-        if view.is_gone() || tasks.get(&view.id).is_some_and(|task| !task.is_finished()) {
+        if view.is_gone() || tasks.get(&view.id).is_some_and(Task::runs) {
             return;
         }
         let reflector = Reflector {
@@ -100,14 +113,18 @@ impl Followers {
                 is_shared(&view.spec).then(|| Selector::of(&view.spec)).flatten(),
             ),
         };
-        let stop = self.stop.clone();
-        let task = tokio::spawn(async move {
+        let (stop, ended) = (self.stop.clone(), CancellationToken::new());
+        let end = ended.clone().drop_guard();
+        let handle = tokio::spawn(async move {
+            let _end = end;
             tokio::select! {
+                // Connections end with it, too: that says nothing of a view.
+                biased;
                 () = stop.cancelled() => {}
                 () = reflector.run(start) => {}
             }
         });
-        tasks.insert(view.id, task);
+        tasks.insert(view.id, Task { handle, ended });
     }
 
     /// Hands the credential to the reflectors of the identity, those that will start too.
@@ -122,7 +139,12 @@ impl Followers {
 
     /// Whether the view's reflector runs.
     pub(super) fn is_running(&self, view: ViewId) -> bool {
-        self.lock().get(&view).is_some_and(|task| !task.is_finished())
+        self.end_of(view).is_some()
+    }
+
+    /// What is cancelled when the view's reflector ends; nothing if none runs.
+    pub(super) fn end_of(&self, view: ViewId) -> Option<CancellationToken> {
+        self.lock().get(&view).filter(|task| task.runs()).map(|task| task.ended.clone())
     }
 
     /// Ends the reflector of a view that is in the catalogue no more: whatever it was about to write comes before what
@@ -134,14 +156,14 @@ impl Followers {
             tasks.remove(&view.id)
         };
         if let Some(task) = task {
-            task.abort();
-            let _ = task.await;
+            task.handle.abort();
+            let _ = task.handle.await;
         }
         view.turn(Transition::Lost(Why::Unfollowed));
     }
 
     /// Forgets tasks that have ended by themselves.
     pub(super) fn prune(&self) {
-        self.lock().retain(|_, task| !task.is_finished());
+        self.lock().retain(|_, task| task.runs());
     }
 }

@@ -53,6 +53,17 @@ impl Views {
         }
     }
 
+    /// Whenever the link is lost: what the API server has confirmed was for as long as there was one.
+    pub(super) async fn doubt_rights(&self) {
+        let mut link = self.inner.link.subscribe();
+        while link.wait_for(|state| *state == LinkState::Offline).await.is_ok() {
+            self.unconfirm_all().await;
+            if link.wait_for(|state| *state != LinkState::Offline).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Whenever the link is there again: what nobody follows may change unseen from now on.
     pub(super) async fn outdate(&self) {
         let mut link = self.inner.link.subscribe();
@@ -100,6 +111,7 @@ impl Views {
     ///
     /// [`StoreError`]; then nothing has changed.
     pub(crate) async fn save(&self) -> Result<(), StoreError> {
+        self.see_confirmations();
         let mut views = self.inner.catalogue.all();
         views.retain(|view| view.is_stored());
         let now = clock::now();
@@ -112,24 +124,27 @@ impl Views {
                     State::Following { .. } => State::Following { seen: now },
                     other => other,
                 };
-                (view.id, version, view.used(), state)
+                (Arc::clone(view), version, view.used(), state)
             })
             .collect();
         self.inner
             .store
             .write(Durability::Soon, move |tx| {
-                for (id, version, used, state) in &changes {
-                    let Some(mut record) = stored(tx, *id)? else { continue };
+                for (view, version, used, state) in &changes {
+                    let Some(mut record) = stored(tx, view.id)? else { continue };
                     // A use alone is worth a write once an hour.
                     let aged = used.saturating_sub(record.used) >= 3600;
-                    if record.resource_version >= *version && !aged && !state.differs_from(record.state) {
+                    let confirmation = view.confirmation();
+                    let same = record.resource_version >= *version && record.confirmation == confirmation;
+                    if same && !aged && !state.differs_from(record.state) {
                         continue;
                     }
+                    record.confirmation = confirmation;
                     record.state = *state;
                     record.resource_version = record.resource_version.max(*version);
                     record.used = record.used.max(*used);
                     let value = record.encode()?;
-                    tx.put(Table::Views, &id.prefix(), &value)?;
+                    tx.put(Table::Views, &view.id.prefix(), &value)?;
                 }
                 Ok(())
             })
@@ -175,8 +190,9 @@ impl Views {
             .await
     }
 }
+
 /// The record of a view; nothing for one that is damaged, which its own reader finds out.
-fn stored(tx: &Tx<'_>, id: ViewId) -> Result<Option<ViewRecord>, StoreError> {
+pub(super) fn stored(tx: &Tx<'_>, id: ViewId) -> Result<Option<ViewRecord>, StoreError> {
     match tx.get(Table::Views, &id.prefix()) {
         Ok(value) => value.map(ViewRecord::decode).transpose(),
         Err(StoreError::Damaged(_)) => Ok(None),

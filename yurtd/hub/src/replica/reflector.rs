@@ -215,6 +215,10 @@ impl Reflector {
         }
         let online = *self.link.borrow() == LinkState::Online;
         let believed = outcome == Outcome::Forbidden && self.refusals.refused(Instant::now());
+        if outcome == Outcome::Forbidden {
+            // It is newer than what was said when it was fed.
+            self.unconfirm().await;
+        }
         let transition = match outcome {
             Outcome::Forbidden if believed => Transition::Refused,
             Outcome::Forbidden => Transition::Lost(Why::Forbidden),

@@ -1,5 +1,6 @@
 //! Views and their reflectors against a fake API server, over real TLS and HTTP/2.
 
+mod confirmed;
 mod derived;
 mod keeping;
 mod link;
@@ -22,7 +23,7 @@ use yurt_node::supervise::Tasks;
 
 use super::Views;
 use crate::caller::{Caller, Credential, Identity, Permit};
-use crate::clock::now;
+use crate::clock::{Boot, now};
 use crate::link::Link;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, UpstreamConfig};
@@ -75,12 +76,21 @@ impl Hub {
         Self::start_as(&UpstreamConfig::of(api), dir, silence).await
     }
 
+    /// One that runs in another boot of the node.
+    async fn start_in(api: &FakeApi, dir: &Path, boot: &Boot) -> Self {
+        Self::start_on(&UpstreamConfig::of(api), dir, boot, Duration::from_secs(180)).await
+    }
+
     async fn start_as(config: &UpstreamConfig, dir: &Path, silence: Duration) -> Self {
+        Self::start_on(config, dir, &boot(), silence).await
+    }
+
+    async fn start_on(config: &UpstreamConfig, dir: &Path, boot: &Boot, silence: Duration) -> Self {
         let stop = CancellationToken::new();
         let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
         let (upstream, link) = Upstream::start(config, &Tasks::new(stop.clone())).unwrap();
         let tasks = Tasks::new(stop.clone());
-        let views = Views::load_with(&store, &upstream, &link, &node(), &tasks, silence).unwrap();
+        let views = Views::load_with(&store, &upstream, &link, &node(), boot, &tasks, silence).unwrap();
         assert_ne!(link.settled(Duration::from_secs(5)).await, LinkState::Unknown);
         Self { views, link, store, stop }
     }
@@ -103,6 +113,10 @@ impl Hub {
         }
         copy
     }
+}
+
+fn boot() -> Boot {
+    Boot::new("this-one")
 }
 
 fn node() -> Permit {

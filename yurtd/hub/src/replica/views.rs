@@ -9,7 +9,7 @@ use yurt_node::supervise::Tasks;
 use super::followers::Followers;
 use super::{Start, kept};
 use crate::caller::{Identity, Permit};
-use crate::clock;
+use crate::clock::{self, Boot};
 use crate::link::Link;
 use crate::store::{Store, StoreError, StoreStats};
 use crate::upstream::Upstream;
@@ -42,6 +42,7 @@ pub(super) struct Inner {
     /// What EndpointSlices show of the node's own pods.
     pub(super) overlay: Overlay,
     pub(super) link: Link,
+    pub(super) boot: Boot,
     /// The hub's own work for its node.
     pub(super) node: Permit,
     pub(super) pods: Mutex<Option<kept::PodsAt>>,
@@ -60,9 +61,10 @@ impl Views {
         upstream: &Upstream,
         link: &Link,
         node: &Permit,
+        boot: &Boot,
         tasks: &Tasks,
     ) -> Result<Self, StoreError> {
-        Self::load_with(store, upstream, link, node, tasks, SILENCE)
+        Self::load_with(store, upstream, link, node, boot, tasks, SILENCE)
     }
 
     /// [`Self::load`] with a bound of one's own for silent watches.
@@ -71,6 +73,7 @@ impl Views {
         upstream: &Upstream,
         link: &Link,
         node: &Permit,
+        boot: &Boot,
         tasks: &Tasks,
         silence: Duration,
     ) -> Result<Self, StoreError> {
@@ -91,6 +94,7 @@ impl Views {
             store: store.clone(),
             overlay,
             link: link.clone(),
+            boot: boot.clone(),
             node: node.clone(),
             pods: Mutex::default(),
         });
@@ -98,10 +102,11 @@ impl Views {
         let housekeeping = views.clone();
         let online = views.clone();
         let stopped = stop.clone();
-        tasks.part("what views are worth when the link is there", async move {
+        tasks.part("what views are worth when the link comes or goes", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
                 () = online.outdate() => {}
+                () = online.doubt_rights() => {}
             }
         });
         tasks.part("the views' housekeeping", async move {

@@ -2,7 +2,7 @@
 //! becomes of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
@@ -13,8 +13,7 @@ use yurt_node::supervise::Tasks;
 
 use super::pool::{Connection, OpenError, PROBE, Pool};
 use super::silence::Ear;
-use crate::clock::steady;
-use crate::link::{Link, Machine, Next, Silence};
+use crate::link::{History, Link, Machine, Next, Silence};
 use yurt_node::link::LinkState;
 
 /// How often the kernel is asked what it has heard: while somebody is waited for, and while not.
@@ -34,7 +33,7 @@ pub(super) fn start(pool: Arc<Pool>, tasks: &Tasks) -> Link {
     let (state, receiver) = watch::channel(LinkState::Unknown);
     let kick = Arc::<Notify>::default();
     let link = Link::new(receiver, Arc::clone(&kick));
-    let prober = Prober { pool, state, changed: link.changed(), kick, machine: Machine::new(), grace: None };
+    let prober = Prober { pool, state, history: link.history(), kick, machine: Machine::new(), grace: None };
     let stop = tasks.stop().clone();
     tasks.part("the link's probe", async move {
         tokio::select! {
@@ -53,8 +52,7 @@ pub(crate) fn jitter() -> f64 {
 struct Prober {
     pool: Arc<Pool>,
     state: watch::Sender<LinkState>,
-    /// When it changed.
-    changed: Arc<AtomicU64>,
+    history: Arc<History>,
     kick: Arc<Notify>,
     machine: Machine,
     /// A server has just answered: connections from before have so long.
@@ -224,9 +222,10 @@ impl Prober {
     fn publish(&self) {
         let state = self.machine.state();
         let changed = self.state.send_if_modified(|known| {
-            let changed = std::mem::replace(known, state) != state;
+            let changed = *known != state;
             if changed {
-                self.changed.store(steady(), Ordering::Relaxed);
+                self.history.note(state);
+                *known = state;
             }
             changed
         });

@@ -16,10 +16,10 @@ use super::record::ObjectRecord;
 use super::ring::Noted;
 use super::table::{Change, Taken, ViewTable, Written};
 use super::{
-    Bytes, Identity, Since, StoreError, Table, View, ViewId, ViewRecord, ViewSpec, WatchError, WatchOptions,
+    Bytes, Identity, Since, StoreError, View, ViewId, ViewRecord, ViewSpec, WatchError, WatchOptions,
     WatchStream, feed,
 };
-use crate::store::{Durability, Store};
+use crate::store::{Durability, Store, Table};
 use crate::wire::frame::decode_event;
 use crate::wire::{
     Encoding, Event, EventType, FrameDecoder, Item, ListPage, ObjectMeta, Resource, TypeMeta, split_list,

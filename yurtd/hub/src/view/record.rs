@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::ViewSpec;
+use super::confirmation::Confirmation;
 use super::state::{State, Why};
 use crate::store::{Sealer, StoreError};
 use crate::wire::TypeMeta;
@@ -80,6 +81,9 @@ pub(crate) struct ViewRecord {
     pub(crate) bytes: u64,
     /// When somebody last used it, in seconds since 1970.
     pub(crate) used: u64,
+    /// That its identity may read it, if the API server has been asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) confirmation: Option<Confirmation>,
 }
 
 impl ViewRecord {
@@ -101,6 +105,7 @@ impl ViewRecord {
             local_version: 0,
             bytes: 0,
             used: now,
+            confirmation: None,
         }
     }
 

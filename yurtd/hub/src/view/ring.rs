@@ -25,9 +25,12 @@
 //!
 //! A channel that broadcasts has a bound of messages and not of bytes, and one list of waiters more; it was left out.
 
+mod budget;
+mod news;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
@@ -39,105 +42,16 @@ use super::record::ViewRecord;
 use crate::clock::steady;
 use crate::limits;
 use crate::wire::frame::encode_event;
-use crate::wire::{Encoding, EventType, TypeMeta};
+use crate::wire::{Encoding, TypeMeta};
+
+pub(super) use budget::Ahead;
+pub(crate) use budget::Rings;
+#[cfg(test)]
+pub(crate) use news::Noted;
+pub(crate) use news::{NewEvent, News};
 
 /// Seconds that a view without watchers goes on collecting for one that is expected.
 const LINGERS: u64 = 30;
-
-/// An event that a transaction has made.
-#[derive(Debug)]
-pub(crate) struct NewEvent {
-    pub(crate) sequence: u64,
-    /// Of the object, or of its deletion.
-    pub(crate) version: u64,
-    /// Made here: whatever resourceVersion a watcher came with, it has to hear of it.
-    pub(crate) local: bool,
-    pub(crate) event_type: EventType,
-    /// The object in its stored form.
-    pub(crate) body: Bytes,
-}
-
-/// The same, for those who look whether it is told.
-#[cfg(test)]
-#[derive(Debug, Clone)]
-pub(crate) struct Noted {
-    pub(crate) sequence: u64,
-    pub(crate) version: u64,
-    pub(crate) local: bool,
-    pub(crate) event_type: EventType,
-    body: Bytes,
-}
-
-#[cfg(test)]
-impl Noted {
-    /// Whether it is an event of this object.
-    pub(crate) fn is_of(&self, name: &str) -> bool {
-        let name = format!("\"name\":\"{name}\"");
-        self.body.windows(name.len()).any(|window| window == name.as_bytes())
-    }
-}
-
-/// The events of a transaction, in their order.
-#[derive(Debug)]
-pub(crate) struct News {
-    /// They are all there are behind this one.
-    from: u64,
-    /// The collection's resourceVersion there.
-    from_version: u64,
-    /// None when nobody listens, or when what was before cannot be continued.
-    events: Option<VecDeque<NewEvent>>,
-    bytes: usize,
-}
-
-impl News {
-    /// Of a transaction that begins with this record.
-    pub(crate) fn after(record: &ViewRecord) -> Self {
-        Self { from: record.sequence, from_version: record.resource_version, events: None, bytes: 0 }
-    }
-
-    /// Somebody listens.
-    pub(crate) fn collect(&mut self) {
-        self.events = Some(VecDeque::new());
-    }
-
-    /// Whether there is anybody to tell.
-    pub(crate) fn are_collected(&self) -> bool {
-        self.events.is_some()
-    }
-
-    /// Nothing is continued.
-    pub(crate) fn drop_all(&mut self) {
-        self.events = None;
-    }
-
-    /// What was noted.
-    #[cfg(test)]
-    pub(crate) fn noted(&self) -> Option<Vec<Noted>> {
-        let noted = |event: &NewEvent| Noted {
-            sequence: event.sequence,
-            version: event.version,
-            local: event.local,
-            event_type: event.event_type,
-            body: event.body.clone(),
-        };
-        self.events.as_ref().map(|events| events.iter().map(noted).collect())
-    }
-
-    /// One more. No more than a ring takes is kept: a transaction may be a list of everything.
-    pub(crate) fn add(&mut self, event: NewEvent) {
-        let Some(events) = &mut self.events else { return };
-        self.bytes += event.body.len();
-        events.push_back(event);
-        while self.bytes > limits::RING
-            && events.len() > 1
-            && let Some(oldest) = events.pop_front()
-        {
-            self.bytes -= oldest.body.len();
-            self.from = oldest.sequence;
-            self.from_version = self.from_version.max(oldest.version);
-        }
-    }
-}
 
 /// One event as watchers get it.
 struct Frame {
@@ -152,61 +66,6 @@ struct Frame {
 impl Frame {
     fn size(&self) -> usize {
         size_of::<Self>() + self.bytes.len()
-    }
-}
-
-/// The rings that share a bound: kubelet's, or everybody else's.
-#[derive(Debug, Default)]
-pub(crate) struct Rings {
-    bytes: AtomicUsize,
-    /// Bytes that watches have read before they could send them.
-    ahead: AtomicUsize,
-    all: Mutex<Vec<Weak<Ring>>>,
-}
-
-impl Rings {
-    fn enter(&self, ring: &Arc<Ring>) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == all.capacity() {
-            all.retain(|ring| ring.strong_count() > 0);
-        }
-        all.push(Arc::downgrade(ring));
-    }
-
-    /// When all together have more than they may, none keeps more than its part of it: first of what was taken by those
-    /// who keep up, and if that is not enough, of everything.
-    fn make_room(&self, bound: usize) {
-        for taken in [true, false] {
-            if self.bytes.load(Ordering::Relaxed) > bound {
-                self.shrink(bound, taken);
-            }
-        }
-    }
-
-    fn shrink(&self, bound: usize, taken: bool) {
-        let mut rings: Vec<Arc<Ring>> = {
-            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
-        rings.retain(|ring| ring.bytes.load(Ordering::Relaxed) > 0);
-        let part = bound / rings.len().max(1);
-        for ring in rings {
-            if ring.bytes.load(Ordering::Relaxed) > part {
-                ring.shrink_to(part, taken);
-            }
-        }
-    }
-}
-
-/// Room for what a watch has read before it can send it, until it is dropped.
-pub(super) struct Ahead {
-    rings: Arc<Rings>,
-    bytes: usize,
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.rings.ahead.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

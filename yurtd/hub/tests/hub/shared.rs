@@ -2,13 +2,13 @@
 
 use super::*;
 
-const SERVICES: &str = "/api/v1/services";
-const ACCEPT: &str = "application/vnd.kubernetes.protobuf,application/json";
-const PROXY: &str = "system:serviceaccount:kube-system:kube-proxy";
-const DNS: &str = "system:serviceaccount:kube-system:coredns";
+pub(super) const SERVICES: &str = "/api/v1/services";
+pub(super) const ACCEPT: &str = "application/vnd.kubernetes.protobuf,application/json";
+pub(super) const PROXY: &str = "system:serviceaccount:kube-system:kube-proxy";
+pub(super) const DNS: &str = "system:serviceaccount:kube-system:coredns";
 
 /// As kubelet, kube-proxy and CoreDNS ask for Services.
-const PARTS: [&str; 3] = [
+pub(super) const PARTS: [&str; 3] = [
     "fieldSelector=spec.clusterIP%21%3DNone",
     "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&fieldSelector=spec.clusterIP%21%3DNone",
     "",

@@ -46,6 +46,13 @@ pub(crate) struct TunnelServerArgs {
     /// Port of kubelets on edge nodes; connections to others are never redirected (may be given several times)
     #[arg(long = "kubelet-port", value_name = "PORT", default_values_t = [names::KUBELET_PORT])]
     pub(crate) kubelet_ports: Vec<u16>,
+    /// File for the audit records of the API port, which standard output has otherwise
+    #[arg(long, value_name = "PATH")]
+    pub(crate) audit_log: Option<PathBuf>,
+    /// Serve exec, attach and port-forward at the API port, although admission policies and webhooks for CONNECT are not
+    /// asked there
+    #[arg(long)]
+    pub(crate) allow_connect_admission_bypass: bool,
 }
 
 /// Arguments of `yurtd-cloud controller`.
@@ -67,9 +74,16 @@ pub(crate) struct ControllerArgs {
 
 impl From<TunnelServerArgs> for yurt_tunnel::server::Options {
     fn from(args: TunnelServerArgs) -> Self {
-        let TunnelServerArgs { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports } =
-            args;
-        Self { node_name, tls_dir, agent_port, api_port, intercept_port, kubelet_ports }
+        Self {
+            node_name: args.node_name,
+            tls_dir: args.tls_dir,
+            agent_port: args.agent_port,
+            api_port: args.api_port,
+            intercept_port: args.intercept_port,
+            kubelet_ports: args.kubelet_ports,
+            audit_log: args.audit_log,
+            allow_connect_admission_bypass: args.allow_connect_admission_bypass,
+        }
     }
 }
 

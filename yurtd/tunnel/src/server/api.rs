@@ -12,10 +12,13 @@
 //! The server acts on a caller's behalf with its own rights, so the order is not negotiable: nothing
 //! reaches a kubelet without a `Grant`, and only [`authorise`] makes one.
 
+mod audit;
 mod authenticate;
 mod authorise;
 pub(super) mod client_certificate;
+mod connect_admission;
 pub(crate) mod fuzzing;
+mod impersonate;
 mod kubelet_client;
 mod listen;
 mod pods;
@@ -28,7 +31,6 @@ mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -40,9 +42,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use yurt_api::status::{AgentStatusList, RedirectState, RedirectStatus};
 
+use self::audit::Record;
+pub(super) use self::audit::Trail;
 use self::authenticate::{Authenticator, User};
 use self::authorise::Grant;
 use self::client_certificate::ClientCertificate;
+pub(super) use self::connect_admission::ConnectAdmission;
 use self::kubelet_client::Kubelets;
 use self::pods::Place;
 use self::status::{ApiError, Body, full, json_response};
@@ -66,6 +71,10 @@ pub(super) struct ApiOptions {
     pub(super) cluster_ca: Option<Vec<u8>>,
     /// How the redirect on this host stands.
     pub(super) redirect: watch::Receiver<RedirectStatus>,
+    /// Where it is written down who did what.
+    pub(super) trail: Arc<Trail>,
+    /// What only the API server could ask about an exec; somebody else follows it.
+    pub(super) admission: Arc<ConnectAdmission>,
 }
 
 /// The endpoint.
@@ -76,6 +85,8 @@ pub(super) struct Api {
     kubelets: Kubelets,
     upgrades: Upgrades,
     redirect: watch::Receiver<RedirectStatus>,
+    trail: Arc<Trail>,
+    admission: Arc<ConnectAdmission>,
 }
 
 /// The other end of a caller's connection.
@@ -91,7 +102,8 @@ impl Api {
     ///
     /// When TLS towards kubelets cannot be set up.
     pub(super) fn new(options: ApiOptions) -> Result<Arc<Self>, rustls::Error> {
-        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect } = options;
+        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect, trail, admission } =
+            options;
         let tunnel = Arc::new(tunnel);
         Ok(Arc::new(Self {
             authenticator: Authenticator::new(client.clone(), client_ca),
@@ -100,6 +112,8 @@ impl Api {
             tunnel,
             upgrades: Upgrades::default(),
             redirect,
+            trail,
+            admission,
         }))
     }
 
@@ -126,16 +140,15 @@ impl Api {
         peer: &Peer,
         connections: &Connections,
     ) -> Response<Body> {
-        let began = Instant::now();
-        let line = format!("{} {}", request.method(), request.uri().path());
-        match self.route(request, peer, connections).await {
+        let record = Record::of(self.trail.clone(), &request, peer.address.ip());
+        let response = match self.route(request, peer, connections, &record).await {
             Ok(response) => response,
             Err(error) => {
-                let took = began.elapsed();
-                tracing::info!(peer = %peer.address, request = line, ?took, %error, "refused");
+                record.is_refused(&error);
                 error.into_response()
             }
-        }
+        };
+        record.follow(response)
     }
 
     async fn route(
@@ -143,24 +156,31 @@ impl Api {
         request: Request<Incoming>,
         peer: &Peer,
         connections: &Connections,
+        record: &Arc<Record>,
     ) -> Result<Response<Body>, ApiError> {
         let target = Target::parse(request.method(), request.uri().path(), request.uri().query())?;
+        record.asks_for(&target);
         match target {
             Target::Health => Ok(Response::new(full("ok"))),
             Target::Readiness => self.readiness(),
             Target::Agents(name) => {
-                let user = self.user(peer, &request).await?;
-                self.agents(&user, name).await
+                let user = self.user(peer, request.headers(), record).await?;
+                self.agents(&user, name, record).await
             }
             Target::Pod(target) => {
-                let user = self.user(peer, &request).await?;
-                self.pod(request, target, user, connections).await
+                let user = self.user(peer, request.headers(), record).await?;
+                self.pod(request, target, user, connections, record).await
             }
         }
     }
 
-    async fn user(&self, peer: &Peer, request: &Request<Incoming>) -> Result<User, ApiError> {
-        self.authenticator.authenticate(&peer.certificates, request.headers()).await
+    /// Whom the request is run as.
+    async fn user(&self, peer: &Peer, headers: &HeaderMap, record: &Record) -> Result<User, ApiError> {
+        let caller = self.authenticator.authenticate(&peer.certificates, headers).await?;
+        record.comes_from(&caller);
+        let Some(user) = impersonate::apply(&self.client, &caller, headers).await? else { return Ok(caller) };
+        record.acts_as(&user);
+        Ok(user)
     }
 
     /// Ready is who brings plain kubectl to the nodes.
@@ -172,8 +192,14 @@ impl Api {
         Err(ApiError::Unavailable(format!("the redirect is not in place: {}", redirect.message)))
     }
 
-    async fn agents(&self, user: &User, name: Option<String>) -> Result<Response<Body>, ApiError> {
+    async fn agents(
+        &self,
+        user: &User,
+        name: Option<String>,
+        record: &Record,
+    ) -> Result<Response<Body>, ApiError> {
         authorise::agents(&self.client, user, name.as_deref()).await?;
+        record.is_allowed();
         let mut items = self.tunnel.agents();
         let document = if let Some(name) = name {
             items.retain(|agent| agent.node == name);
@@ -201,8 +227,11 @@ impl Api {
         target: PodTarget,
         user: User,
         connections: &Connections,
+        record: &Arc<Record>,
     ) -> Result<Response<Body>, ApiError> {
         let grant = authorise::pod(&self.client, &user, request.method(), target).await?;
+        self.admission.admits(&grant.target().action).await?;
+        record.is_allowed();
         let target = grant.target();
         let Some(place) = pods::find(&self.client, target).await?.place(target)? else {
             // As the API server answers for a pod that no node runs yet.
@@ -210,17 +239,9 @@ impl Api {
             *empty.status_mut() = StatusCode::NO_CONTENT;
             return Ok(empty);
         };
-        tracing::info!(
-            user = user.name,
-            node = place.node,
-            namespace = target.namespace,
-            pod = target.pod,
-            container = place.container,
-            what = target.action.subresource(),
-            "serving"
-        );
+        record.leads_to(&place);
         if target.action.is_upgrade() {
-            self.upgrades.serve(&self.kubelets, request, &grant, &place, connections).await
+            self.upgrades.serve(&self.kubelets, request, &grant, &place, connections, record).await
         } else {
             self.log(&grant, &place).await
         }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use yurt_node::link::LinkState;
 
 use super::watch::until_lost;
@@ -29,6 +29,7 @@ use crate::replica::views::Inner;
 use crate::replica::{Views, rights};
 use crate::store::{Durability, StoreError, Tx};
 use crate::upstream::jitter;
+use crate::view::confirmation::LONGEST;
 use crate::view::selector::Selector;
 use crate::view::table::{Change, Written};
 use crate::view::tap::{Tap, Told};
@@ -38,8 +39,6 @@ use crate::view::{Request, State, Sync, Transition, View, Why};
 /// Shorter than whoever opens the view waits.
 const FIRST_LIST_WITHIN: Duration = Duration::from_secs(20);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
-/// A right is asked for again after this or twice this, as the API server does when a watch ends.
-const RIGHT_LASTS: Duration = Duration::from_secs(30 * 60);
 /// A view goes its own way for so long after the API server has not confirmed that it may be read, and after its source
 /// could not be copied.
 const ALONE_FOR: Duration = Duration::from_secs(600);
@@ -56,8 +55,6 @@ pub(in crate::replica) struct Feeding {
     /// Nothing if its selectors cannot be evaluated here, or nobody shares its resource.
     selector: Option<Selector>,
     attached: Option<Attached>,
-    /// The API server's word on the right to read is believed until then.
-    may_read_until: Option<Instant>,
     /// Nothing is to be fed from before that.
     alone_until: Option<Instant>,
 }
@@ -69,15 +66,22 @@ pub(in crate::replica) struct Attached {
     sync: watch::Receiver<Sync>,
     /// What was told up to there is in the copy.
     from: u64,
+    /// When the right to read it is asked for again; nothing if it is that of the source.
+    asks_at: Option<Instant>,
 }
 
 impl Feeding {
     pub(in crate::replica) fn new(views: Weak<Inner>, selector: Option<Selector>) -> Self {
-        Self { views, selector, attached: None, may_read_until: None, alone_until: None }
+        Self { views, selector, attached: None, alone_until: None }
     }
 
     fn alone_for(&mut self, time: Duration) {
         self.alone_until = Some(Instant::now() + time);
+    }
+
+    /// Nothing when they are gone.
+    pub(super) fn views(&self) -> Option<Views> {
+        self.views.upgrade().map(|inner| Views { inner })
     }
 }
 
@@ -186,7 +190,7 @@ impl Reflector {
             return None;
         }
         let source = {
-            let views = Views { inner: self.feeding.views.upgrade()? };
+            let views = self.feeding.views()?;
             let permit = views.inner.followers.permit_of(&self.view.identity);
             let widen = permit.as_ref().filter(|_| waits && !self.view.is_stored());
             views.source_of(&self.view, widen)?
@@ -208,7 +212,8 @@ impl Reflector {
         let usable = sync.borrow_and_update().state.is_following()
             && source.source().is_none()
             && from >= self.view.resource_version();
-        usable.then(|| Attached { source, tap, sync, from })
+        let asks_at = self.asks_at(&source);
+        usable.then(|| Attached { source, tap, sync, from, asks_at })
     }
 
     /// Waits until the source is followed; nothing if that will not be soon.
@@ -219,6 +224,7 @@ impl Reflector {
         }
         let within = if source.is_stored() { CATCH_UP_WITHIN } else { FIRST_LIST_WITHIN };
         let deadline = Instant::now() + within;
+        let ended = self.feeding.views()?.inner.followers.end_of(source.id);
         loop {
             if sync.borrow_and_update().state.is_following() {
                 return Some(());
@@ -226,37 +232,40 @@ impl Reflector {
             if !may_become_followed(source) || *self.link.borrow() == LinkState::Offline {
                 return None;
             }
+            let ended = ended.as_ref()?;
             tokio::select! {
                 changed = sync.changed() => changed.ok()?,
                 () = until_lost(&mut self.link) => return None,
                 () = sleep_until(deadline) => return None,
-                () = sleep(Duration::from_secs(1)) => {
-                    let inner = self.feeding.views.upgrade()?;
-                    if !inner.followers.is_running(source.id) {
-                        return None;
-                    }
-                }
+                // Nobody will follow it.
+                () = ended.cancelled() => return None,
             }
         }
     }
 
     /// Whether the view's identity may list and watch it, by the API server's word.
     async fn may_read(&mut self) -> bool {
-        if self.feeding.may_read_until.is_some_and(|until| Instant::now() < until) {
+        let Some(views) = self.feeding.views() else { return false };
+        if views.confirmed_for(&self.view).is_some() {
             return true;
         }
-        self.feeding.may_read_until = None;
         loop {
+            // What goes wrong meanwhile may be later than the word.
+            let losses = views.inner.link.losses();
             let credential = self.credential();
             match rights::may_read(&self.upstream, &credential, &self.view.spec).await {
                 Ok(true) => {
                     self.credentials.accepted(&credential);
-                    let lasts = RIGHT_LASTS.mul_f64(1.0 + jitter());
-                    self.feeding.may_read_until = Some(Instant::now() + lasts);
+                    // As the API server does when a watch ends.
+                    let lasts = LONGEST.mul_f64(0.5 + 0.5 * jitter());
+                    views.confirm(&self.view, lasts, losses).await;
                     return true;
                 }
                 // The API server is to say so itself.
-                Ok(false) => self.feeding.alone_for(ALONE_FOR),
+                Ok(false) => {
+                    views.unconfirm(&self.view).await;
+                    self.feeding.alone_for(ALONE_FOR);
+                }
                 Err(FetchError::Refused(response)) if response.code == 401 && self.has_another() => continue,
                 Err(FetchError::Unreachable(error)) => {
                     tracing::debug!(error, view = %self.view.name(), "whether it may be read is not known");
@@ -277,15 +286,17 @@ impl Reflector {
         let mut look_again = Instant::now() + Duration::from_secs(60);
         attached.tap.follow();
         self.live();
+        if let Some(views) = self.feeding.views() {
+            // A new view has its record since it is a copy.
+            views.keep_confirmation(&self.view).await;
+        }
         loop {
-            let asks_at =
-                self.feeding.may_read_until.filter(|_| attached.source.identity != self.view.identity);
             tokio::select! {
                 biased;
                 told = attached.tap.next() => {
                     let Some(told) = told else { return self.leave(&attached, LOST) };
                     // The link is back, and with it the question.
-                    if lost_at.is_some() && !self.is_confirmed(&attached).await {
+                    if lost_at.is_some() && !self.is_confirmed(&mut attached).await {
                         return self.leave(&attached, UNCONFIRMED);
                     }
                     if let Err(outcome) = self.take_told(&attached, told).await {
@@ -306,7 +317,7 @@ impl Reflector {
                     let state = attached.sync.borrow_and_update().state;
                     match state {
                         State::Following { .. } if changed.is_ok() => {
-                            if !self.is_confirmed(&attached).await {
+                            if !self.is_confirmed(&mut attached).await {
                                 return self.leave(&attached, UNCONFIRMED);
                             }
                             // What it was told before.
@@ -324,7 +335,7 @@ impl Reflector {
                             if changed.is_ok() && may_become_followed(&attached.source) =>
                         {
                             self.view.turn(Transition::Lost(why));
-                            self.feeding.may_read_until = None;
+                            self.unconfirm().await;
                             lost_at.get_or_insert_with(Instant::now);
                         }
                         _ => return self.leave(&attached, "it is not followed any more"),
@@ -336,10 +347,10 @@ impl Reflector {
                     }
                     lost_at = Some(Instant::now());
                 }
-                () = sleep_until(asks_at.unwrap_or(look_again)),
-                    if asks_at.is_some_and(|at| at < look_again) && lost_at.is_none() =>
+                () = sleep_until(attached.asks_at.unwrap_or(look_again)),
+                    if attached.asks_at.is_some_and(|at| at < look_again) && lost_at.is_none() =>
                 {
-                    if !self.is_confirmed(&attached).await {
+                    if !self.is_confirmed(&mut attached).await {
                         return self.leave(&attached, UNCONFIRMED);
                     }
                 }
@@ -354,8 +365,24 @@ impl Reflector {
     }
 
     /// Whether the view may be fed: the source's own right is that of its identity to a part of it, too.
-    async fn is_confirmed(&mut self, attached: &Attached) -> bool {
-        attached.source.identity == self.view.identity || self.may_read().await
+    async fn is_confirmed(&mut self, attached: &mut Attached) -> bool {
+        let confirmed = attached.source.identity == self.view.identity || self.may_read().await;
+        attached.asks_at = self.asks_at(&attached.source);
+        confirmed
+    }
+
+    /// When the API server is asked again whether the view may be fed from this one.
+    fn asks_at(&self, source: &View) -> Option<Instant> {
+        let views = self.feeding.views().filter(|_| source.identity != self.view.identity)?;
+        // What has ended the word meanwhile is about to be told.
+        Some(Instant::now() + views.confirmed_for(&self.view).unwrap_or(CATCH_UP_WITHIN))
+    }
+
+    /// Nothing says any more that the view may be read.
+    pub(super) async fn unconfirm(&self) {
+        if let Some(views) = self.feeding.views() {
+            views.unconfirm(&self.view).await;
+        }
     }
 
     /// The view goes on from where it is.

@@ -5,16 +5,16 @@ use proptest::prelude::*;
 use super::*;
 
 const PATH: &str = "/api/v1/services";
-const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+pub(super) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const NOT_HEADLESS: &str = "spec.clusterIP!=None";
 const NO_PROXY_NAME: &str = "!service.kubernetes.io/service-proxy-name";
 
-fn services(labels: &str, fields: &str, encoding: Encoding) -> ViewSpec {
+pub(super) fn services(labels: &str, fields: &str, encoding: Encoding) -> ViewSpec {
     spec("services", labels, fields, encoding)
 }
 
 /// As kubelet, kube-proxy and CoreDNS ask for Services.
-fn three() -> [(Permit, ViewSpec); 3] {
+pub(super) fn three() -> [(Permit, ViewSpec); 3] {
     let encoding = Encoding::Protobuf;
     [
         (node(), services("", NOT_HEADLESS, encoding)),
@@ -23,13 +23,13 @@ fn three() -> [(Permit, ViewSpec); 3] {
     ]
 }
 
-fn proxy() -> Permit {
+pub(super) fn proxy() -> Permit {
     let credential = Credential::Bearer(BearerToken::new("proxy"));
     let identity = Identity::new("system:serviceaccount:kube-system:kube-proxy");
     Permit::for_test(Caller { identity, credential })
 }
 
-fn put(api: &FakeApi, name: &str, labels: serde_json::Value, cluster_ip: &str) -> u64 {
+pub(super) fn put(api: &FakeApi, name: &str, labels: serde_json::Value, cluster_ip: &str) -> u64 {
     let path = format!("/api/v1/namespaces/shop/services/{name}");
     api.put(&path, json!({"metadata": {"labels": labels}, "spec": {"clusterIP": cluster_ip}})).version
 }
@@ -39,20 +39,20 @@ fn delete(api: &FakeApi, name: &str) -> u64 {
     api.version()
 }
 
-fn filled(api: &FakeApi) {
+pub(super) fn filled(api: &FakeApi) {
     put(api, "plain", json!({}), "10.96.0.7");
     put(api, "headless", json!({}), "None");
     put(api, "named", json!({"service.kubernetes.io/service-proxy-name": "other"}), "10.96.0.8");
 }
 
 /// Lists and watches of Services that the API server has answered.
-fn asked(api: &FakeApi) -> (usize, usize) {
+pub(super) fn asked(api: &FakeApi) -> (usize, usize) {
     let seen = api.seen("GET", PATH);
     let watches = seen.iter().filter(|seen| seen.is_watch()).count();
     (seen.len() - watches, watches)
 }
 
-fn names(view: &View) -> Vec<String> {
+pub(super) fn names(view: &View) -> Vec<String> {
     let list = split_list(view.spec().encoding(), &view.list().unwrap().body).unwrap();
     list.items.into_iter().map(|item| item.meta.name).collect()
 }
@@ -66,7 +66,7 @@ fn listed(api: &FakeApi, view: &View) -> bool {
     view.list().unwrap().body == api.list("services", "Service", spec.label_selector(), spec.encoding())
 }
 
-async fn open_three(hub: &Hub) -> Vec<Arc<View>> {
+pub(super) async fn open_three(hub: &Hub) -> Vec<Arc<View>> {
     let mut views = Vec::new();
     for (permit, spec) in three() {
         views.push(hub.views.open(&permit, &spec).await.unwrap());
@@ -75,7 +75,7 @@ async fn open_three(hub: &Hub) -> Vec<Arc<View>> {
 }
 
 /// Waits until each of these views is fed.
-async fn fed<'v>(views: impl IntoIterator<Item = &'v Arc<View>>) {
+pub(super) async fn fed<'v>(views: impl IntoIterator<Item = &'v Arc<View>>) {
     for view in views {
         yurt_fakes::until("the view is fed", async || {
             (view.source().is_some() && view.is_followed()).then_some(())
@@ -197,7 +197,7 @@ async fn a_right_is_asked_for_again_when_the_link_is_back() {
     assert!(!names_of_any(&views[1]).contains(&"new".to_owned()), "nothing was told to it meanwhile");
 }
 
-fn names_of_any(view: &View) -> Vec<String> {
+pub(super) fn names_of_any(view: &View) -> Vec<String> {
     let mut names = Vec::new();
     view.for_each(|body| {
         names.push(crate::wire::object::meta(view.spec().encoding(), body).unwrap().name);
@@ -338,6 +338,52 @@ async fn a_view_that_becomes_fed_ends_its_taps() {
     views[1].set_source(Some(&views[2]));
     assert!(tap.next().await.is_none());
     assert!(views[1].source().is_some());
+}
+
+/// What tells nothing any more is no source, however it came to that while somebody was about to be fed from it.
+#[tokio::test]
+async fn a_view_that_has_become_fed_is_refused_as_a_source() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    let all = services("", "", Encoding::Json);
+    let wide = hub.views.open(&service_account("dns"), &all).await.unwrap();
+    caught_up(&wide, api.version()).await;
+    api.fault(When::path(REVIEWS).token("proxy"), Fault::Stall);
+    let (views, narrow) = (hub.views.clone(), services(NO_PROXY_NAME, "", Encoding::Json));
+    let opening = tokio::spawn(async move { views.open(&proxy(), &narrow).await.unwrap() });
+    yurt_fakes::until("its right is asked for", async || {
+        (!api.seen("POST", REVIEWS).is_empty()).then_some(())
+    })
+    .await;
+    let other = hub.views.open(&node(), &services("", "", Encoding::Protobuf)).await.unwrap();
+    wide.set_source(Some(&other));
+    let lists = asked(&api).0;
+    api.no_faults();
+    let view = opening.await.unwrap();
+    assert_eq!(asked(&api).0, lists + 1, "it has asked for itself");
+    assert!(view.source().is_none());
+}
+
+/// Not by its state: that of a view whose reflector was stopped says nothing of it.
+#[tokio::test]
+async fn who_waits_for_a_source_is_told_of_its_end() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    filled(&api);
+    let hub = Hub::start(&api, dir.path()).await;
+    api.fault(When::path(PATH).token("dns"), Fault::Stall);
+    let (views, all) = (hub.views.clone(), services("", "", Encoding::Json));
+    let first = tokio::spawn(async move { views.open(&service_account("dns"), &all).await });
+    yurt_fakes::until("the source lists", async || (asked(&api).0 == 1).then_some(())).await;
+    let (views, narrow) = (hub.views.clone(), services(NO_PROXY_NAME, "", Encoding::Json));
+    let opening = tokio::spawn(async move { views.open(&proxy(), &narrow).await.unwrap() });
+    let source = hub.views.all().into_iter().find(|view| view.spec().label_selector().is_empty()).unwrap();
+    yurt_fakes::until("somebody waits for it", async || (source.sync.receiver_count() > 1).then_some(()))
+        .await;
+    hub.views.inner.followers.end(&source).await;
+    let view = tokio::time::timeout(Duration::from_secs(5), opening).await.unwrap().unwrap();
+    assert_eq!((asked(&api).0, names(&view).len()), (2, 2));
+    first.abort();
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ async fn small(api: &FakeApi, dir: &Path, bytes: usize) -> Hub {
     let stop = CancellationToken::new();
     let (store, _) = Store::open_with(dir, bytes).unwrap();
     let (upstream, link) = Upstream::start(&UpstreamConfig::of(api), &Tasks::new(stop.clone())).unwrap();
-    let views = Views::load(&store, &upstream, &link, &node(), &Tasks::new(stop.clone())).unwrap();
+    let views =
+        Views::load(&store, &upstream, &link, &node(), &Boot::new(""), &Tasks::new(stop.clone())).unwrap();
     link.settled(Duration::from_secs(5)).await;
     Hub { views, link, store, stop }
 }

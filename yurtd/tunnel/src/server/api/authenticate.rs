@@ -26,7 +26,7 @@ const TOKENS: usize = 1024;
 /// How long the API server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Group of everybody who is known.
-const AUTHENTICATED: &str = "system:authenticated";
+pub(super) const AUTHENTICATED: &str = "system:authenticated";
 
 /// A caller that the cluster knows, in the terms of `UserInfo`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,20 +62,12 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// [`ApiError::Unauthorized`], [`ApiError::Unavailable`] when it cannot be found out, and
-    /// [`ApiError::Refused`] for impersonation: ignoring those headers would run the request as somebody
-    /// else than it says.
+    /// [`ApiError::Unauthorized`], and [`ApiError::Unavailable`] when it cannot be found out.
     pub(super) async fn authenticate(
         &self,
         certificates: &[CertificateDer<'static>],
         headers: &HeaderMap,
     ) -> Result<User, ApiError> {
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            return Err(ApiError::Refused(
-                "the tunnel server does not impersonate: use kubectl itself, or a kubeconfig of that user"
-                    .into(),
-            ));
-        }
         let token = bearer(headers)?;
         if let Some((end_entity, intermediates)) = certificates.split_first() {
             match self.ca.verify(end_entity, intermediates, UnixTime::now()) {

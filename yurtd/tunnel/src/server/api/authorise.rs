@@ -29,14 +29,21 @@ impl Grant {
 
 /// What an authorizer is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Attributes {
-    verb: &'static str,
-    group: &'static str,
-    version: &'static str,
-    resource: &'static str,
-    subresource: &'static str,
-    namespace: String,
-    name: String,
+pub(super) struct Attributes {
+    /// As the authorizer knows it.
+    pub(super) verb: &'static str,
+    /// API group of the resource.
+    pub(super) group: &'static str,
+    /// Version of the resource.
+    pub(super) version: &'static str,
+    /// Plural of the resource.
+    pub(super) resource: &'static str,
+    /// Empty for the object itself.
+    pub(super) subresource: String,
+    /// Empty at the cluster scope.
+    pub(super) namespace: String,
+    /// Empty for all of them.
+    pub(super) name: String,
 }
 
 /// Asks for a pod's subresource.
@@ -56,7 +63,7 @@ pub(super) async fn pod(
             group: "",
             version: "v1",
             resource: "pods",
-            subresource: target.action.subresource(),
+            subresource: target.action.subresource().to_owned(),
             namespace: target.namespace.clone(),
             name: target.pod.clone(),
         };
@@ -76,7 +83,7 @@ pub(super) async fn agents(client: &kube::Client, user: &User, name: Option<&str
         group: GROUP,
         version: VERSION,
         resource: "agents",
-        subresource: "",
+        subresource: String::new(),
         namespace: String::new(),
         name: name.unwrap_or_default().to_owned(),
     };
@@ -93,7 +100,12 @@ fn verbs(method: &Method, action: &Action) -> &'static [&'static str] {
     }
 }
 
-async fn ask(client: &kube::Client, user: &User, attributes: &Attributes) -> Result<(), ApiError> {
+/// Asks whether `user` may do it.
+///
+/// # Errors
+///
+/// As [`pod`].
+pub(super) async fn ask(client: &kube::Client, user: &User, attributes: &Attributes) -> Result<(), ApiError> {
     let present = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
@@ -106,7 +118,7 @@ async fn ask(client: &kube::Client, user: &User, attributes: &Attributes) -> Res
                 group: Some(attributes.group.into()),
                 version: Some(attributes.version.into()),
                 resource: Some(attributes.resource.into()),
-                subresource: present(attributes.subresource),
+                subresource: present(&attributes.subresource),
                 namespace: present(&attributes.namespace),
                 name: present(&attributes.name),
                 ..ResourceAttributes::default()
@@ -164,7 +176,7 @@ mod tests {
             group: "",
             version: "v1",
             resource: "pods",
-            subresource: "exec",
+            subresource: "exec".into(),
             namespace: "shop".into(),
             name: "till-0".into(),
         }
@@ -193,7 +205,7 @@ mod tests {
             group: GROUP,
             version: VERSION,
             resource: "agents",
-            subresource: "",
+            subresource: String::new(),
             namespace: String::new(),
             name: String::new(),
         };

@@ -98,7 +98,8 @@ impl From<CertificateError> for ApiError {
 }
 
 impl ApiError {
-    fn code(&self) -> StatusCode {
+    /// The status code of the answer.
+    pub(super) fn code(&self) -> StatusCode {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::Refused(_) => StatusCode::FORBIDDEN,

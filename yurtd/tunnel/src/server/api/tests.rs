@@ -1,7 +1,7 @@
 //! The endpoint in one process: a caller over real TLS, an API server, a kubelet with a self-signed
 //! certificate at the end of a "tunnel" that is a TCP connection.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,9 +57,43 @@ struct World {
     connections: Connections,
     certificate: Arc<ClientCertificate>,
     redirect: watch::Sender<RedirectStatus>,
+    written: Written,
+}
+
+/// What the audit trail has come to.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl World {
+    /// The audit records of requests that the endpoint could understand, once there are so many.
+    async fn records(&self, count: usize) -> Vec<Value> {
+        tokio::time::timeout(SOON, async {
+            loop {
+                let text = String::from_utf8(self.written.0.lock().unwrap().clone()).unwrap();
+                let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+                // Until the client CA is read certificates are refused.
+                let all: Vec<_> = all.filter(|record| record["responseStatus"]["code"] != 503).collect();
+                if all.len() >= count {
+                    return all;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("there are no such records")
+    }
+
     /// With a client certificate for kubelets.
     async fn new() -> Self {
         let world = Self::without_signer().await;
@@ -132,6 +166,8 @@ impl World {
                 }]
             },
         );
+        let written = Written::default();
+        let (admission, rules) = ConnectAdmission::new(false);
         let (redirect, _) = watch::channel(crate::server::nft::waiting("cp-1"));
         let client_ca = Arc::<ClientCa>::default();
         let client_certificate = Arc::<ClientCertificate>::default();
@@ -142,6 +178,8 @@ impl World {
             certificate: client_certificate.clone(),
             cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
             redirect: redirect.subscribe(),
+            trail: Trail::to(written.clone()).unwrap(),
+            admission,
         })
         .unwrap();
 
@@ -154,6 +192,7 @@ impl World {
         let parts = Tasks::new(stop.clone());
         let connections = Connections::new(Tasks::new(stop.clone()), CancellationToken::new());
         parts.part("the listener for the plugin", api.serve(listener, certificate, connections.clone()));
+        parts.part("the admission rules", rules.follow(client.clone(), stop.clone()));
         parts.part("the client CA", client_ca.follow(client.clone(), stop.clone()));
         let certificate = client_certificate;
         parts.part("the client certificate", certificate.clone().follow(client, stop.clone()));
@@ -168,6 +207,7 @@ impl World {
             connections,
             certificate,
             redirect,
+            written,
         }
     }
 
@@ -410,12 +450,115 @@ async fn a_token_is_reviewed_once_in_a_while() {
 }
 
 #[tokio::test]
-async fn impersonation_is_refused_and_not_ignored() {
+async fn who_may_impersonate_acts_as_somebody_else_and_nobody_else_does() {
     let world = World::new().await;
-    let mut sender = world.connect(None).await;
-    let mut request = with_token(get(LOG), "joes-token");
-    request.headers_mut().insert("impersonate-user", "admin".parse().unwrap());
-    assert_eq!(status(sender.send_request(request).await.unwrap()).await["code"], 403);
+    let as_jane = async |uri: &str| {
+        let mut request = with_token(get(uri), "joes-token");
+        request.headers_mut().insert("impersonate-user", "jane".parse().unwrap());
+        world.connect(None).await.send_request(request).await.unwrap()
+    };
+    let refused = status(as_jane(LOG).await).await;
+    assert_eq!(
+        refused["message"],
+        r#"users "jane" is forbidden: User "joe" cannot impersonate resource "users" in API group "" at the cluster scope"#
+    );
+    world.api_server.allow("joe", "impersonate", "users");
+    *world.kubelet.state.refusal.lock().unwrap() = Some((400, "it has arrived"));
+    assert_eq!(status(as_jane(LOG).await).await["code"], 400);
+    // Jane may not, whoever is behind her.
+    let refused = status(as_jane("/apis/tunnel.openyurt.io/v1alpha1/agents").await).await;
+    assert!(refused["message"].as_str().unwrap().contains(r#"User "jane" cannot list"#), "{refused}");
+
+    let records = world.records(3).await;
+    let of =
+        |pointer: &str| records.iter().map(|record| record.pointer(pointer).cloned()).collect::<Vec<_>>();
+    assert_eq!(of("/user/username"), vec![Some(json!("joe")); 3]);
+    assert_eq!(of("/impersonatedUser/username"), [None, Some(json!("jane")), Some(json!("jane"))]);
+    assert_eq!(of("/responseStatus/code"), [403, 400, 403].map(|code| Some(json!(code))));
+}
+
+#[tokio::test]
+async fn what_only_the_api_server_can_admit_is_refused() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    assert_eq!(world.jane(websocket(EXEC, "v5.channel.k8s.io")).await.status(), 101);
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-shells"},
+        "spec": {"matchConstraints": {"resourceRules": [{
+            "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]}]}}
+    });
+    world.api_server.put(policies, policy);
+    // One that nothing binds decides nothing.
+    let asked = async || world.jane(websocket(EXEC, "v5.channel.k8s.io")).await;
+    assert_eq!(asked().await.status(), 101);
+    world.api_server.put(
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "no-shells"}, "spec": {"policyName": "no-shells"}
+        }),
+    );
+    let refused = tokio::time::timeout(SOON, async {
+        loop {
+            let answer = asked().await;
+            if answer.status() != 101 {
+                return status(answer).await;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!((&refused["code"], &refused["reason"]), (&json!(403), &json!("Forbidden")));
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.starts_with(r#"ValidatingAdmissionPolicy "no-shells" decides"#), "{message}");
+    assert!(message.contains("--allow-connect-admission-bypass"), "{message}");
+    // Logs are no connections.
+    *world.kubelet.state.refusal.lock().unwrap() = Some((400, "it has arrived"));
+    assert_eq!(status(world.jane(get(LOG)).await).await["code"], 400);
+}
+
+#[tokio::test]
+async fn who_did_what_is_written_down_when_it_begins_and_when_it_ends() {
+    let world = World::new().await;
+    world.connect(None).await.send_request(get("/readyz")).await.unwrap();
+    let (lines, log) = mpsc::channel(1);
+    *world.kubelet.state.log.lock().unwrap() = Some(log);
+    lines.send("first\n").await.unwrap();
+    drop(lines);
+    let answer = world.jane(get(LOG)).await;
+    let id = answer.headers()["audit-id"].to_str().unwrap().to_owned();
+    answer.into_body().collect().await.unwrap();
+    let records = world.records(1).await;
+    let record = records.last().unwrap();
+    assert_eq!((&record["auditID"], &record["stage"]), (&json!(id), &json!("ResponseComplete")));
+    assert_eq!((&record["kind"], &record["apiVersion"]), (&json!("Event"), &json!("audit.k8s.io/v1")));
+    assert_eq!(record["user"], json!({"username": "jane", "groups": ["shop", "system:authenticated"]}));
+    assert_eq!(
+        record["objectRef"],
+        json!({"resource": "pods", "apiVersion": "v1", "namespace": "shop", "name": "till-0", "subresource": "log"})
+    );
+    assert_eq!((&record["requestURI"], &record["sourceIPs"]), (&json!(LOG), &json!(["127.0.0.1"])));
+    let annotations = &record["annotations"];
+    assert_eq!(annotations["tunnel.openyurt.io/node"], "edge-1");
+    assert_eq!(annotations["tunnel.openyurt.io/bytes-sent"], "6");
+    assert_eq!(annotations["authorization.k8s.io/decision"], "allow");
+
+    // A shell: its beginning is there while it goes on.
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    let response = world.jane(websocket(EXEC, "v5.channel.k8s.io")).await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let begun = world.records(records.len() + 1).await.pop().unwrap();
+    assert_eq!((&begun["stage"], &begun["responseStatus"]["code"]), (&json!("ResponseStarted"), &json!(101)));
+    assert!(begun["requestURI"].as_str().unwrap().contains("command=cat"), "{begun}");
+    stream.write_all(b"0123456789").await.unwrap();
+    let mut echo = [0; 10];
+    stream.read_exact(&mut echo).await.unwrap();
+    drop(stream);
+    let ended = world.records(records.len() + 2).await.pop().unwrap();
+    assert_eq!((&ended["stage"], &ended["auditID"]), (&json!("ResponseComplete"), &begun["auditID"]));
+    assert_eq!(ended["annotations"]["tunnel.openyurt.io/bytes-received"], "10");
 }
 
 #[tokio::test]

@@ -22,7 +22,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::sync::Semaphore;
+use tokio_util::io::InspectReader;
 
+use super::audit::Record;
 use super::authorise::Grant;
 use super::kubelet_client::{self, KubeletBody, Kubelets};
 use super::pods::Place;
@@ -68,6 +70,7 @@ impl Upgrades {
         grant: &Grant,
         place: &Place,
         connections: &Connections,
+        record: &Arc<Record>,
     ) -> Result<Response<Body>, ApiError> {
         if request.version() != Version::HTTP_11 {
             return Err(ApiError::BadRequest(
@@ -95,18 +98,23 @@ impl Upgrades {
 
         let kubelet = hyper::upgrade::on(&mut answer);
         let caller = hyper::upgrade::on(&mut request);
-        let relay = relay(caller, kubelet, answer.into_body());
+        record.starts().await;
+        let record = record.clone();
         let node = place.node.clone();
+        let body = answer.into_body();
         connections.start(async move {
             let _slot = slot;
             let began = Instant::now();
-            let ended = relay.await;
+            let ended = relay(caller, kubelet, body, &record).await;
             let took = began.elapsed();
             match ended {
                 Ok(moved) => {
                     tracing::info!(node, sent = moved.sent, received = moved.received, ?took, "stream ended");
                 }
-                Err(error) => tracing::info!(node, ?took, %error, "stream broke"),
+                Err(error) => {
+                    record.broke(&error);
+                    tracing::info!(node, ?took, %error, "stream broke");
+                }
             }
         });
         Ok(response)
@@ -237,12 +245,19 @@ struct Moved {
 /// # Errors
 ///
 /// When one of the two never left HTTP, or a connection broke.
-async fn relay(caller: OnUpgrade, kubelet: OnUpgrade, held: KubeletBody) -> std::io::Result<Moved> {
+async fn relay(
+    caller: OnUpgrade,
+    kubelet: OnUpgrade,
+    held: KubeletBody,
+    record: &Record,
+) -> std::io::Result<Moved> {
     let (caller, kubelet) =
         futures::future::try_join(caller, kubelet).await.map_err(std::io::Error::other)?;
     // The connection's task handed its socket over and has ended.
     drop(held);
-    let (mut caller, mut kubelet) = (TokioIo::new(caller), TokioIo::new(kubelet));
+    // Counted on the way, so that the bytes of a stream that breaks are known, too.
+    let mut caller = InspectReader::new(TokioIo::new(caller), |bytes| record.count_from_caller(bytes.len()));
+    let mut kubelet = InspectReader::new(TokioIo::new(kubelet), |bytes| record.count_to_caller(bytes.len()));
     let (sent, received) = copy_bidirectional_with_sizes(&mut caller, &mut kubelet, BUFFER, BUFFER).await?;
     Ok(Moved { sent, received })
 }
