@@ -82,6 +82,9 @@ pub struct Hub {
     /// Why pods are not led to the hub as they should be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub way_in_missing: Option<String>,
+    /// The addresses of Service `default/kubernetes`, with its port, at which pods are led to the hub.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub way_in_services: Vec<String>,
     /// Pods on the host's network that run from before, `namespace/name`: because of them all of the host's own
     /// connections keep to the API server.
     #[serde(skip_serializing_if = "Vec::is_empty")]

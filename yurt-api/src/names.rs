@@ -3,6 +3,8 @@
 //! Names under `openyurt.io` and `alibabacloud.com` are those of OpenYurt, so that its users keep
 //! what they know.
 
+use std::net::Ipv6Addr;
+
 /// Node label: `true` on edge nodes, `false` on cloud nodes.
 pub const LABEL_EDGE_WORKER: &str = "openyurt.io/is-edge-worker";
 /// Synonym of [`LABEL_EDGE_WORKER`] from the first releases of OpenYurt; read, never written.
@@ -96,10 +98,13 @@ pub const TUNNEL_SERVER_NAME: &str = "yurt-tunnel-server.kube-system.svc";
 pub const HUB_PORT: u16 = 10261;
 /// The hub's health: plain HTTP on loopback.
 pub const HUB_HEALTH_PORT: u16 = 10267;
-/// The hub for pods: TLS on [`HUB_POD_ADDRESS`].
+/// The hub for pods: TLS on [`HUB_POD_ADDRESS`] and [`HUB_POD_IPV6`].
 pub const HUB_POD_PORT: u16 = 10268;
 /// The address on `lo` at which pods find the hub.
 pub const HUB_POD_ADDRESS: &str = "169.254.2.1";
+/// Its twin, on nodes of clusters whose Service `default/kubernetes` has an IPv6 address: a unique local one (RFC 4193),
+/// since the kernel needs a scope id with a link-local one. It is a /128 on `lo` and on no network, the same on every node.
+pub const HUB_POD_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7975, 0x7274, 0, 0, 0, 0, 1);
 /// The tunnel server for agents: mutual TLS, WebSocket.
 pub const TUNNEL_AGENT_PORT: u16 = 10262;
 /// The tunnel server for the plugin: Kubernetes API paths.

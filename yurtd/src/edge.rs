@@ -32,7 +32,8 @@ pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Res
     let (said, came) = watch::channel(came());
     tasks.part("the look at the keeper's journal", follow_came(said, tasks.stop().clone()));
     let places = Places { hub: args.runtime_dir.clone(), ..Places::default() };
-    let around = Surroundings { places, came };
+    let ipv6 = (names::HUB_POD_IPV6, names::HUB_POD_PORT).into();
+    let around = Surroundings { places, came, ipv6 };
     let hub = yurt_hub::Server::start(&config, &args.state_dir, around, sockets, &tasks).await?;
     let mut tunnel = Connections::default();
     if !config.tunnel_servers.is_empty() {

@@ -23,8 +23,8 @@ pub struct DataPath {
     pub kube_proxy: bool,
     /// Cilium connects sockets to Services before there is a packet.
     pub sockets: bool,
-    /// Pods look for the API server at an IPv4 address.
-    pub ipv4: bool,
+    /// Pods look for the API server at an address, of either family.
+    pub address: bool,
 }
 
 impl DataPath {
@@ -49,13 +49,13 @@ impl DataPath {
         Ok(Self {
             kube_proxy: set.is_some_and(|set| desired(&set) > 0) || !pods.items.is_empty(),
             sockets: cilium.is_some_and(|map| replaces_kube_proxy(&map)),
-            ipv4: service.is_some_and(|service| has_ipv4(&service)),
+            address: service.is_some_and(|service| has_address(&service)),
         })
     }
 
     /// The way that works here.
     pub fn way_in(&self) -> WayIn {
-        if self.kube_proxy && !self.sockets && self.ipv4 { WayIn::Service } else { WayIn::Environment }
+        if self.kube_proxy && !self.sockets && self.address { WayIn::Service } else { WayIn::Environment }
     }
 }
 
@@ -68,11 +68,11 @@ fn replaces_kube_proxy(map: &ConfigMap) -> bool {
     value.is_some_and(|value| !matches!(value.as_str(), "false" | "disabled" | "probe" | ""))
 }
 
-fn has_ipv4(service: &Service) -> bool {
+fn has_address(service: &Service) -> bool {
     let spec = service.spec.as_ref();
     let all = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
     let mut all = all.chain(spec.and_then(|spec| spec.cluster_ip.as_ref()));
-    all.any(|address| address.parse::<std::net::Ipv4Addr>().is_ok())
+    all.any(|address| address.parse::<std::net::IpAddr>().is_ok())
 }
 
 #[cfg(test)]
@@ -83,12 +83,12 @@ mod tests {
 
     #[test]
     fn the_services_address_is_the_way_where_kube_proxy_carries_it() {
-        let usual = DataPath { kube_proxy: true, sockets: false, ipv4: true };
+        let usual = DataPath { kube_proxy: true, sockets: false, address: true };
         assert_eq!(usual.way_in(), WayIn::Service);
         for other in [
             DataPath { kube_proxy: false, ..usual },
             DataPath { sockets: true, ..usual },
-            DataPath { ipv4: false, ..usual },
+            DataPath { address: false, ..usual },
         ] {
             assert_eq!(other.way_in(), WayIn::Environment, "{other:?}");
         }
@@ -100,11 +100,9 @@ mod tests {
         assert!(replaces_kube_proxy(&map("true")) && replaces_kube_proxy(&map("strict")));
         assert!(!replaces_kube_proxy(&map("false")) && !replaces_kube_proxy(&ConfigMap::default()));
         let service = |spec| serde_json::from_value(json!({ "spec": spec })).unwrap();
-        assert!(has_ipv4(&service(json!({ "clusterIP": "10.96.0.1" }))));
-        assert!(has_ipv4(&service(
-            json!({ "clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"] })
-        )));
-        assert!(!has_ipv4(&service(json!({ "clusterIP": "fd00::1" }))));
+        assert!(has_address(&service(json!({ "clusterIP": "10.96.0.1" }))));
+        assert!(has_address(&service(json!({ "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"] }))));
+        assert!(!has_address(&service(json!({ "clusterIP": "None", "clusterIPs": ["None"] }))));
         let set = |desired: i32| {
             let status = json!({ "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
                 "desiredNumberScheduled": desired });

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use yurt_api::names::HUB_POD_IPV6;
 use yurt_node::link::LinkState;
 
 use crate::clock::Boot;
@@ -139,7 +140,8 @@ fn addresses(endpoints: &Value) -> Vec<SocketAddr> {
 fn is_servers(ip: IpAddr) -> bool {
     let local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        // The hub would ask itself.
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip == HUB_POD_IPV6,
     };
     // Tests have their API servers on loopback.
     let loopback = ip.is_loopback() && !cfg!(test);
@@ -166,7 +168,7 @@ mod tests {
         let endpoints = json!({"subsets": [
             {"addresses": [{"ip": "10.0.0.3"}, {"ip": "10.0.0.2"}, {"ip": "10.0.0.2"}, {"ip": "169.254.2.1"}],
              "ports": [{"name": "metrics", "port": 1}, {"name": "https", "port": 6443}]},
-            {"addresses": [{"ip": "fd00::1"}, {"ip": "::"}, {"ip": "224.0.0.1"}, {"ip": "a name"}, {}],
+            {"addresses": [{"ip": "fd00::1"}, {"ip": "::"}, {"ip": "224.0.0.1"}, {"ip": "fd6b:7975:7274::1"}, {"ip": "a name"}, {}],
              "ports": [{"port": 443}]},
             {"addresses": [{"ip": "10.0.0.4"}]},
             {"addresses": [{"ip": "10.0.0.5"}], "ports": [{"port": 70000}]},

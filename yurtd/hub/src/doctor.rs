@@ -88,7 +88,8 @@ impl Doctor {
             pods,
             way_in: way_in.chosen.way.name().to_owned(),
             way_in_why: way_in.chosen.why,
-            way_in_missing: way_in.missing,
+            way_in_missing: readiness.way_in_missing,
+            way_in_services: readiness.way_in_services,
             host_held_up_by: way_in.on_host.into_iter().collect(),
             host_would_loop: way_in.would_loop,
             ways_unknown: match came {

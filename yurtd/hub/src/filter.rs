@@ -16,6 +16,7 @@
 //! The last one needs kubelet 1.31 or newer, whose hash of a container covers its name and image alone: older ones
 //! would restart running containers when the policy changes.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_PORT, HUB_PORT};
+use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_IPV6, HUB_POD_PORT, HUB_PORT};
 use yurt_node::config::WayIn;
 
 use crate::wire::Resource;
@@ -314,10 +315,14 @@ impl Filter {
 
 fn lead_service_to_hub(service: &mut Value) -> bool {
     let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return false };
-    spec.insert("clusterIP".into(), HUB_POD_ADDRESS.into());
+    // Pods have an address of the Service's first family in any case.
+    let first = spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default();
+    let hub =
+        if first.parse::<Ipv6Addr>().is_ok() { HUB_POD_IPV6.to_string() } else { HUB_POD_ADDRESS.into() };
     if spec.contains_key("clusterIPs") {
-        spec.insert("clusterIPs".into(), vec![HUB_POD_ADDRESS].into());
+        spec.insert("clusterIPs".into(), vec![hub.as_str()].into());
     }
+    spec.insert("clusterIP".into(), hub.into());
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         if port["name"] == "https" || port["port"] == 443 {
             port["port"] = HUB_POD_PORT.into();
@@ -447,6 +452,22 @@ mod tests {
         );
         assert_eq!(filtered["items"][1]["spec"]["unknown"], json!({"kept": 1.50}));
         assert_eq!(filtered["metadata"], list["metadata"]);
+    }
+
+    #[test]
+    fn a_service_whose_first_address_is_ipv6_leads_to_the_ipv6_address_of_the_hub() {
+        let hub = HUB_POD_IPV6.to_string();
+        let led = |addresses: &[&str]| {
+            let mut service = api_service();
+            service["spec"]["clusterIP"] = addresses[0].into();
+            service["spec"]["clusterIPs"] = addresses.into();
+            let filtered = value(&Filter::HubAsService.single(bytes(&service)).unwrap());
+            assert_eq!(filtered["spec"]["ports"][0]["port"], 10268);
+            (filtered["spec"]["clusterIP"].clone(), filtered["spec"]["clusterIPs"].clone())
+        };
+        assert_eq!(led(&["fd00:10:96::1"]), (json!(hub), json!([hub])));
+        assert_eq!(led(&["fd00:10:96::1", "10.96.0.1"]), (json!(hub), json!([hub])));
+        assert_eq!(led(&["10.96.0.1", "fd00:10:96::1"]), (json!("169.254.2.1"), json!(["169.254.2.1"])));
     }
 
     #[test]

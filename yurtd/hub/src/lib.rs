@@ -32,6 +32,7 @@ mod view;
 mod way_in;
 mod wire;
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -61,6 +62,8 @@ use self::request::authenticate::NodeVerifier;
 use self::request::issuer::Issuer;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
+use self::serve::ipv6::Ipv6Listener;
+use self::serve::listener::Admission;
 use self::serve::metrics::Metrics;
 use self::serve::sockets::Sockets;
 use self::serve::{Hub, listener, server_tls};
@@ -83,6 +86,8 @@ pub struct Surroundings {
     pub places: Places,
     /// When kubelet came to the hub.
     pub came: watch::Receiver<Came>,
+    /// Where pods come to the hub in a cluster whose Service has an IPv6 address.
+    pub ipv6: SocketAddr,
 }
 
 /// The running hub. Its tasks belong to whoever started it.
@@ -172,7 +177,12 @@ impl Server {
         // Before anybody reads the Service.
         let seen = around.came.borrow().as_ref().ok().and_then(|course| course.way_in);
         let grounds = Grounds { asked: config.way_in, seen, boot: boot.trim(), state_dir };
-        let chosen = way_in::choose(grounds, &around.places).await;
+        let last_known = certificates.service_addresses();
+        let find = async || match last_known.is_empty() {
+            true => service_addresses::find(&views, &node_permit, &client).await,
+            false => last_known.clone(),
+        };
+        let chosen = way_in::choose(grounds, &around.places, find).await;
         let hub = Arc::new(Hub {
             authenticator: Authenticator::new(verifier, tokens, link.clone()),
             accounts: Accounts::new(),
@@ -188,8 +198,9 @@ impl Server {
             tasks: tasks.clone(),
         });
 
-        let known = watch::Sender::new(certificates.service_addresses());
+        let known = watch::Sender::new(last_known);
         let service = known.subscribe();
+        let ipv6 = Ipv6Listener::open(around.ipv6, known.subscribe());
         let learning = ServiceAddresses {
             views: hub.views.clone(),
             node: node_permit.clone(),
@@ -203,6 +214,7 @@ impl Server {
         let way_in = WayInKeeper {
             views: hub.views.clone(),
             services: learning.endpoints.subscribe(),
+            listening: ipv6.state(),
             came: around.came,
             ca: certificates.ca(),
             upstream,
@@ -215,14 +227,16 @@ impl Server {
         tasks.part("the way in", way_in.run());
         tasks.part("the API server's addresses for pods", learning.run());
         let addresses = sockets.hub.iter().map(|socket| socket.local_addr().map(|address| address.ip()));
-        let addresses = addresses.collect::<Result<_, _>>().context("a hub socket has no address")?;
+        let addresses: Vec<IpAddr> =
+            addresses.collect::<Result<_, _>>().context("a hub socket has no address")?;
         let health = Arc::new(Health {
             hub: hub.clone(),
             node_ca: certificates.ca(),
             certificate: certificates.installed(),
             certificate_state: certificates.state(),
             node: (node_permit.clone(), node.clone()),
-            addresses,
+            addresses: addresses.clone(),
+            listening: ipv6.state(),
             way_in: way_in_state,
         });
         let tls = Arc::new(server_tls::server_config(certificates.installed())?);
@@ -243,10 +257,14 @@ impl Server {
         tasks.passing(prewarm(offline, link.clone(), stop.clone()));
         tasks.passing(routes::watch(link, stop));
 
-        for socket in sockets.hub {
+        // Of pods, whichever address they come to.
+        let of_pods = Admission::new(false);
+        for (socket, address) in sockets.hub.into_iter().zip(addresses) {
             let listener = TcpListener::from_std(socket).context("a hub socket cannot be used")?;
-            tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone()));
+            let admission = if address.is_loopback() { Admission::new(true) } else { of_pods.clone() };
+            tasks.part("the hub's listener", listener::serve(hub.clone(), listener, tls.clone(), admission));
         }
+        tasks.part("the hub's IPv6 listener", ipv6.run(hub.clone(), tls, of_pods));
         if let Some(socket) = sockets.health {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));

@@ -1,10 +1,10 @@
 //! The hub's front: sockets, TLS, HTTP, and the way of one request through the hub.
 //!
 //! ```text
-//! sockets → listener (TLS in server_tls, one task a connection) → pipeline ⇄ plan
-//!                                                                    → read (views)          → respond
-//!                                                                    → forward (API server)  → respond
-//!                                                                    → local (what is known) → respond
+//! sockets, ipv6 → listener (TLS in server_tls, one task a connection) → pipeline ⇄ plan
+//!                                                                          → read (views)          → respond
+//!                                                                          → forward (API server)  → respond
+//!                                                                          → local (what is known) → respond
 //! ```
 //!
 //! [`pipeline`] is the whole way in one function, which carries out what [`plan`] decides; [`respond`] is the only
@@ -14,6 +14,7 @@
 pub(crate) mod connection;
 pub(crate) mod forward;
 pub(crate) mod health;
+pub(crate) mod ipv6;
 pub(crate) mod listener;
 pub(crate) mod local;
 pub(crate) mod metered;

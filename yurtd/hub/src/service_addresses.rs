@@ -30,6 +30,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const MOST: usize = 4;
 /// Where everybody looks for it.
 const TLS: u16 = 443;
+/// How long a hub that starts waits for the API server's answer.
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Learns the addresses.
 pub(crate) struct ServiceAddresses {
@@ -56,11 +58,11 @@ impl ServiceAddresses {
         let mut asked = false;
         loop {
             let online = *link.borrow_and_update() == LinkState::Online;
-            let mut found = self.in_view();
+            let mut found = in_view(&self.views, &self.node);
             if found.is_none() && online && !asked {
                 found = tokio::select! {
                     () = self.stop.cancelled() => return,
-                    found = self.ask() => found,
+                    found = ask(&self.client) => found,
                 };
                 asked = found.is_some();
             }
@@ -88,24 +90,34 @@ impl ServiceAddresses {
             }
         }
     }
+}
 
-    fn in_view(&self) -> Option<BTreeSet<SocketAddr>> {
-        let services = Resource::new("", "v1", "services");
-        let encodings = [Encoding::Protobuf, Encoding::Json];
-        match self.views.lookup(&self.node, &services, Some("default"), "kubernetes", &encodings) {
-            Lookup::Found { encoding: Encoding::Protobuf, body, .. } => endpoints_of(&protobuf(&body).ok()?),
-            Lookup::Found { body, .. } => endpoints_of(&serde_json::from_slice(&body).ok()?),
-            _ => None,
-        }
+/// The addresses for a hub that starts and has none in its certificate: out of the store, or asked for once. Nothing when
+/// they cannot be known now.
+pub(crate) async fn find(views: &Views, node: &Permit, client: &NodeClient) -> BTreeSet<IpAddr> {
+    let found = match in_view(views, node) {
+        None => tokio::time::timeout(ASKED_WITHIN, ask(client)).await.ok().flatten(),
+        found => found,
+    };
+    found.iter().flatten().map(SocketAddr::ip).collect()
+}
+
+fn in_view(views: &Views, node: &Permit) -> Option<BTreeSet<SocketAddr>> {
+    let services = Resource::new("", "v1", "services");
+    let encodings = [Encoding::Protobuf, Encoding::Json];
+    match views.lookup(node, &services, Some("default"), "kubernetes", &encodings) {
+        Lookup::Found { encoding: Encoding::Protobuf, body, .. } => endpoints_of(&protobuf(&body).ok()?),
+        Lookup::Found { body, .. } => endpoints_of(&serde_json::from_slice(&body).ok()?),
+        _ => None,
     }
+}
 
-    async fn ask(&self) -> Option<BTreeSet<SocketAddr>> {
-        match self.client.get(PATH).await {
-            Ok(service) => endpoints_of(&service),
-            Err(error) => {
-                tracing::debug!(%error, "the Service default/kubernetes could not be read; asking again");
-                None
-            }
+async fn ask(client: &NodeClient) -> Option<BTreeSet<SocketAddr>> {
+    match client.get(PATH).await {
+        Ok(service) => endpoints_of(&service),
+        Err(error) => {
+            tracing::debug!(%error, "the Service default/kubernetes could not be read; asking again");
+            None
         }
     }
 }

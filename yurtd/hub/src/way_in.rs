@@ -7,7 +7,10 @@
 //!        /readyz, doctor ◀──keep── Told ── /run/yurt-address/way-in.json ◀───────┴──▶ table `inet yurt-edge`
 //! ```
 //!
-//! The hub, which strangers talk to, has no right to change the node's network; the process that holds its address has
+//! Connections over IPv4 are led to 169.254.2.1, those over IPv6 to fd6b:7975:7274::1, where the Service has such an
+//! address ([`crate::serve::ipv6`]).
+//!
+//! The hub, which strangers talk to, has no right to change the node's network; the process that holds its addresses has
 //! ([`hold`]). Who may not be sent to the hub is said by exclusion ([`excluded`]): a pod that is new is covered from its
 //! first packet on, before kubelet has told of its address.
 //!

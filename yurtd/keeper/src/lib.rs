@@ -37,7 +37,7 @@ mod systemd;
 mod tests;
 mod units;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -118,8 +118,9 @@ fn settings() -> Settings {
         ports: vec![
             loopback(names::HUB_PORT),
             loopback(names::HUB_HEALTH_PORT),
-            // Its address is not there yet; whoever has the port anywhere has it there.
+            // Its addresses are not there yet; whoever has the port anywhere has it there.
             SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), names::HUB_POD_PORT),
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), names::HUB_POD_PORT),
         ],
         free_bytes: 128 * 1024 * 1024,
         clock_skew: 300,

@@ -83,6 +83,11 @@ mod tests {
             let program = format!("{}/yurtd address", names::CURRENT_LINK);
             assert!(ADDRESS.text.contains(&format!("{}\n", line.replace('@', &program))), "{line}");
         }
+        for address in [names::HUB_POD_ADDRESS.to_owned(), names::HUB_POD_IPV6.to_string()] {
+            assert!(ADDRESS.text.contains(&address), "{address}");
+        }
+        // Where the kernel has no IPv6 the unit would not start, and the other sockets would be gone with it.
+        assert!(!SOCKET.text.contains("ListenStream=["));
         assert_eq!(names::STATE_DIR, "/var/lib/yurt");
         assert!(SERVICE.text.contains("\nStateDirectory=yurt\n"));
         assert_eq!(names::RUNTIME_DIR, "/run/yurt");

@@ -35,7 +35,7 @@ const REPORT: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// All together.
     pub total: usize,
-    /// Of one IPv4 address or one IPv6 /56; `None` where all come from one address anyway.
+    /// Of one peer ([`Places::new`], [`Places::of_addresses`]); `None` where all come from one address anyway.
     pub per_peer: Option<usize>,
     /// What becomes of a connection beyond `total`. One beyond `per_peer` would hold up those behind it and is
     /// never waited for.
@@ -60,6 +60,8 @@ pub struct Places(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     limits: Limits,
+    /// Whose share an address counts for.
+    peer: fn(IpAddr) -> IpAddr,
     all: Arc<Semaphore>,
     peers: Mutex<HashMap<IpAddr, usize>>,
     refusals: Mutex<Refusals>,
@@ -108,10 +110,21 @@ pub async fn accept(
 }
 
 impl Places {
-    /// All of them free.
+    /// All of them free. A peer is an IPv4 address or an IPv6 /56.
     pub fn new(limits: Limits) -> Self {
+        Self::of(limits, network)
+    }
+
+    /// All of them free. A peer is an address, of IPv6 too: for listeners to which one node's pods come, which are all of
+    /// one network.
+    pub fn of_addresses(limits: Limits) -> Self {
+        Self::of(limits, |address| address.to_canonical())
+    }
+
+    fn of(limits: Limits, peer: fn(IpAddr) -> IpAddr) -> Self {
         Self(Arc::new(Inner {
             limits,
+            peer,
             all: Arc::new(Semaphore::new(limits.total)),
             peers: Mutex::default(),
             refusals: Mutex::default(),
@@ -147,14 +160,14 @@ impl Places {
         let all = reserved.or_else(|| self.0.all.clone().try_acquire_owned().ok())?;
         let share = match self.0.limits.per_peer {
             Some(limit) => {
-                let network = network(peer);
+                let peer = (self.0.peer)(peer);
                 let mut peers = locked(&self.0.peers);
-                let taken = peers.entry(network).or_default();
+                let taken = peers.entry(peer).or_default();
                 if *taken >= limit {
                     return None;
                 }
                 *taken += 1;
-                Some((self.0.clone(), network))
+                Some((self.0.clone(), peer))
             }
             None => None,
         };
@@ -180,12 +193,12 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some((places, network)) = &self.share else { return };
+        let Some((places, peer)) = &self.share else { return };
         let mut peers = locked(&places.peers);
-        if let Some(taken) = peers.get_mut(network) {
+        if let Some(taken) = peers.get_mut(peer) {
             *taken -= 1;
             if *taken == 0 {
-                peers.remove(network);
+                peers.remove(peer);
             }
         }
     }
@@ -196,7 +209,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whose share an address counts for: an IPv4 address is its own, an IPv6 address one of a network.
-pub fn network(address: IpAddr) -> IpAddr {
+fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & IPV6_NETWORK).into(),
@@ -295,6 +308,18 @@ mod tests {
         assert_eq!(network("192.0.2.7"), "192.0.2.7");
         assert_eq!(network("::ffff:192.0.2.7"), "192.0.2.7");
         assert_eq!(network("2001:db8:1:22ff:3::4"), "2001:db8:1:2200::");
+    }
+
+    #[tokio::test]
+    async fn pods_of_one_node_have_a_share_each_in_ipv6_too() {
+        let limits = Limits { total: 4, per_peer: Some(1), over: Over::Drop };
+        let [a, b] = ["fd00:10:244:1::5", "fd00:10:244:1::6"].map(|ip| ip.parse().unwrap());
+        let strangers = Places::new(limits);
+        let _place = strangers.enter(a).unwrap();
+        assert!(strangers.enter(b).is_none());
+        let pods = Places::of_addresses(limits);
+        let _places = (pods.enter(a).unwrap(), pods.enter(b).unwrap());
+        assert!(pods.enter(a).is_none());
     }
 
     #[test]

@@ -80,7 +80,11 @@ fn summary(hub: &Hub, tunnel: &[TunnelSession]) -> Vec<Vec<String>> {
     };
     if !hub.way_in.is_empty() {
         let why = hub.way_in_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
-        rows.push(row(["way in", &format!("{}{why}", way_in(&hub.way_in))]));
+        let at = match hub.way_in_services.join(", ") {
+            services if services.is_empty() => String::new(),
+            services => format!(": {services}"),
+        };
+        rows.push(row(["way in", &format!("{}{at}{why}", way_in(&hub.way_in))]));
     }
     rows.push(row(["certificate", &certificate]));
     let store = &hub.store;
@@ -219,6 +223,7 @@ mod tests {
                 dropped_events: 3,
             },
             way_in: "service".into(),
+            way_in_services: vec!["10.96.0.1:443".into()],
             pods: Some(vec![
                 Pod {
                     way: Way::Past,
@@ -285,7 +290,7 @@ edge-1: 1 thing needs attention
   API servers  10.80.0.2:6443, 10.80.0.3:6443
   tunnel       cloud:10262 connected for 5 s
   tunnel       vpn:10262 stands by for 5 s (cloud:10262 has a session with the same server)
-  way in       at the address of Service default/kubernetes, by table inet yurt-edge
+  way in       at the address of Service default/kubernetes, by table inet yurt-edge: 10.96.0.1:443
   certificate  good until 2027-11-28T01:00:00Z (365 d)
   store        1.0 MiB in use, 3.0 MiB on the disk, at most 1.0 GiB
   waiting      1 status change, 2 Events (3 were dropped)

@@ -180,11 +180,12 @@ pub fn warning(pods: &[Stale]) -> Option<String> {
         return None;
     }
     let mut lines = vec![format!(
-        "{} started while the node was an edge node and still {} {} for the API server, which is gone; if they \
-         use the API server, restart them:",
+        "{} started while the node was an edge node and still {} {} (or {}) for the API server, which is gone; if \
+         they use the API server, restart them:",
         count_of(pods.len(), "pod"),
         if pods.len() == 1 { "takes" } else { "take" },
-        names::HUB_POD_ADDRESS
+        names::HUB_POD_ADDRESS,
+        names::HUB_POD_IPV6
     )];
     // kubeadm's DaemonSet. It has no choice but to use the API server.
     if pods.iter().any(|pod| pod.namespace == "kube-system" && pod.name.starts_with("kube-proxy-")) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
-use yurt_api::names::HUB_POD_ADDRESS;
+use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_IPV6};
 
 /// kubelet's default for `clusterDomain` with kubeadm.
 pub(crate) const DEFAULT_DOMAIN: &str = "cluster.local";
@@ -50,8 +50,9 @@ impl Names {
         let names =
             ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", HUB_POD_ADDRESS];
         let mut fixed: BTreeSet<Name> = names.into_iter().filter_map(Name::of).collect();
-        fixed.insert(Name::Address(Ipv4Addr::LOCALHOST.into()));
-        fixed.insert(Name::Address(Ipv6Addr::LOCALHOST.into()));
+        let addresses: [IpAddr; 3] =
+            [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), HUB_POD_IPV6.into()];
+        fixed.extend(addresses.map(Name::Address));
         for given in [node, &service] {
             match Name::of(given) {
                 Some(name) => drop(fixed.insert(name)),
@@ -116,6 +117,7 @@ mod tests {
             "169.254.2.1",
             "::1",
             "fd00::1",
+            "fd6b:7975:7274::1",
             "edge-1",
             "kubernetes",
             "kubernetes.default",

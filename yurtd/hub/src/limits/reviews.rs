@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
-use yurt_node::accept::network;
 
 use super::{
     REVIEW_RATE, REVIEW_RATE_OF_A_PEER, REVIEWED_PEERS, REVIEWS_AT_ONCE, REVIEWS_WAITING,
@@ -60,7 +59,7 @@ impl Credit {
 /// A request's place in the queue, given back when it is dropped.
 pub(crate) struct Waiting<'r> {
     reviews: &'r Reviews,
-    network: IpAddr,
+    address: IpAddr,
 }
 
 impl Reviews {
@@ -78,7 +77,7 @@ impl Reviews {
 
     /// A place in the queue for a request from this address; `None` when there is none.
     pub(crate) fn enter(&self, from: IpAddr) -> Option<Waiting<'_>> {
-        let (network, now) = (network(from), Instant::now());
+        let (address, now) = (from.to_canonical(), Instant::now());
         let mut queue = self.lock();
         if queue.waiting >= REVIEWS_WAITING {
             return None;
@@ -86,17 +85,17 @@ impl Reviews {
         if queue.peers.len() >= REVIEWED_PEERS {
             queue.peers.retain(|_, peer| peer.waiting > 0 || !peer.credit.is_full(now));
         }
-        if queue.peers.len() >= REVIEWED_PEERS && !queue.peers.contains_key(&network) {
+        if queue.peers.len() >= REVIEWED_PEERS && !queue.peers.contains_key(&address) {
             return None;
         }
         let new = || Peer { waiting: 0, credit: Credit::new(REVIEW_RATE_OF_A_PEER, now) };
-        let peer = queue.peers.entry(network).or_insert_with(new);
+        let peer = queue.peers.entry(address).or_insert_with(new);
         if peer.waiting >= REVIEWS_WAITING_OF_A_PEER {
             return None;
         }
         peer.waiting += 1;
         queue.waiting += 1;
-        Some(Waiting { reviews: self, network })
+        Some(Waiting { reviews: self, address })
     }
 }
 
@@ -111,7 +110,7 @@ impl<'r> Waiting<'r> {
         let now = Instant::now();
         let mut queue = self.reviews.lock();
         let queue = &mut *queue;
-        let Some(peer) = queue.peers.get_mut(&self.network) else { return false };
+        let Some(peer) = queue.peers.get_mut(&self.address) else { return false };
         let may = peer.credit.refill(now) >= 1.0 && queue.credit.refill(now) >= 1.0;
         if may {
             peer.credit.left -= 1.0;
@@ -125,7 +124,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut queue = self.reviews.lock();
         queue.waiting -= 1;
-        if let Some(peer) = queue.peers.get_mut(&self.network) {
+        if let Some(peer) = queue.peers.get_mut(&self.address) {
             peer.waiting -= 1;
         }
     }

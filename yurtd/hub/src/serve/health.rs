@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use yurt_node::accept::http::{Buffers, Http, Protocol};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
+use super::ipv6::Listening;
 use super::metrics::{self, Sample};
 use super::{Body, Hub, respond};
 use crate::caller::Permit;
@@ -67,6 +68,9 @@ pub struct Readiness {
     /// Why pods are not led here as they should be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub way_in_missing: Option<String>,
+    /// The Service's addresses at which pods are led here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub way_in_services: Vec<String>,
     /// Whether pods are led here at the Service's address.
     pub way_in_open: bool,
     /// The agents that the keeper is about to restart are led here as if they had begun anew: which turn of theirs.
@@ -104,6 +108,8 @@ pub(crate) struct Health {
     pub(crate) node: (Permit, String),
     /// What the hub listens on.
     pub(crate) addresses: Vec<IpAddr>,
+    /// And over IPv6.
+    pub(crate) listening: tokio::sync::watch::Receiver<Listening>,
     /// How the way in is.
     pub(crate) way_in: tokio::sync::watch::Receiver<State>,
 }
@@ -127,14 +133,21 @@ impl Health {
         let serving_certificate = self.certificate.is_present();
         let state = self.certificate_state.borrow().clone();
         let (views, complete_views) = self.hub.views.count();
-        let missing_addresses: Vec<_> = self.addresses.iter().copied().filter(|ip| !is_local(*ip)).collect();
+        let (ipv6, not_listening) = match self.listening.borrow().clone() {
+            Listening::Unneeded => (None, None),
+            Listening::At(at) => (Some(at.ip()), None),
+            Listening::Not(why) => (None, Some(why)),
+        };
+        let addresses = self.addresses.iter().copied().chain(ipv6);
+        let missing_addresses: Vec<_> = addresses.filter(|ip| !is_local(*ip)).collect();
         let store = self.hub.views.store_stats();
         let way_in = self.way_in.borrow().clone();
+        let way_in_missing = not_listening.or(way_in.missing);
         Readiness {
             ready: serving_certificate
                 && (link == LinkState::Online || node_known)
                 && missing_addresses.is_empty()
-                && way_in.missing.is_none(),
+                && way_in_missing.is_none(),
             link: match link {
                 LinkState::Online => "online",
                 LinkState::Offline => "offline",
@@ -146,7 +159,8 @@ impl Health {
             missing_addresses,
             way_in: way_in.chosen.way.name(),
             way_in_why: way_in.chosen.why,
-            way_in_missing: way_in.missing,
+            way_in_missing,
+            way_in_services: way_in.services.iter().map(ToString::to_string).collect(),
             way_in_open: way_in.open,
             way_in_turn: way_in.turn,
             node_known,

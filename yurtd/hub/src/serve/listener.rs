@@ -14,28 +14,41 @@ use super::{Hub, pipeline};
 use crate::limits::{self, HANDSHAKE};
 use crate::request::Peer;
 
-/// The places of a listener's connections after their handshake.
+/// The places of connections, of one listener or of several.
 #[derive(Clone)]
-struct Admitted {
+pub(crate) struct Admission {
+    /// Before the handshake.
+    arriving: Places,
     kubelet: Places,
     others: Places,
 }
 
+impl Admission {
+    /// Of processes of the node, or of pods.
+    pub(crate) fn new(of_the_node: bool) -> Self {
+        Self {
+            arriving: Places::of_addresses(limits::arriving(of_the_node)),
+            kubelet: Places::new(limits::connections_of_kubelet()),
+            others: Places::of_addresses(limits::connections(of_the_node)),
+        }
+    }
+}
+
 /// Accepts TLS connections until the hub stops. Connections are tasks of the hub's tracker and drain by themselves.
-pub(crate) async fn serve(hub: Arc<Hub>, listener: TcpListener, tls: Arc<ServerConfig>) {
-    let of_the_node = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let admitted = Admitted {
-        kubelet: Places::new(limits::connections_of_kubelet()),
-        others: Places::new(limits::connections(of_the_node)),
-    };
+pub(crate) async fn serve(
+    hub: Arc<Hub>,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    admission: Admission,
+) {
     let stop = hub.stop.clone();
-    accept(listener, Places::new(limits::arriving(of_the_node)), stop, move |accepted| {
-        hub.tasks.passing(connection(hub.clone(), tls.clone(), admitted.clone(), accepted));
+    accept(listener, admission.arriving.clone(), stop, move |accepted| {
+        hub.tasks.passing(connection(hub.clone(), tls.clone(), admission.clone(), accepted));
     })
     .await;
 }
 
-async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, admitted: Admitted, accepted: Accepted) {
+async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, admission: Admission, accepted: Accepted) {
     let Accepted { stream, peer: from, at, place } = accepted;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection broke before its handshake");
@@ -55,7 +68,7 @@ async fn connection(hub: Arc<Hub>, tls: Arc<ServerConfig>, admitted: Admitted, a
     let (_, session) = stream.get_ref();
     let peer = hub.authenticator.peer(session.peer_certificates());
     let kubelet = matches!(peer, Peer::Node { .. });
-    let places = if kubelet { &admitted.kubelet } else { &admitted.others };
+    let places = if kubelet { &admission.kubelet } else { &admission.others };
     let Some(_place) = places.enter(from.ip()) else {
         tracing::debug!(%from, kubelet, "a connection is closed: there are too many");
         return;

@@ -104,11 +104,21 @@ fn passed() -> Result<Vec<TcpListener>, SocketError> {
         .map_err(SocketError::Passed)
 }
 
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// A listener at an address that the node may not have yet.
+///
+/// # Errors
+///
+/// When somebody else listens there, or the kernel does not know the family.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // The pods' address may not be on `lo` yet.
-    socket.set_freebind_v4(true)?;
+    if address.is_ipv4() {
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_freebind_v6(true)?;
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -117,12 +127,17 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
+    use yurt_api::names::HUB_POD_IPV6;
+
     use super::*;
 
     #[test]
     fn a_listener_can_be_bound_before_its_address_is_there() {
         let listener = bind("169.254.2.1:0".parse().unwrap()).unwrap();
         assert_eq!(listener.local_addr().unwrap().ip().to_string(), "169.254.2.1");
+        let listener = bind((HUB_POD_IPV6, 0).into()).unwrap();
+        assert_eq!(listener.local_addr().unwrap().ip(), HUB_POD_IPV6);
+        assert!(bind(listener.local_addr().unwrap()).is_err(), "it is taken");
     }
 
     #[test]

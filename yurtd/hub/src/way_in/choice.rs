@@ -3,8 +3,13 @@
 //! kubelet is shown the Service in the way by the environment with the hub's address, keeps it, and gives it to pods. So a
 //! hub that had to take this way, and is started again in the same boot, stays with it until the keeper has seen that: it
 //! restarts kubelet then, and reports whose environment leads to the hub.
+//!
+//! A kernel may be able to lead IPv4 and not IPv6, or the reverse; then it depends on the Service's addresses, which
+//! nobody has asked for yet at a node's very first start.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,8 +58,12 @@ pub(crate) struct Grounds<'a> {
 }
 
 /// Takes the way that was asked for, or the one by the environment if the node cannot have a table, or could not when
-/// pods were begun that nobody knows of.
-pub(crate) async fn choose(grounds: Grounds<'_>, places: &Places) -> Chosen {
+/// pods were begun that nobody knows of. `services` finds the addresses of the Service out, nothing when it cannot.
+pub(crate) async fn choose(
+    grounds: Grounds<'_>,
+    places: &Places,
+    services: impl AsyncFnOnce() -> BTreeSet<IpAddr>,
+) -> Chosen {
     if grounds.asked == WayIn::Environment {
         return Chosen { way: WayIn::Environment, why: None };
     }
@@ -62,7 +71,7 @@ pub(crate) async fn choose(grounds: Grounds<'_>, places: &Places) -> Chosen {
     let unseen = taken(&file, grounds.boot).filter(|_| grounds.seen != Some(WayIn::Environment));
     let why = match unseen {
         Some(why) => Some(why),
-        None => unable(places).await,
+        None => unable(places, services).await,
     };
     let Some(why) = why else {
         if let Err(error) = std::fs::remove_file(&file)
@@ -80,12 +89,20 @@ pub(crate) async fn choose(grounds: Grounds<'_>, places: &Places) -> Chosen {
     Chosen { way: WayIn::Environment, why: Some(why) }
 }
 
-/// Why the node cannot have a table, as its holder says.
-async fn unable(places: &Places) -> Option<String> {
+/// Why the node cannot have a table for the Service, as its holder says.
+async fn unable(places: &Places, services: impl AsyncFnOnce() -> BTreeSet<IpAddr>) -> Option<String> {
     let deadline = tokio::time::Instant::now() + SAID_WITHIN;
     loop {
         if let Ok(Some(told)) = Told::read(&places.told()) {
-            return told.unable;
+            if told.unable.is_none() && told.unable_ipv6.is_none() {
+                return None;
+            }
+            let services = services().await;
+            // Nearly all clusters have an IPv4 address there.
+            let ipv4 = services.is_empty() || services.iter().any(IpAddr::is_ipv4);
+            let ipv6 = services.iter().any(IpAddr::is_ipv6);
+            let of_ipv6 = |why| format!("not at an IPv6 address: {why}");
+            return told.unable.filter(|_| ipv4).or(told.unable_ipv6.filter(|_| ipv6).map(of_ipv6));
         }
         if tokio::time::Instant::now() >= deadline {
             return Some(format!("{} has not said whether the kernel can do it", names::UNIT_ADDRESS));
@@ -132,14 +149,32 @@ mod tests {
         }
 
         fn holder_says(&self, unable: Option<&str>) {
-            let told = Told { unable: unable.map(str::to_owned), ..Told::default() };
+            self.holder_says_of_both(unable, None);
+        }
+
+        fn holder_says_of_both(&self, unable: Option<&str>, unable_ipv6: Option<&str>) {
+            let owned = |text: Option<&str>| text.map(str::to_owned);
+            let told = Told { unable: owned(unable), unable_ipv6: owned(unable_ipv6), ..Told::default() };
             told.write(&self.places.told()).unwrap();
         }
 
         /// The hub starts.
         async fn chooses(&self, asked: WayIn, seen: Option<WayIn>, boot: &str) -> (WayIn, Option<String>) {
+            self.chooses_for(&[], asked, seen, boot).await
+        }
+
+        /// In a cluster whose Service has these addresses.
+        async fn chooses_for(
+            &self,
+            services: &[&str],
+            asked: WayIn,
+            seen: Option<WayIn>,
+            boot: &str,
+        ) -> (WayIn, Option<String>) {
             let state_dir = self.dir.path().join("state");
-            let chosen = choose(Grounds { asked, seen, boot, state_dir: &state_dir }, &self.places).await;
+            let grounds = Grounds { asked, seen, boot, state_dir: &state_dir };
+            let services = async || services.iter().map(|ip| ip.parse().unwrap()).collect();
+            let chosen = choose(grounds, &self.places, services).await;
             (chosen.way, chosen.why)
         }
     }
@@ -162,6 +197,36 @@ mod tests {
         let node = Node::new();
         node.holder_says(None);
         assert_eq!(node.chooses(WayIn::Service, None, "one").await, (WayIn::Service, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kernel_that_can_lead_one_family_alone_leads_pods_where_the_service_is_of_that_one() {
+        let (ipv4, ipv6) = ("10.96.0.1", "fd00:10:96::1");
+        let table: [(_, _, &[&str], _); 8] = [
+            (None, Some("no IPv6"), &[ipv4], true),
+            (None, Some("no IPv6"), &[ipv6], false),
+            (None, Some("no IPv6"), &[ipv4, ipv6], false),
+            // Nobody knows: as it was before.
+            (None, Some("no IPv6"), &[], true),
+            (Some(NO_TABLES), None, &[ipv6], true),
+            (Some(NO_TABLES), None, &[ipv4], false),
+            (Some(NO_TABLES), None, &[], false),
+            (None, None, &[ipv6], true),
+        ];
+        for (unable, unable_ipv6, services, able) in table {
+            let node = Node::new();
+            node.holder_says_of_both(unable, unable_ipv6);
+            let (way, why) = node.chooses_for(services, WayIn::Service, None, "one").await;
+            assert_eq!(
+                (way == WayIn::Service, why.is_none()),
+                (able, able),
+                "{unable:?} {services:?} {why:?}"
+            );
+        }
+        let node = Node::new();
+        node.holder_says_of_both(None, Some("no IPv6"));
+        let (_, why) = node.chooses_for(&[ipv6], WayIn::Service, None, "one").await;
+        assert_eq!(why.as_deref(), Some("not at an IPv6 address: no IPv6"));
     }
 
     #[tokio::test(start_paused = true)]

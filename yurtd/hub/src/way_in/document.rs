@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_PORT, NFT_EDGE_TABLE};
+use yurt_api::names::{HUB_POD_ADDRESS, HUB_POD_IPV6, HUB_POD_PORT, NFT_EDGE_TABLE};
 use yurt_node::nft::{Action, Chain, Family, Hook, Match, Rule, Set, Table};
 
 /// Format of both.
@@ -21,8 +21,22 @@ const MOST_SERVICES: usize = 16;
 /// A node has some hundred pods.
 const MOST_PAST: usize = 10_000;
 
-const SERVICES: &str = "services4";
-const PAST: &str = "past4";
+/// What the table has for a family: the names of its sets, and where new connections are led.
+struct Parts {
+    family: Family,
+    services: &'static str,
+    past: &'static str,
+    hub: IpAddr,
+}
+
+/// For both families.
+fn parts() -> [Option<Parts>; 2] {
+    let ipv4 = HUB_POD_ADDRESS.parse::<Ipv4Addr>().ok();
+    [
+        ipv4.map(|hub| Parts { family: Family::V4, services: "services4", past: "past4", hub: hub.into() }),
+        Some(Parts { family: Family::V6, services: "services6", past: "past6", hub: HUB_POD_IPV6.into() }),
+    ]
+}
 
 /// What the hub wants: who is sent to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,11 +47,15 @@ pub(crate) struct Wanted {
     #[serde(default)]
     pub(crate) revision: u64,
     /// New connections to these come to the hub; without any there is no table.
-    pub(crate) services: BTreeSet<SocketAddrV4>,
+    pub(crate) services: BTreeSet<SocketAddr>,
     /// But not those of these pods.
-    pub(crate) past: BTreeSet<Ipv4Addr>,
+    pub(crate) past: BTreeSet<IpAddr>,
     /// Those of the host itself, too.
     pub(crate) host: bool,
+    /// The node is to have the hub's IPv6 address, in either way in. Where it is not, the file is as holders of before
+    /// know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ipv6: bool,
 }
 
 /// What the holder says.
@@ -46,6 +64,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Told {
     /// Why the kernel cannot have such a table at all: seen before anything was wanted.
     pub(crate) unable: Option<String>,
+    /// Why it cannot have one for IPv6, or no IPv6 address.
+    pub(crate) unable_ipv6: Option<String>,
     /// What is in place.
     pub(crate) in_place: Option<Wanted>,
     /// Why what is wanted is not.
@@ -65,8 +85,14 @@ pub(crate) enum DocumentError {
 }
 
 impl Wanted {
-    pub(crate) fn new(services: BTreeSet<SocketAddrV4>, past: BTreeSet<Ipv4Addr>, host: bool) -> Self {
-        Self { version: VERSION, revision: 0, services, past, host }
+    pub(crate) fn new(services: BTreeSet<SocketAddr>, past: BTreeSet<IpAddr>, host: bool) -> Self {
+        let ipv6 = services.iter().any(SocketAddr::is_ipv6);
+        Self { version: VERSION, revision: 0, services, past, host, ipv6 }
+    }
+
+    /// The same, with the hub's IPv6 address on the node whoever is led there.
+    pub(crate) fn with_ipv6(self, ipv6: bool) -> Self {
+        Self { ipv6: self.ipv6 || ipv6, ..self }
     }
 
     /// The same, as this word of the hub's.
@@ -76,7 +102,12 @@ impl Wanted {
 
     /// Whether both say the same.
     pub(crate) fn says(&self, other: &Self) -> bool {
-        (&self.services, &self.past, self.host) == (&other.services, &other.past, other.host)
+        *self == Self { revision: self.revision, ..other.clone() }
+    }
+
+    /// Whether a Service of this family is led to the hub.
+    pub(crate) fn leads(&self, family: Family) -> bool {
+        self.services.iter().any(|service| Family::of(service.ip()) == family)
     }
 
     /// Nobody is sent to the hub.
@@ -113,12 +144,16 @@ impl Wanted {
         if self.services.len() > MOST_SERVICES || self.past.len() > MOST_PAST {
             return unusable(format!("{} Services, {} pods", self.services.len(), self.past.len()));
         }
-        let hub = HUB_POD_ADDRESS.parse::<Ipv4Addr>().ok();
+        if self.leads(Family::V6) && !self.ipv6 {
+            return unusable("IPv6 leads to an address that is not wanted".to_owned());
+        }
         for service in &self.services {
             let ip = service.ip();
-            let nobodys = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
+            let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+            let nobodys = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast;
             // What the hub listens on must not lead to itself, nor what it asks there to any other.
-            if nobodys || hub == Some(*ip) || service.port() == 0 {
+            let hubs = parts().iter().flatten().any(|parts| parts.hub == ip);
+            if nobodys || hubs || service.port() == 0 {
                 return unusable(format!("{service} is no Service's"));
             }
         }
@@ -130,26 +165,24 @@ impl Wanted {
         if self.services.is_empty() {
             return None;
         }
-        let hub = SocketAddr::from((HUB_POD_ADDRESS.parse::<Ipv4Addr>().ok()?, HUB_POD_PORT));
-        let rule = |matches| Rule { family: Family::V4, matches, action: Action::Dnat(hub) };
-        let mut chains = vec![Chain {
-            hook: Hook::Prerouting,
-            rules: vec![rule(vec![Match::DestinationIn(SERVICES), Match::SourceNotIn(PAST)])],
-        }];
-        if self.host {
-            chains
-                .push(Chain { hook: Hook::Output, rules: vec![rule(vec![Match::DestinationIn(SERVICES)])] });
+        let (mut sets, mut pods, mut host) = (Vec::new(), Vec::new(), Vec::new());
+        // A family without a Service has no part: the kernel may not know it.
+        for Parts { family, services, past, hub } in parts().into_iter().flatten() {
+            if !self.leads(family) {
+                continue;
+            }
+            sets.push(Set::of_endpoints(services, family, self.services.iter().copied()));
+            sets.push(Set::of_addresses(past, family, self.past.iter().copied()));
+            let action = Action::Dnat(SocketAddr::new(hub, HUB_POD_PORT));
+            let rule = |matches| Rule { family, matches, action };
+            pods.push(rule(vec![Match::DestinationIn(services), Match::SourceNotIn(past)]));
+            host.push(rule(vec![Match::DestinationIn(services)]));
         }
-        let services = self.services.iter().copied().map(SocketAddr::from);
-        let past = self.past.iter().copied().map(Into::into);
-        Some(Table {
-            name: NFT_EDGE_TABLE,
-            sets: vec![
-                Set::of_endpoints(SERVICES, Family::V4, services),
-                Set::of_addresses(PAST, Family::V4, past),
-            ],
-            chains,
-        })
+        let mut chains = vec![Chain { hook: Hook::Prerouting, rules: pods }];
+        if self.host {
+            chains.push(Chain { hook: Hook::Output, rules: host });
+        }
+        Some(Table { name: NFT_EDGE_TABLE, sets, chains })
     }
 }
 
@@ -235,11 +268,59 @@ mod tests {
             std::fs::write(&path, &lie).unwrap();
             assert!(Wanted::read(&path).is_err(), "{:.100}", lie);
         }
-        let many = (0..=MOST_PAST as u32).map(Ipv4Addr::from).collect();
+        let many = (0..=MOST_PAST as u32).map(|at| Ipv4Addr::from(at).into()).collect();
         assert!(Wanted::new(wanted().services, many, true).write(&path).is_err());
-        let told = Told { in_place: Some(wanted()), error: Some("why".into()), unable: None };
+        let told = Told { in_place: Some(wanted()), error: Some("why".into()), ..Told::default() };
         told.write(&path).unwrap();
         assert_eq!(Told::read(&path).unwrap(), Some(told));
+    }
+
+    #[test]
+    fn an_ipv6_service_is_led_to_the_ipv6_address_of_the_hub_and_a_family_without_one_has_no_part() {
+        let service: SocketAddr = "[fd00:10:96::1]:443".parse().unwrap();
+        let past = ["10.244.1.5", "fd00:10:244:1::5"].map(|ip| ip.parse().unwrap());
+        let six = Wanted::new([service].into(), past.into(), true);
+        let ipv4 = |table: &Table| {
+            table
+                .chains
+                .iter()
+                .flat_map(|chain| &chain.rules)
+                .filter(|rule| rule.family == Family::V4)
+                .count()
+        };
+        let table = six.table().unwrap();
+        let hub = SocketAddr::from((HUB_POD_IPV6, HUB_POD_PORT));
+        assert_eq!((table.sets.len(), table.chains.len(), ipv4(&table)), (2, 2, 0));
+        assert_eq!(table.sets[1], Set::of_addresses("past6", Family::V6, past));
+        for rule in table.chains.iter().flat_map(|chain| &chain.rules) {
+            assert_eq!((rule.family, rule.action), (Family::V6, Action::Dnat(hub)));
+        }
+        let only = wanted().table().unwrap();
+        assert_eq!((only.sets.len(), ipv4(&only)), (2, 2));
+        let both = Wanted::new(&six.services | &wanted().services, six.past.clone(), true).table().unwrap();
+        assert_eq!((both.sets.len(), both.chains[0].rules.len(), ipv4(&both)), (4, 2, 2));
+    }
+
+    #[test]
+    fn the_file_of_a_cluster_with_ipv4_is_as_holders_of_before_know_it() {
+        let text = serde_json::to_value(wanted()).unwrap();
+        let fields: Vec<&String> = text.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["host", "past", "revision", "services", "version"]);
+        let nothing = Wanted::nothing();
+        assert!(!nothing.ipv6 && nothing.clone().with_ipv6(true).ipv6);
+        assert!(!nothing.says(&nothing.clone().with_ipv6(true)), "the address alone is a change");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("way-in.json");
+        let six = Wanted::new(["[fd00:10:96::1]:443".parse().unwrap()].into(), BTreeSet::new(), true);
+        six.write(&path).unwrap();
+        assert_eq!(Wanted::read(&path).unwrap(), Some(six.clone()));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let hub = HUB_POD_IPV6.to_string();
+        for other in ["::", "::1", "ff02::1", &hub] {
+            std::fs::write(&path, text.replace("fd00:10:96::1", other)).unwrap();
+            assert!(Wanted::read(&path).is_err(), "{other}");
+        }
+        assert!(Wanted { ipv6: false, ..six }.write(&path).is_err(), "it leads to nobody");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who is not sent to the hub, out of the node's pods: whoever may run from before it could be believed. Pure.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use yurt_api::agent::Turn;
 
@@ -12,7 +12,7 @@ use super::since::Since;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Excluded {
     /// Addresses of pods.
-    pub(crate) past: BTreeSet<Ipv4Addr>,
+    pub(crate) past: BTreeSet<IpAddr>,
     /// Pods on the host's network, `namespace/name`. The kernel cannot tell their connections from anybody else's of the
     /// host, so because of them all of these keep to the API server.
     pub(crate) on_host: BTreeSet<String>,
@@ -39,9 +39,7 @@ impl Excluded {
         let mut placed = false;
         for address in pod.status.addresses() {
             placed = true;
-            if let IpAddr::V4(address) = address {
-                self.past.insert(address);
-            }
+            self.past.insert(address);
         }
         if !placed {
             self.unplaced.insert(name);
@@ -92,7 +90,8 @@ mod tests {
             pod["status"]["podIPs"] = json!([{"ip": "10.244.1.6"}]);
             pod["status"]["podIP"] = json!("10.244.1.6");
         };
-        let new = |pod: &mut Value| pod["status"]["podIPs"] = json!([{"ip": "10.244.1.7"}]);
+        let new =
+            |pod: &mut Value| pod["status"]["podIPs"] = json!([{"ip": "10.244.1.7"}, {"ip": "fd00::7"}]);
         let crashed = |pod: &mut Value| {
             pod["status"]["containerStatuses"] =
                 json!([{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]);
@@ -105,7 +104,7 @@ mod tests {
             pod("pending", LATER, |pod| pod["status"] = json!({"phase": "Pending"})),
         ];
         let found = excluded(&pods, "one");
-        let expected: BTreeSet<Ipv4Addr> = ["10.244.1.5", "10.244.1.6"].map(|ip| ip.parse().unwrap()).into();
+        let expected = ["10.244.1.5", "10.244.1.6", "fd00::5"].map(|ip| ip.parse().unwrap()).into();
         assert_eq!(found, Excluded { past: expected, ..Excluded::default() });
         assert_eq!(excluded(&pods, "two"), Excluded::default(), "nothing from before a reboot runs after it");
     }

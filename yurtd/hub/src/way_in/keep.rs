@@ -1,7 +1,7 @@
 //! The hub's part of the way in: says who is to be sent to it, and sees whether that is so.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_api::agent::Turn;
 use yurt_api::names;
 use yurt_node::config::WayIn;
+use yurt_node::nft::Family;
 
 use super::document::{DocumentError, Told, Wanted};
 use super::excluded::Excluded;
@@ -18,6 +19,7 @@ use super::pod::Pod;
 use super::{Chosen, Places, Since};
 use crate::Came;
 use crate::replica::Views;
+use crate::serve::ipv6::Listening;
 use crate::store::StoreError;
 use crate::upstream::Upstream;
 use crate::view::{Question, View};
@@ -34,6 +36,8 @@ pub(crate) struct State {
     pub(crate) chosen: Chosen,
     /// Why who is to be sent to the hub is not.
     pub(crate) missing: Option<String>,
+    /// Whose new connections are sent to the hub, as far as that is known to be in place.
+    pub(crate) services: BTreeSet<SocketAddr>,
     /// Somebody is sent to the hub, or may be.
     pub(crate) open: bool,
     /// The keeper's turn of agents that is in place.
@@ -48,7 +52,15 @@ impl State {
     pub(crate) fn new(chosen: Chosen) -> Self {
         // What the hub before this one wanted may be there.
         let open = chosen.way == WayIn::Service;
-        Self { chosen, missing: None, open, turn: None, on_host: BTreeSet::new(), would_loop: false }
+        Self {
+            chosen,
+            missing: None,
+            services: BTreeSet::new(),
+            open,
+            turn: None,
+            on_host: BTreeSet::new(),
+            would_loop: false,
+        }
     }
 }
 
@@ -58,6 +70,8 @@ pub(crate) struct Keeper {
     pub(crate) views: Views,
     /// Where pods look for the API server.
     pub(crate) services: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// How the listener is to which those of IPv6 are led.
+    pub(crate) listening: watch::Receiver<Listening>,
     /// When kubelet came to the hub.
     pub(crate) came: watch::Receiver<Came>,
     /// The node's CA, PEM.
@@ -175,28 +189,29 @@ impl Keeper {
     /// Who is to be sent to the hub, and the turn of agents that this heeds; nothing while that is not known, which leaves
     /// it as it is.
     fn wanted(&mut self, known: &mut Option<(Basis, Option<Excluded>)>) -> Option<(Wanted, Option<i64>)> {
+        let listening = self.listening.borrow().clone();
+        // Whether somebody listens there or not.
+        let nothing = || Wanted::nothing().with_ipv6(listening != Listening::Unneeded);
         if self.state.borrow().chosen.way == WayIn::Environment {
-            return Some((Wanted::nothing(), None));
+            return Some((nothing(), None));
         }
         let came = self.came.borrow_and_update().clone();
-        let services: BTreeSet<SocketAddrV4> = self
-            .services
-            .borrow_and_update()
-            .iter()
-            .filter_map(|service| match service {
-                SocketAddr::V4(service) => Some(*service),
-                SocketAddr::V6(_) => None,
-            })
-            .collect();
+        let services = self.services.borrow_and_update().clone();
         let course = came.as_ref().ok();
         let boot = Some(&*self.boot).filter(|boot| !boot.is_empty());
         let since = Since::of(course, &self.ca, boot);
         if since.came.is_none() && came.is_ok() {
             // kubelet does not work through the hub yet, or shows pods another CA than the hub's.
-            return Some((Wanted::nothing(), None));
+            return Some((nothing(), None));
         }
         if services.is_empty() {
             return None;
+        }
+        let listens = matches!(listening, Listening::At(_));
+        let services: BTreeSet<SocketAddr> =
+            services.into_iter().filter(|service| service.is_ipv4() || listens).collect();
+        if services.is_empty() {
+            return Some((nothing(), None));
         }
         let view = self.views.pods_view().filter(|view| view.may_answer(Question::AsLastKnown));
         let now = jiff::Timestamp::now().as_second();
@@ -218,17 +233,18 @@ impl Keeper {
         }
         let excluded = known.as_ref()?.1.as_ref()?;
         let own = self.upstream.addresses();
-        let would_loop = services.iter().any(|service| own.contains(&SocketAddr::V4(*service)));
+        let would_loop = services.iter().any(|service| own.contains(service));
         self.show(|state| {
             state.on_host.clone_from(&excluded.on_host);
             state.would_loop = would_loop;
         });
         let turn = turn.map(|turn| turn.second);
         if !excluded.unplaced.is_empty() {
-            return Some((Wanted::nothing(), turn));
+            return Some((nothing(), turn));
         }
         let host = excluded.on_host.is_empty() && !would_loop;
-        Some((Wanted::new(services, excluded.past.clone(), host), turn))
+        let past = excluded.past.iter().copied().filter(|past| is_of_one(*past, &services)).collect();
+        Some((Wanted::new(services, past, host).with_ipv6(nothing().ipv6), turn))
     }
 
     /// Whether what is wanted is in place.
@@ -248,6 +264,7 @@ impl Keeper {
             state.missing = seen.missing;
             if seen.followed {
                 state.open = !asked.wanted.services.is_empty();
+                state.services.clone_from(&asked.wanted.services);
             }
             state.turn = asked.turn.filter(|_| seen.followed && state.open);
         });
@@ -265,6 +282,11 @@ impl Keeper {
             *state != before
         });
     }
+}
+
+/// Whether connections from there can go to one of these: they are of one family.
+fn is_of_one(address: IpAddr, services: &BTreeSet<SocketAddr>) -> bool {
+    services.iter().any(|service| Family::of(service.ip()) == Family::of(address))
 }
 
 /// Nothing when a pod cannot be understood: who knows what it is.

@@ -16,7 +16,7 @@ mod trust;
 mod watches;
 mod way_in;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ struct Cluster {
     way_in: WayIn,
     /// API servers beside the one behind the link.
     more_api_servers: Vec<String>,
+    /// Where the hub listens for pods over IPv6. Its own address is there once on a machine.
+    ipv6: SocketAddr,
     /// When kubelet came to it.
     came: watch::Sender<Came>,
 }
@@ -117,7 +119,8 @@ impl Cluster {
             std::fs::create_dir(dir.path().join(folder)).unwrap();
         }
         let more_api_servers = Vec::new();
-        Self { ca, api, link, node, dir, way_in: WayIn::Environment, more_api_servers, came }
+        let (way_in, ipv6) = (WayIn::Environment, (Ipv6Addr::LOCALHOST, 0).into());
+        Self { ca, api, link, node, dir, way_in, more_api_servers, ipv6, came }
     }
 
     /// Boots the node's hub.
@@ -174,7 +177,7 @@ impl Cluster {
     fn surroundings(&self) -> Surroundings {
         let folder = |name| self.dir.path().join(name);
         let places = Places { hub: folder("run"), holder: folder("address") };
-        Surroundings { places, came: self.came.subscribe() }
+        Surroundings { places, came: self.came.subscribe(), ipv6: self.ipv6 }
     }
 
     fn kubelet(&self) -> As {

@@ -12,10 +12,11 @@ const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const ACCEPT: [(&str, &str); 1] = [("accept", "application/vnd.kubernetes.protobuf,application/json")];
 /// By which pods know the API server, beside the Service's addresses.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "127.0.0.1",
     "::1",
     "169.254.2.1",
+    "fd6b:7975:7274::1",
     "kubernetes",
     "kubernetes.default",
     "kubernetes.default.svc",

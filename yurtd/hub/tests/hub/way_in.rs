@@ -126,6 +126,105 @@ async fn pods_are_led_to_the_hub_but_for_those_from_before_and_their_environment
     hub.stop().await;
 }
 
+/// One whose Service has an IPv6 address, and pods of both families.
+async fn ipv6_cluster() -> Cluster {
+    let cluster = cluster().await;
+    let services = "/api/v1/namespaces/default/services";
+    let mut service = cluster.api.get(&format!("{services}/kubernetes")).unwrap();
+    service["spec"]["clusterIP"] = IPV6_SERVICE.into();
+    service["spec"]["clusterIPs"] = json!([IPV6_SERVICE]);
+    cluster.api.put(services, service);
+    let mut pod = cluster.api.get(&format!("{PODS}/web-0")).unwrap();
+    pod["status"]["podIPs"] = json!([{"ip": "fd00:10:244:1::5"}, {"ip": "10.244.1.5"}]);
+    cluster.api.put(PODS, pod);
+    cluster
+}
+
+const IPV6_SERVICE: &str = "fd00:10:96::1";
+
+/// Whatever its revision is.
+async fn until_wanted_with_ipv6(cluster: &Cluster, what: &str, services: &Value, past: &Value) -> Value {
+    let host = services.as_array().is_some_and(|services| !services.is_empty());
+    let expected = json!({"version": 1, "services": services, "past": past, "host": host, "ipv6": true});
+    until(what, async || wanted(cluster).filter(|wanted| without_revision(wanted) == expected)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_cluster_with_ipv6_pods_are_led_to_a_listener_of_the_hubs_own() {
+    let cluster = ipv6_cluster().await;
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    let nobody = json!([]);
+    until_wanted_with_ipv6(&cluster, "the address is wanted before anybody is led there", &nobody, &nobody)
+        .await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster, BEGAN);
+    let services = json!(["[fd00:10:96::1]:443"]);
+    let old = json!(["fd00:10:244:1::5"]);
+    let all = until_wanted_with_ipv6(&cluster, "pods of this family", &services, &old).await;
+    holder_says(&cluster, &json!({ "inPlace": all }));
+    until("it is ready", async || hub.server.readiness().ready.then_some(())).await;
+    let led = until("it is in place", async || {
+        Some(hub.server.readiness().way_in_services).filter(|led| !led.is_empty())
+    });
+    assert_eq!(led.await, ["[fd00:10:96::1]:443"]);
+    assert_eq!(hub.server.doctor().look(&Ok(Course::default())).way_in_services, ["[fd00:10:96::1]:443"]);
+    hub.stop().await;
+
+    // Without a link it is known where to listen, out of the certificate.
+    cluster.link.set(Mode::Cut);
+    std::fs::remove_file(cluster.dir.path().join("run/way-in.json")).unwrap();
+    let hub = cluster.boot().await;
+    until_wanted_with_ipv6(&cluster, "pods of this family, offline", &services, &old).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_told_and_nobody_is_led_there() {
+    let mut cluster = ipv6_cluster().await;
+    let taken = TcpListener::bind("[::1]:0").unwrap();
+    cluster.ipv6 = taken.local_addr().unwrap();
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster, BEGAN);
+    let nobody = json!([]);
+    until_wanted_with_ipv6(&cluster, "the address alone", &nobody, &nobody).await;
+    let missing = until("it is told", async || hub.server.readiness().way_in_missing).await;
+    assert!(missing.contains(&cluster.ipv6.to_string()), "{missing}");
+    assert!(!hub.server.readiness().ready);
+    assert_eq!(hub.server.doctor().look(&Ok(Course::default())).way_in_missing, Some(missing));
+    drop(taken);
+    until_wanted_with_ipv6(
+        &cluster,
+        "it is free",
+        &json!(["[fd00:10:96::1]:443"]),
+        &json!(["fd00:10:244:1::5"]),
+    )
+    .await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_ipv6_cannot_be_led_pods_are_led_by_their_environment_to_the_ipv6_address() {
+    let cluster = ipv6_cluster().await;
+    holder_says(&cluster, &json!({"unableIpv6": "no NAT for IPv6"}));
+    // The very first start: nobody knows the Service's addresses.
+    let hub = cluster.boot().await;
+    until("online", async || (hub.server.readiness().link == "online").then_some(())).await;
+    let readiness = hub.server.readiness();
+    assert_eq!(readiness.way_in, "environment");
+    assert_eq!(readiness.way_in_why.as_deref(), Some("not at an IPv6 address: no NAT for IPv6"));
+    kubelet_reads(&cluster, &hub).await;
+    came(&cluster, BEGAN);
+    let kubelet = cluster.client(&hub, &cluster.kubelet()).await;
+    let services = kubelet.get("/api/v1/services?resourceVersion=0").await.expect(200).json();
+    assert_eq!(services["items"][0]["spec"]["clusterIP"], "fd6b:7975:7274::1");
+    let nobody = json!([]);
+    until_wanted_with_ipv6(&cluster, "the address alone", &nobody, &nobody).await;
+    hub.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hub_is_ready_when_the_holder_has_done_it_and_says_what_is_missing() {
     let cluster = cluster().await;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, OwnNode};
@@ -58,13 +59,26 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     }
 }
 
-/// Whether a port can be had; it is given back at once. Bound, never listened on.
+/// Whether a port can be had; it is given back at once. Bound, never listened on. A node without IPv6 has nobody who could
+/// have it there.
 fn probe(address: SocketAddr) -> std::io::Result<()> {
     let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    let socket = match socket2::Socket::new(domain, socket2::Type::STREAM, None) {
+        Err(error) if address.is_ipv6() && is_without_ipv6(&error) => return Ok(()),
+        socket => socket?,
+    };
     // Connections of the past in TIME_WAIT are no obstacle, a listener is.
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // IPv4 is asked for by itself.
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())
+}
+
+/// `ipv6.disable=1`, or a kernel without it.
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw_os_error) == Some(Errno::AFNOSUPPORT)
 }
 
 #[cfg(test)]
@@ -72,11 +86,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_node_without_ipv6_has_the_port_for_nobody() {
+        assert!(is_without_ipv6(&std::io::Error::from_raw_os_error(Errno::AFNOSUPPORT.raw_os_error())));
+        assert!(!is_without_ipv6(&std::io::Error::from_raw_os_error(Errno::ADDRINUSE.raw_os_error())));
+    }
+
+    #[test]
     fn a_port_that_somebody_listens_on_cannot_be_had() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap();
-        assert!(probe(address).is_err());
-        drop(taken);
-        assert!(probe(address).is_ok());
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let taken = std::net::TcpListener::bind(local).unwrap();
+            let address = taken.local_addr().unwrap();
+            assert!(probe(address).is_err());
+            drop(taken);
+            assert!(probe(address).is_ok());
+        }
     }
 }

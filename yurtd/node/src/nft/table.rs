@@ -159,7 +159,8 @@ impl Family {
         }
     }
 
-    fn of(address: IpAddr) -> Self {
+    /// That of an address.
+    pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }

@@ -1,5 +1,7 @@
 //! Run in a network namespace of its own, as in the tunnel server's kernel tests. Pods are namespaces beside it.
 
+mod ipv6;
+
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
@@ -10,7 +12,12 @@ use super::*;
 
 const SERVICE: &str = "10.96.0.1:443";
 /// Nobody's table but kube-proxy's.
-const KUBE_PROXY: &str = "table ip kube {
+const KUBE_PROXY: &str = "table ip6 kube {
+    chain prerouting { type nat hook prerouting priority -100; jump services; }
+    chain output { type nat hook output priority -100; jump services; }
+    chain services { ip6 daddr fd00:10:96::1 tcp dport { 443, 80 } dnat to [fd00:10:80::2]:6443; }
+}
+table ip kube {
     chain prerouting { type nat hook prerouting priority -100; jump services; }
     chain output { type nat hook output priority -100; jump services; }
     chain services {
@@ -51,8 +58,11 @@ impl Pod {
         ip(&format!("link set {outside} master cni0 up"));
         for words in [
             format!("address add 10.244.1.{number}/24 dev eth0"),
+            // No need to find out whether somebody has it.
+            format!("address add fd00:10:244:1::{number}/64 dev eth0 nodad"),
             "link set eth0 up".to_owned(),
             "route add default via 10.244.1.1".to_owned(),
+            "route add default via fd00:10:244:1::1".to_owned(),
         ] {
             run("nsenter", &[&["--net", "-t", &id, "ip"], &*words.split(' ').collect::<Vec<_>>()].concat());
         }
@@ -74,7 +84,8 @@ impl Drop for Pod {
 
 /// What is read from a new connection, made behind these words.
 async fn asks(before: &[&str], service: &str) -> String {
-    let (address, port) = service.split_once(':').unwrap();
+    let (address, port) = service.rsplit_once(':').unwrap();
+    let address = address.trim_matches(['[', ']']);
     let script = format!("exec 3<>/dev/tcp/{address}/{port} && cat <&3");
     let words = [before, &["timeout", "3", "bash", "-c", &script]].concat();
     let mut command = Command::new(words[0]);
@@ -85,7 +96,10 @@ async fn asks(before: &[&str], service: &str) -> String {
 
 /// Says its name to whoever connects.
 async fn says(address: &str, name: &'static str) {
-    let listener = TcpListener::bind(address).await.unwrap();
+    serve(TcpListener::bind(address).await.unwrap(), name);
+}
+
+fn serve(listener: TcpListener, name: &'static str) {
     tokio::spawn(async move {
         loop {
             let Ok((mut stream, _)) = listener.accept().await else { return };
@@ -112,16 +126,19 @@ async fn until(expected: &str, what: &str, answer: impl AsyncFn() -> String) {
     }
 }
 
-fn node() -> (TempDir, Places) {
+fn node() -> Node {
     ip("link set lo up");
     ip("address add 169.254.2.1/32 dev lo");
     ip("link add uplink0 type veth peer name uplink1");
     ip("link set uplink1 up");
     ip("address add 10.80.0.2/24 dev uplink0");
+    ip("address add fd00:10:80::2/64 dev uplink0 nodad");
     ip("link set uplink0 up");
     ip("route add default dev uplink0");
+    ip("-6 route add default dev uplink0");
     ip("link add cni0 type bridge");
     ip("address add 10.244.1.1/24 dev cni0");
+    ip("address add fd00:10:244:1::1/64 dev cni0 nodad");
     ip("link set cni0 up");
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     nft(KUBE_PROXY);
@@ -129,7 +146,27 @@ fn node() -> (TempDir, Places) {
     let places = Places { hub: dir.path().join("hub"), holder: dir.path().join("holder") };
     std::fs::create_dir(&places.hub).unwrap();
     std::fs::create_dir(&places.holder).unwrap();
-    (dir, places)
+    Node { _dir: dir, places }
+}
+
+/// Goes with its interfaces and tables: the tests are in one namespace.
+struct Node {
+    _dir: TempDir,
+    places: Places,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for words in ["link del uplink0", "link del cni0", "address del 169.254.2.1/32 dev lo"] {
+            let _ = Command::new("ip").args(words.split(' ')).status();
+        }
+        let _ = Command::new("nft").arg("flush ruleset").status();
+    }
+}
+
+/// Nobody asks for the address that it is to hold.
+fn new_holder(places: &Places) -> Holder<'_> {
+    Holder::new(places, watch::Sender::default())
 }
 
 #[test]
@@ -138,7 +175,7 @@ fn a_file_that_could_not_be_read_once_is_read_again_and_one_that_lies_is_not() {
     let places = Places { hub: dir.path().to_owned(), holder: dir.path().join("holder") };
     let path = places.wanted();
     wanted(&[], true).write(&path).unwrap();
-    let mut holder = Holder::new(&places);
+    let mut holder = new_holder(&places);
     let short = || DocumentError::Disk(std::io::Error::other("too many open files"));
     holder.take(Stamp::of(&path).unwrap(), Err(short()));
     assert_eq!(holder.wanted, None);
@@ -166,7 +203,7 @@ async fn kernel_that_somebody_flushes_the_rules_while_the_kernel_is_tried_says_n
             }
             times
         });
-        try_out(&places).await;
+        try_out(&places, None).await;
         stop.cancel();
         println!("flushed {} times", somebody.await.unwrap());
         assert_eq!(Told::read(&places.told()).unwrap(), Some(Told::default()));
@@ -176,18 +213,19 @@ async fn kernel_that_somebody_flushes_the_rules_while_the_kernel_is_tried_says_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a network namespace of its own, root, ip and nft"]
 async fn kernel_new_pods_and_the_host_come_to_the_hub_whatever_somebody_does_to_the_table() {
-    let (_dir, places) = node();
+    let node = node();
+    let places = node.places.clone();
     says("169.254.2.1:10268", "hub").await;
     says("10.80.0.2:6443", "api").await;
     let udp = UdpSocket::bind("10.80.0.2:6443").await.unwrap();
     let (new, old) = (Pod::new(5), Pod::new(6));
     assert_eq!((&*new.asks(SERVICE).await, &*asks(&[], SERVICE).await), ("api", "api"));
 
-    try_out(&places).await;
+    try_out(&places, None).await;
     assert_eq!(Told::read(&places.told()).unwrap(), Some(Told::default()), "the kernel can");
     let stop = CancellationToken::new();
     let (there, end) = (places.clone(), stop.clone());
-    let holder = tokio::spawn(async move { super::run(&there, end).await });
+    let holder = tokio::spawn(async move { super::run(&there, watch::Sender::default(), end).await });
     wanted(&["10.244.1.6"], false).write(&places.wanted()).unwrap();
     until("hub", "a new pod", async || new.asks(SERVICE).await).await;
     assert_eq!(old.asks(SERVICE).await, "api", "one from before");
