@@ -169,6 +169,7 @@ impl Server {
                 () = guard.run() => {}
             }
         });
+        let last_read = discovery::LastRead::of(store.clone(), Boot::new(&boot));
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();
@@ -244,7 +245,8 @@ impl Server {
         let events = replay::run(offline.clone(), client.clone(), link.clone(), stop.clone());
         tasks.part("the queue of Events", events);
         let user = node_permit.identity().as_str().to_owned();
-        let reading = discovery::run(offline.clone(), client.clone(), user, link.clone(), stop.clone());
+        let (online, end) = (link.clone(), stop.clone());
+        let reading = discovery::run(offline.clone(), client.clone(), user, online, last_read, end);
         tasks.part("the reading of discovery", reading);
         let rebase = rebase::run(offline.clone(), client, link.clone(), node_permit.clone(), stop.clone());
         tasks.part("the replay of status patches", rebase);

@@ -17,10 +17,12 @@ use yurt_node::link::LinkState;
 
 use super::remember::{Keep, Key, Owner};
 use super::{Answer, IGNORED_PARAMETERS, Offline, OfflineError, header};
+use crate::clock::Boot;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::request::RequestInfo;
 use crate::request::accept::{media_type, media_types};
+use crate::store::{Bucket, Store};
 
 /// In the words of client-go.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
@@ -33,6 +35,8 @@ const LIMIT: usize = 1 << 20;
 const SETTLED: Duration = Duration::from_secs(3);
 /// Somebody defines a new kind now and then.
 const AGAIN: Duration = Duration::from_secs(6 * 3600);
+/// Key in [`Bucket::Misc`].
+const READ: &[u8] = b"discovery-read";
 /// After a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(300);
 
@@ -106,16 +110,45 @@ impl Offline {
     }
 }
 
+/// When both were read, over the ends of processes.
+pub(crate) struct LastRead {
+    store: Store,
+    boot: Boot,
+}
+
+impl LastRead {
+    /// As it is in the store.
+    pub(crate) fn of(store: Store, boot: Boot) -> Self {
+        Self { store, boot }
+    }
+
+    /// How long they need not be read: a process that is started again goes on where the one before was.
+    fn not_before(&self) -> Duration {
+        let read = self.store.get(Bucket::Misc, READ).ok().flatten();
+        let read = read.and_then(|value| serde_json::from_slice(&value).ok());
+        let age = read.and_then(|read| self.boot.since(&read));
+        age.map_or(Duration::ZERO, |age| AGAIN.saturating_sub(age))
+    }
+
+    async fn is_now(&self) {
+        let now = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
+        if let Err(error) = self.store.put(Bucket::Misc, READ, &now).await {
+            tracing::debug!(%error, "a restart reads discovery again");
+        }
+    }
+}
+
 /// Keeps discovery for the time without a link. Ends with `stop`.
 pub(crate) async fn run(
     offline: Arc<Offline>,
     client: NodeClient,
     user: String,
     link: Link,
+    last_read: LastRead,
     stop: CancellationToken,
 ) {
     let mut state = link.subscribe();
-    let mut due = Instant::now();
+    let mut due = Instant::now() + last_read.not_before();
     loop {
         let online = tokio::select! {
             () = stop.cancelled() => return,
@@ -141,6 +174,27 @@ pub(crate) async fn run(
                 pause = AFTER_FAILURE;
             }
         }
+        if pause == AGAIN {
+            last_read.is_now().await;
+        }
         due = Instant::now() + pause;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_is_started_again_goes_on_where_the_one_before_was_in_the_same_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
+        let last_read = LastRead::of(store.clone(), Boot::new("one"));
+        assert_eq!(last_read.not_before(), Duration::ZERO);
+        last_read.is_now().await;
+        for (boot, is_due) in [("one", false), ("two", true)] {
+            let last_read = LastRead::of(store.clone(), Boot::new(boot));
+            assert_eq!(last_read.not_before() == Duration::ZERO, is_due, "{boot}");
+        }
     }
 }
