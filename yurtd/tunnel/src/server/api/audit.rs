@@ -265,7 +265,7 @@ impl Record {
 
     fn line(&self, stage: &str) -> Vec<u8> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = |text: &'_ str| -> String {
+        let said = |text: &str| {
             let most = if known.user.is_some() { text.len() } else { text.floor_char_boundary(STRANGERS) };
             text[..most].to_owned()
         };
