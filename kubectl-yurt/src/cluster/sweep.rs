@@ -34,12 +34,17 @@ pub struct Left {
     node: String,
     /// Whether kubelet runs pods there.
     node_is_ready: bool,
-    set: DaemonSet,
+    /// Gone if an earlier revert deleted it and was cut off before the hosts were swept.
+    set: Option<DaemonSet>,
 }
 
-/// The hosts where a tunnel server is meant to run, and does not now: whether it has ended well nobody knows.
-pub fn look(view: &View) -> Vec<Left> {
-    let Some(set) = view.daemon_sets.get(names::TUNNEL_SERVER) else { return Vec::new() };
+/// The hosts where a tunnel server is meant to run, and does not now: whether it has ended well nobody knows. `was_there`
+/// says whether the cluster has a tunnel server, or had one when a revert began that was cut off.
+pub fn look(view: &View, was_there: bool) -> Vec<Left> {
+    let set = view.daemon_sets.get(names::TUNNEL_SERVER);
+    if set.is_none() && !was_there {
+        return Vec::new();
+    }
     let running = |node: &str| {
         view.pods.values().any(|pod| {
             pods::is_of_daemon_set(pod, names::TUNNEL_SERVER) && pods::node_of(pod) == Some(node) && runs(pod)
@@ -53,7 +58,7 @@ pub fn look(view: &View) -> Vec<Left> {
         .map(|node| (node.name_any(), node::is_ready(node)))
         // What kubelet says of a node that is away is old: the server may run, and end with the pod one day.
         .filter(|(name, ready)| !ready || !running(name))
-        .map(|(node, node_is_ready)| Left { node, node_is_ready, set: set.clone() })
+        .map(|(node, node_is_ready)| Left { node, node_is_ready, set: set.cloned() })
         .collect()
 }
 
@@ -78,7 +83,11 @@ pub async fn run(session: &Session, left: &[Left]) -> Result<BTreeMap<String, St
             not_swept.insert(host.node.clone(), "the node is not ready".to_owned());
             continue;
         }
-        match api.create(&PostParams::default(), &pod_for(host)?).await {
+        let Some(set) = &host.set else {
+            not_swept.insert(host.node.clone(), "an earlier revert was cut off".to_owned());
+            continue;
+        };
+        match api.create(&PostParams::default(), &pod_for(&host.node, set)?).await {
             Ok(pod) => waits.push((host.node.clone(), pod.name_any())),
             Err(error) => {
                 not_swept.insert(host.node.clone(), crate::error::phrase(&error, &session.server()));
@@ -143,8 +152,8 @@ fn has_ended() -> impl Condition<Pod> {
 }
 
 /// The server's pod with another command, on this host.
-fn pod_for(host: &Left) -> Result<Pod, Error> {
-    let template = host.set.spec.template.spec.as_ref();
+fn pod_for(node: &str, set: &DaemonSet) -> Result<Pod, Error> {
+    let template = set.spec.template.spec.as_ref();
     let container = template.and_then(|spec| spec.containers.first());
     let image = container.and_then(|container| container.image.as_deref()).unwrap_or_default();
     let pull_policy = container.and_then(|container| container.image_pull_policy.as_deref());
@@ -156,7 +165,7 @@ fn pod_for(host: &Left) -> Result<Pod, Error> {
             "labels": { (names::LABEL_PART_OF): names::PART_OF, (LABEL_COMPONENT): COMPONENT },
         },
         "spec": {
-            "nodeName": host.node,
+            "nodeName": node,
             "hostNetwork": true,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": DEADLINE.as_secs(),
@@ -217,19 +226,33 @@ mod tests {
     #[test]
     fn a_host_is_swept_whose_server_does_not_run() {
         let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
-        assert_eq!(look(&view("True", json!({ "running": {} }))), []);
-        let left = look(&view("True", waiting));
+        assert_eq!(look(&view("True", json!({ "running": {} })), true), []);
+        let left = look(&view("True", waiting), true);
         assert_eq!((left.len(), &*left[0].node, left[0].node_is_ready), (1, "cp-1", true));
         // What was running when it was last heard of.
-        let left = look(&view("Unknown", json!({ "running": {} })));
+        let left = look(&view("Unknown", json!({ "running": {} })), true);
         assert_eq!((left.len(), left[0].node_is_ready), (1, false));
-        assert_eq!(look(&View::default()), []);
+        assert_eq!(look(&View::default(), true), []);
+    }
+
+    #[test]
+    fn what_a_revert_that_was_cut_off_has_left_is_not_forgotten() {
+        let again = View {
+            daemon_sets: std::iter::empty().collect(),
+            pods: std::iter::empty().collect(),
+            ..view("True", json!({}))
+        };
+        let left = look(&again, true);
+        assert_eq!((left.len(), &*left[0].node, &left[0].set), (1, "cp-1", &None));
+        // Without a tunnel nobody redirected anything.
+        assert_eq!(look(&again, false), []);
     }
 
     #[test]
     fn the_pod_is_the_servers_with_another_command() {
-        let left = look(&view("True", json!({ "waiting": {} })));
-        let pod = serde_json::to_value(pod_for(&left[0]).unwrap()).unwrap();
+        let view = view("True", json!({ "waiting": {} }));
+        let set = view.daemon_sets.get(names::TUNNEL_SERVER).unwrap();
+        let pod = serde_json::to_value(pod_for("cp-1", set).unwrap()).unwrap();
         assert_eq!(pod["spec"]["containers"][0]["image"], "mirror/yurtd:v1");
         assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], "Never");
         assert_eq!(pod["spec"]["imagePullSecrets"], json!([{ "name": "mirror" }]));

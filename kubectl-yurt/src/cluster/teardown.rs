@@ -4,15 +4,18 @@
 
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{Api, ResourceExt as _};
+use yurt_api::names;
 
 use crate::{
     cluster::{
+        node,
         objects::{self, Existing},
-        sweep,
-        view::Observer,
+        pods, sweep,
+        view::{Observer, View},
     },
-    connect::session::Session,
+    connect::{session::Session, tunnel},
     error::Error,
     output::words::count_of,
 };
@@ -41,8 +44,8 @@ pub async fn run(
 ) -> Result<Done, Error> {
     sweep::clear(session).await?;
     observer.complete().await;
-    let left = sweep::look(observer.view());
     let all = objects::existing(session).await?;
+    let left = sweep::look(observer.view(), has_tunnel(session).await?);
     phase(&format!("deleting {}", count_of(all.len(), "object")));
     let mut deleted = Vec::new();
     let workloads = all.iter().filter(|object| object.is_workload());
@@ -68,12 +71,28 @@ pub async fn run(
     Ok(Done { deleted, by_hand })
 }
 
+/// Whether the cluster has a tunnel. What says so goes after the pods have.
+async fn has_tunnel(session: &Session) -> Result<bool, Error> {
+    let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), &session.yurt_namespace);
+    let map = maps.get_opt(names::CONFIG_MAP).await?;
+    let config = map.and_then(|map| tunnel::parse_config(&map).ok());
+    Ok(config.is_some_and(|config| !config.tunnel_addresses.is_empty()))
+}
+
+/// The pods that will have ended soon. Those on a node that is away have ended when it is back; nobody knows when that is.
+fn going(view: &View) -> Vec<String> {
+    let is_away = |pod: &Pod| {
+        pods::node_of(pod).is_some_and(|node| view.nodes.get(node).is_none_or(|node| !node::is_ready(node)))
+    };
+    view.pods.values().filter(|pod| !is_away(pod)).map(|pod| pod.name_any()).collect()
+}
+
 async fn wait_for_pods(observer: &mut Observer, phase: &mut impl FnMut(&str)) -> Result<(), Error> {
     let deadline = tokio::time::sleep_until((Instant::now() + DEADLINE).into());
     tokio::pin!(deadline);
     observer.complete().await;
     loop {
-        let names: Vec<String> = observer.view().pods.values().map(|pod| pod.name_any()).collect();
+        let names = going(observer.view());
         if names.is_empty() {
             return Ok(());
         }
@@ -87,5 +106,34 @@ async fn wait_for_pods(observer: &mut Observer, phase: &mut impl FnMut(&str)) ->
                 )));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_pod_on_a_node_that_is_away() {
+        let node = |name: &str, ready: &str| {
+            serde_json::from_value(json!({
+                "metadata": { "name": name }, "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+            }))
+            .unwrap()
+        };
+        let pod = |name: &str, node: &str| {
+            serde_json::from_value(json!({
+                "metadata": { "name": name }, "spec": { "nodeName": node, "containers": [] },
+            }))
+            .unwrap()
+        };
+        let view = View {
+            nodes: [node("cp-1", "True"), node("cp-2", "Unknown")].into_iter().collect(),
+            pods: [pod("here", "cp-1"), pod("away", "cp-2"), pod("gone", "cp-3")].into_iter().collect(),
+            ..View::default()
+        };
+        assert_eq!(going(&view), ["here"]);
     }
 }

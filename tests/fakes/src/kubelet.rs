@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::pki::TestCa;
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// The server. Stops when it is dropped.
 pub struct FakeKubelet {
@@ -37,7 +37,7 @@ pub struct KubeletState {
     pub requests: Mutex<Vec<(String, String)>>,
     /// WebSocket subprotocols that the container runtime knows.
     pub subprotocols: Mutex<Vec<&'static str>>,
-    /// Lines of the log; the log ends when the sender is dropped.
+    /// Lines of the log; the log ends when the sender is dropped, and breaks off at an empty one.
     pub log: Mutex<Option<mpsc::Receiver<&'static str>>>,
     /// Told when the body of a log was given up.
     pub log_ended: Arc<Notify>,
@@ -91,7 +91,7 @@ impl Drop for Ended {
 }
 
 fn full(body: impl Into<Bytes>) -> Body {
-    Full::new(body.into()).boxed_unsync()
+    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn text(code: u16, text: &'static str) -> Response<Body> {
@@ -124,7 +124,10 @@ impl KubeletState {
         });
         let frames = lines.map(move |line| {
             let _held = &ended;
-            Ok::<_, Infallible>(Frame::data(Bytes::from_static(line.as_bytes())))
+            if line.is_empty() {
+                return Err(std::io::Error::other("the log breaks off"));
+            }
+            Ok(Frame::data(Bytes::from_static(line.as_bytes())))
         });
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         response.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());

@@ -55,6 +55,8 @@ use crate::mux::session::Settings;
 const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 /// How long open streams may go on after SIGTERM; the pod is killed after 15 s.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How long streams may take to notice that they are cut, and their records to be written.
+const CUT: Duration = Duration::from_millis(500);
 /// What comes after the streams: withdrawing the rules, sessions that say goodbye.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -105,6 +107,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         settings: Settings::server(),
     });
     let intercept = Intercept::new(registry.clone(), endpoints.subscribe(), intercept::original_destination);
+    let trail = open_trail(options.audit_log.as_deref()).context("cannot write the audit log")?;
     let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
@@ -113,7 +116,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         certificate: client_certificate.clone(),
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
         redirect: redirect.subscribe(),
-        trail: trail(options.audit_log.as_deref()).context("cannot write the audit log")?,
+        trail: trail.clone(),
         admission,
     })
     .context("cannot set up TLS towards kubelets")?;
@@ -162,10 +165,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let cut = streams.drain(DRAIN).await;
     if cut > 0 {
         tracing::info!(connections = cut, "connections that did not end in time are cut");
+        streams.drain(CUT).await;
     }
     let left = parts.finish(LAST).await;
     if left > 0 {
         tracing::warn!(tasks = left, "some tasks did not end in time");
+    }
+    // Streams that were cut are written down, too.
+    if !trail.written(CUT).await {
+        tracing::error!("audit records are lost: they are not taken in time");
     }
     Ok(outcome?)
 }
@@ -183,7 +191,7 @@ pub async fn remove_redirect() -> anyhow::Result<()> {
 }
 
 /// The file is one that others have begun, perhaps, and nobody else reads.
-fn trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
+fn open_trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
     match audit_log {
         Some(path) => Trail::to(OpenOptions::new().create(true).append(true).mode(0o600).open(path)?),
         None => Trail::to(std::io::stdout()),

@@ -92,7 +92,10 @@ pub(super) async fn give_up(
     }
     progress.phase("undoing");
     match undo(session, plan, made, progress).await {
-        Ok(()) => Error::Failed(format!("{why}\neverything that this run made was undone")),
+        Ok(by_hand) => {
+            let by_hand: String = by_hand.iter().map(|text| format!("\n{text}")).collect();
+            Error::Failed(format!("{why}\neverything that this run made was undone{by_hand}"))
+        }
         Err(left) => Error::Failed(format!(
             "{why}\nnot everything could be undone ({}): `kubectl yurt revert` finishes that",
             left.plain(&session.server())
@@ -100,11 +103,18 @@ pub(super) async fn give_up(
     }
 }
 
-async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progress) -> Result<(), Error> {
+/// What is left for a person to do.
+async fn undo(
+    session: &Session,
+    plan: &Plan,
+    made: &Made,
+    progress: &mut Progress,
+) -> Result<Vec<String>, Error> {
+    let mut by_hand = Vec::new();
     if made.fresh {
         // The controller may have made something already, so everything that carries our label goes.
         let mut observer = Observer::new(session);
-        teardown::run(session, &mut observer, |text| progress.phase(text)).await?;
+        by_hand = teardown::run(session, &mut observer, |text| progress.phase(text)).await?.by_hand;
     } else {
         for object in made.created.iter().rev().filter_map(|index| plan.objects.get(*index)) {
             objects::delete(session, object.kind, object.namespace(), object.name()).await?;
@@ -114,5 +124,5 @@ async fn undo(session: &Session, plan: &Plan, made: &Made, progress: &mut Progre
         let before = plan.labels.get(name).cloned().flatten();
         patch_node(session, name, json!({ "labels": { names::LABEL_EDGE_WORKER: before } })).await?;
     }
-    Ok(())
+    Ok(by_hand)
 }

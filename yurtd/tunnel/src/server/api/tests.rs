@@ -58,6 +58,7 @@ struct World {
     certificate: Arc<ClientCertificate>,
     redirect: watch::Sender<RedirectStatus>,
     written: Written,
+    trail: Arc<Trail>,
 }
 
 /// What the audit trail has come to.
@@ -168,6 +169,7 @@ impl World {
             },
         );
         let written = Written::default();
+        let trail = Trail::to(written.clone()).unwrap();
         let (admission, rules) = ConnectAdmission::new(false);
         let (redirect, _) = watch::channel(crate::server::nft::waiting("cp-1"));
         let client_ca = Arc::<ClientCa>::default();
@@ -179,7 +181,7 @@ impl World {
             certificate: client_certificate.clone(),
             cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
             redirect: redirect.subscribe(),
-            trail: Trail::to(written.clone()).unwrap(),
+            trail: trail.clone(),
             admission,
         })
         .unwrap();
@@ -209,6 +211,7 @@ impl World {
             certificate,
             redirect,
             written,
+            trail,
         }
     }
 
@@ -560,6 +563,35 @@ async fn who_did_what_is_written_down_when_it_begins_and_when_it_ends() {
     let ended = world.records(records.len() + 2).await.pop().unwrap();
     assert_eq!((&ended["stage"], &ended["auditID"]), (&json!("ResponseComplete"), &begun["auditID"]));
     assert_eq!(ended["annotations"]["tunnel.openyurt.io/bytes-received"], "10");
+}
+
+#[tokio::test]
+async fn a_log_that_breaks_off_is_not_written_down_as_one_that_has_ended() {
+    let world = World::new().await;
+    let (lines, log) = mpsc::channel(1);
+    *world.kubelet.state.log.lock().unwrap() = Some(log);
+    lines.send("first\n").await.unwrap();
+    let mut answer = world.jane(get(LOG)).await;
+    answer.body_mut().frame().await.unwrap().unwrap();
+    lines.send("").await.unwrap();
+    assert!(answer.into_body().collect().await.is_err());
+    let record = world.records(1).await.pop().unwrap();
+    assert_eq!(record["responseStatus"]["code"], 200);
+    assert!(record["annotations"]["tunnel.openyurt.io/broke"].is_string(), "{record}");
+}
+
+#[tokio::test]
+#[expect(clippy::await_holding_lock, reason = "who writes the records is to wait for it")]
+async fn kubelet_is_not_asked_before_there_is_a_place_for_the_record() {
+    let world = World::new().await;
+    *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
+    let written = world.written.0.lock().unwrap();
+    (0..2 * audit::QUEUE).for_each(|_| world.trail.put(b"{}\n".to_vec()));
+    let mut asked = Box::pin(world.jane(websocket(EXEC, "v5.channel.k8s.io")));
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut asked).await.is_err());
+    assert!(world.kubelet_requests().is_empty());
+    drop(written);
+    assert_eq!(asked.await.status(), 101);
 }
 
 #[tokio::test]

@@ -84,6 +84,7 @@ impl Upgrades {
                 "{STREAMS} streams are open at this tunnel server; try again later"
             ))
         })?;
+        let line = record.reserve().await;
         let mut answer = shake_hands(kubelets, request.method(), grant, place, &handshake).await?;
         if let Some(second) = handshake.fallback(answer.status()) {
             tracing::debug!(node = place.node, status = %answer.status(), "kubelet refused, offering v4 alone");
@@ -98,7 +99,7 @@ impl Upgrades {
 
         let kubelet = hyper::upgrade::on(&mut answer);
         let caller = hyper::upgrade::on(&mut request);
-        record.starts().await;
+        record.starts(line);
         let record = record.clone();
         let node = place.node.clone();
         let body = answer.into_body();
