@@ -35,8 +35,8 @@ type Figures struct {
 	Skipped int `json:"skipped"`
 	// The same of events from before the watcher came (back).
 	Folded int `json:"folded"`
-	// Mistyped events of objects of which the client was owed one when it was cut in the middle of catching up: that it
-	// goes on from its last event tells nobody that it is one of a folded history.
+	// Mistyped events of objects of which the client was owed a newer one when it was cut in the middle of catching up:
+	// that it goes on from its last event tells nobody that it is one of a folded history.
 	Torn int `json:"torn"`
 	// Watches through the hub, whole lists after the first one, and those of them that nothing explains.
 	Watches     int `json:"watches"`
@@ -183,7 +183,7 @@ type follower struct {
 	next int
 	// Keys with events that were passed over, to the newest of them.
 	passed map[string]Event
-	// Those of them from before the client was cut off and came back.
+	// Those of them of which the client was owed one when it was cut off and came back.
 	torn map[string]bool
 	seen map[uint64]bool
 	// Index of the event in its stretch, and the stretch before.
@@ -239,9 +239,7 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 	default:
 		f.Watches++
 		f.position, f.next = stretch.Since, f.history.after(stretch.Since)
-		for key := range f.passed {
-			f.torn[key] = true
-		}
+		f.tear(stretch)
 	}
 	// Whatever error a client is given by an API server it answers so; only 410 is a reason of the history.
 	if stretch.Gone || stretch.veryShort() && f.killed(stretch) {
@@ -253,6 +251,20 @@ func (f *follower) stretch(stretch *Stretch, explained *bool) {
 	for at, event := range stretch.Events {
 		f.heard = at
 		f.event(event, stretch)
+	}
+}
+
+// tear finds what the client was owed when it was cut off. Changes come in the order of their versions: an object that
+// has none between the client's last one and what there was when it came back was not folded, it was lost.
+func (f *follower) tear(stretch *Stretch) {
+	f.torn = map[string]bool{}
+	for _, event := range f.history.events[f.next:] {
+		if event.Version > stretch.Known {
+			break
+		}
+		if _, passed := f.passed[event.Key]; passed {
+			f.torn[event.Key] = true
+		}
 	}
 }
 

@@ -94,13 +94,13 @@ impl ApiServers {
                 return false;
             }
         };
-        let read = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
-        if let Err(error) = self.store.put(Bucket::Misc, READ, &read).await {
-            tracing::debug!(%error, "a restart reads them again");
-        }
         let found = addresses(&endpoints);
-        // One that says that there is none is about to end, or confused.
-        if found.is_empty() || found == self.known {
+        // One that says that there is none is about to end, or confused: a restart asks again.
+        if found.is_empty() {
+            return true;
+        }
+        if found == self.known {
+            self.keep_moment().await;
             return true;
         }
         tracing::info!(servers = ?found, "API servers of the cluster");
@@ -110,10 +110,22 @@ impl ApiServers {
             Err(error) => Err(StoreError::Failed(error.to_string())),
         };
         match written {
-            Ok(()) => self.known = found,
+            Ok(()) => {
+                self.known = found;
+                // Not before: a restart would go by the ones of before for an hour.
+                self.keep_moment().await;
+            }
             Err(error) => tracing::warn!(%error, "other API servers will not be known after a restart"),
         }
         true
+    }
+
+    /// They were read, and what was read is on the disk.
+    async fn keep_moment(&self) {
+        let read = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
+        if let Err(error) = self.store.put(Bucket::Misc, READ, &read).await {
+            tracing::debug!(%error, "a restart reads them again");
+        }
     }
 }
 

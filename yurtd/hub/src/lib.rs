@@ -62,7 +62,7 @@ use self::request::authenticate::NodeVerifier;
 use self::request::issuer::Issuer;
 use self::request::tokens::Tokens;
 use self::serve::health::{self, Health};
-use self::serve::ipv6::Ipv6Listener;
+use self::serve::ipv6::{self, Ipv6Listener};
 use self::serve::listener::Admission;
 use self::serve::metrics::Metrics;
 use self::serve::sockets::Sockets;
@@ -179,9 +179,12 @@ impl Server {
         let seen = around.came.borrow().as_ref().ok().and_then(|course| course.way_in);
         let grounds = Grounds { asked: config.way_in, seen, boot: boot.trim(), state_dir };
         let last_known = certificates.service_addresses();
-        let find = async || match last_known.is_empty() {
-            true => service_addresses::find(&views, &node_permit, &client).await,
-            false => last_known.clone(),
+        let find = async || {
+            let addresses = match last_known.is_empty() {
+                true => service_addresses::find(&views, &node_permit, &client).await,
+                false => last_known.clone(),
+            };
+            ipv6::reachable(addresses)
         };
         let chosen = way_in::choose(grounds, &around.places, find).await;
         let hub = Arc::new(Hub {

@@ -36,8 +36,12 @@ impl Views {
         self.keep_confirmations(views).await;
     }
 
-    /// The hub is here, and has not lost the link: what is believed now is after a restart, too.
+    /// The hub is here and has a link: what is believed now is after a restart, too.
     pub(super) fn see_confirmations(&self) {
+        // Whether there is one is not known yet, or it is lost.
+        if !self.inner.link.is_online() {
+            return;
+        }
         for view in self.inner.catalogue.all() {
             if self.confirmed_for(&view).is_some() {
                 view.see_confirmation(&self.inner.boot);

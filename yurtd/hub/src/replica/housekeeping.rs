@@ -56,9 +56,14 @@ impl Views {
     /// Whenever the link is lost: what the API server has confirmed was for as long as there was one.
     pub(super) async fn doubt_rights(&self) {
         let mut link = self.inner.link.subscribe();
-        while link.wait_for(|state| *state == LinkState::Offline).await.is_ok() {
-            self.unconfirm_all().await;
-            if link.wait_for(|state| *state != LinkState::Offline).await.is_err() {
+        let mut heeded = 0;
+        loop {
+            // Counted, not seen: it may be over before this is woken, or come again while it is written down.
+            let losses = self.inner.link.losses();
+            if losses != heeded {
+                heeded = losses;
+                self.unconfirm_all().await;
+            } else if link.changed().await.is_err() {
                 return;
             }
         }

@@ -6,7 +6,7 @@
 //! and a pod's new connection is refused instead of waiting.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,15 +37,21 @@ pub(crate) struct Ipv6Listener {
     address: SocketAddr,
     /// The addresses of the Service.
     service: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Whether the node has IPv6.
+    ipv6: bool,
     listener: Option<TcpListener>,
     state: watch::Sender<Listening>,
 }
 
 impl Ipv6Listener {
     /// Opens it if it is needed, as far as is known now.
-    pub(crate) fn open(address: SocketAddr, mut service: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
-        let needed = is_needed(&service.borrow_and_update());
-        let mut opened = Self { address, service, listener: None, state: watch::Sender::default() };
+    pub(crate) fn open(address: SocketAddr, service: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
+        Self::open_on(has_ipv6(), address, service)
+    }
+
+    fn open_on(ipv6: bool, address: SocketAddr, mut service: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
+        let needed = is_needed(&service.borrow_and_update(), ipv6);
+        let mut opened = Self { address, service, ipv6, listener: None, state: watch::Sender::default() };
         if needed {
             opened.bind();
         }
@@ -81,9 +87,12 @@ impl Ipv6Listener {
 
     /// Opens it when it is needed, and serves until the hub stops.
     pub(crate) async fn run(mut self, hub: Arc<Hub>, tls: Arc<ServerConfig>, admission: Admission) {
+        let ipv6 = self.ipv6;
         let opened = async {
             // Whoever says it ends with this process.
-            if self.listener.is_none() && self.service.wait_for(is_needed).await.is_err() {
+            if self.listener.is_none()
+                && self.service.wait_for(|service| is_needed(service, ipv6)).await.is_err()
+            {
                 std::future::pending::<()>().await;
             }
             loop {
@@ -104,8 +113,26 @@ impl Ipv6Listener {
     }
 }
 
-fn is_needed(service: &BTreeSet<IpAddr>) -> bool {
-    service.iter().any(IpAddr::is_ipv6)
+/// The addresses of the Service to which somebody on this node can connect.
+pub(crate) fn reachable(service: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    reachable_on(has_ipv6(), service)
+}
+
+/// Where the node has no IPv6 nobody comes by it if there is another way. One that has no other is told of.
+fn reachable_on(ipv6: bool, mut service: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    if !ipv6 && service.iter().any(IpAddr::is_ipv4) {
+        service.retain(IpAddr::is_ipv4);
+    }
+    service
+}
+
+fn is_needed(service: &BTreeSet<IpAddr>, ipv6: bool) -> bool {
+    reachable_on(ipv6, service.clone()).iter().any(IpAddr::is_ipv6)
+}
+
+/// Whether the kernel knows IPv6 (`ipv6.disable=1`), and has it on `lo` (`net.ipv6.conf.all.disable_ipv6=1`).
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 #[cfg(test)]
@@ -116,6 +143,14 @@ mod tests {
     async fn it_is_open_from_the_start_where_the_service_has_an_ipv6_address_and_says_why_it_is_not() {
         let service = |ip: &str| watch::Sender::new(BTreeSet::from([ip.parse().unwrap()])).subscribe();
         let any: SocketAddr = "[::1]:0".parse().unwrap();
+        let both = watch::Sender::new(["10.96.0.1", "fd00:10:96::1"].map(|ip| ip.parse().unwrap()).into());
+        for (ipv6, is_open) in [(false, false), (true, true)] {
+            let opened = Ipv6Listener::open_on(ipv6, any, both.subscribe());
+            assert_eq!(*opened.state().borrow() != Listening::Unneeded, is_open, "the node has IPv6: {ipv6}");
+        }
+        let only = Ipv6Listener::open_on(false, any, service("fd00:10:96::1"));
+        assert_ne!(*only.state().borrow(), Listening::Unneeded, "there is no other way");
+        drop(only);
         let none = Ipv6Listener::open(any, service("10.96.0.1"));
         assert_eq!(*none.state().borrow(), Listening::Unneeded);
         let open = Ipv6Listener::open(any, service("fd00:10:96::1"));

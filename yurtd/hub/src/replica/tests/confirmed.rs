@@ -1,5 +1,7 @@
 //! The API server's word that a view may be fed, over the end of a process.
 
+use tokio::sync::watch;
+
 use super::derived::*;
 use super::*;
 use crate::view::record::ViewRecord;
@@ -153,6 +155,54 @@ async fn a_hub_that_finds_no_link_asks_when_there_is_one_and_so_does_the_next() 
     let hub = Hub::start(&api, next.path()).await;
     fed_again(&hub).await;
     assert_eq!(reviews(&api), before + 8);
+}
+
+/// What a hub has left, found by one whose link is said by the test.
+fn found(api: &FakeApi, dir: &Path, stop: &CancellationToken) -> (watch::Sender<LinkState>, Hub) {
+    let (store, _) = Store::open_with(dir, 64 << 20).unwrap();
+    let tasks = Tasks::new(stop.clone());
+    let (upstream, _) = Upstream::start(&UpstreamConfig::of(api), &tasks).unwrap();
+    let (state, receiver) = watch::channel(LinkState::Unknown);
+    let link = Link::new(receiver, Arc::default());
+    let silence = Duration::from_secs(180);
+    let views = Views::load_with(&store, &upstream, &link, &node(), &boot(), &tasks, silence).unwrap();
+    (state, Hub { views, link, store, stop: stop.clone() })
+}
+
+/// Nobody is woken between the two.
+#[tokio::test]
+async fn a_loss_that_is_over_at_once_ends_the_word_on_the_disk_too() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let remains = killed(&api, dir.path()).await;
+    let (state, hub) = found(&api, remains.path(), &CancellationToken::new());
+    let (proxy, narrow) = &three()[1];
+    let view = hub.views.find(proxy, narrow, Question::Any).unwrap();
+    assert!(record(&hub.store, &view).confirmation.is_some());
+    for now in [LinkState::Online, LinkState::Offline, LinkState::Online] {
+        hub.link.history().note(now);
+        state.send_replace(now);
+    }
+    yurt_fakes::until("the word is forgotten", async || {
+        record(&hub.store, &view).confirmation.is_none().then_some(())
+    })
+    .await;
+}
+
+/// One that is stopped before it knows whether there is a link has heard nothing.
+#[tokio::test]
+async fn a_hub_that_knows_of_no_link_was_not_there() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let remains = killed(&api, dir.path()).await;
+    edit(remains.path(), |word| word["seen"] = boot().seconds().saturating_sub(300).into()).await;
+    let (state, hub) = found(&api, remains.path(), &CancellationToken::new());
+    let (proxy, narrow) = &three()[1];
+    let view = hub.views.find(proxy, narrow, Question::Any).unwrap();
+    let before = record(&hub.store, &view).confirmation;
+    hub.views.save().await.unwrap();
+    assert_eq!(record(&hub.store, &view).confirmation, before);
+    state.send_replace(LinkState::Online);
+    hub.views.save().await.unwrap();
+    assert_ne!(record(&hub.store, &view).confirmation, before);
 }
 
 /// A view that is watched asks for itself when its source ends. What it is answered is newer than the word by which it
