@@ -62,6 +62,11 @@ impl Wanted {
                 .to_owned();
             parts += 1;
             match name {
+                name if (name == USER && !wanted.name.is_empty())
+                    || (name == UID && wanted.uid.is_some()) =>
+                {
+                    return Err(ApiError::BadRequest(format!("the header {name} is there twice")));
+                }
                 name if name == USER => wanted.name = value,
                 name if name == GROUP => wanted.groups.push(value),
                 name if name == UID => wanted.uid = Some(value),
@@ -213,6 +218,10 @@ mod tests {
             read(&[("impersonate-user", "jane"), ("impersonate-everything", "yes")]),
             Err(ApiError::BadRequest(_))
         ));
+        for twice in ["impersonate-user", "impersonate-uid"] {
+            let headers = [("impersonate-user", "jane"), (twice, "a"), (twice, "b")];
+            assert!(matches!(read(&headers), Err(ApiError::BadRequest(_))), "{twice}");
+        }
         let many: Vec<_> = std::iter::once(("impersonate-user", "jane"))
             .chain(std::iter::repeat_n(("impersonate-group", "shop"), PARTS))
             .collect();
