@@ -174,7 +174,8 @@ pub(crate) async fn run(
                 pause = AFTER_FAILURE;
             }
         }
-        if pause == AGAIN {
+        // Not before they are in the store themselves.
+        if pause == AGAIN && offline.write_back().await {
             last_read.is_now().await;
         }
         due = Instant::now() + pause;
@@ -183,7 +184,13 @@ pub(crate) async fn run(
 
 #[cfg(test)]
 mod tests {
+    use yurt_fakes::api_server::FakeApi;
+    use yurt_node::supervise::Tasks;
+
     use super::*;
+    use crate::caller::Permit;
+    use crate::replica::Views;
+    use crate::upstream::{Upstream, UpstreamConfig};
 
     #[tokio::test]
     async fn a_process_that_is_started_again_goes_on_where_the_one_before_was_in_the_same_boot() {
@@ -196,5 +203,40 @@ mod tests {
             let last_read = LastRead::of(store.clone(), Boot::new(boot));
             assert_eq!(last_read.not_before() == Duration::ZERO, is_due, "{boot}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_not_changed_costs_a_head_in_the_next_boot() {
+        let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let (store, _) = Store::open_with(dir.path(), 16 << 20).unwrap();
+        let (upstream, link) = Upstream::start(&UpstreamConfig::of(&api), &tasks).unwrap();
+        let node = Permit::of_node("system:node:edge");
+        let views = Views::load(&store, &upstream, &link, &node, &Boot::new(""), &tasks).unwrap();
+        for boot in ["one", "two"] {
+            let offline = Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", boot).await;
+            let (offline, end) = (Arc::new(offline), CancellationToken::new());
+            let client = NodeClient::new(upstream.clone());
+            let last_read = || LastRead::of(store.clone(), Boot::new(boot));
+            let user = node.identity().as_str().to_owned();
+            let reading = run(offline.clone(), client, user, link.clone(), last_read(), end.clone());
+            let reading = tokio::spawn(reading);
+            let read = async {
+                while last_read().not_before() == Duration::ZERO {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is read");
+            end.cancel();
+            reading.await.unwrap();
+        }
+        let asked = api.seen("GET", "/apis");
+        let etags: Vec<_> = asked
+            .iter()
+            .map(|asked| asked.headers.get("if-none-match").is_some_and(|tag| !tag.is_empty()))
+            .collect();
+        assert_eq!(etags, [false, true]);
+        stop.cancel();
     }
 }
