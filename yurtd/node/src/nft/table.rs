@@ -260,16 +260,19 @@ fn new_set(messages: &mut Messages, table: &str, set: &Set, id: u32) {
         attributes.number(4, kind);
         attributes.number(5, length);
         attributes.number(10, id);
-        if set.with_ports {
-            // NFTA_SET_DESC with the length of each field, so that concatenation is understood.
-            attributes.nested(9, |description| {
+        attributes.nested(9, |description| {
+            // Of a set with a size the kernel makes a hash table that stays as it is. One without grows behind the
+            // back of who reads it, who is then told of elements twice, or of some never.
+            description.number(1, u32::try_from(set.elements.len().max(1)).unwrap_or(u32::MAX));
+            if set.with_ports {
+                // The length of each field, so that concatenation is understood.
                 description.nested(2, |fields| {
                     for length in [facts.address_length, 2] {
                         fields.nested(1, |field| field.number(1, length));
                     }
                 });
-            });
-        }
+            }
+        });
     });
 }
 
