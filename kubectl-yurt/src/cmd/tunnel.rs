@@ -1,5 +1,7 @@
 //! `tunnel status`: the edge nodes' sessions as the tunnel servers see them.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use yurt_api::status::{AgentStatus, RedirectState, RedirectStatus};
 
@@ -33,7 +35,13 @@ pub async fn status(session: &Session, console: Console, form: Form) -> Result<(
             "agents": found.agents.values().collect::<Vec<_>>(), "silent": found.silent,
             "redirects": found.redirects.values().collect::<Vec<_>>(),
         }),
-        nodes: found.agents.keys().cloned().collect(),
+        nodes: found
+            .agents
+            .keys()
+            .map(|(node, _)| node.clone())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
         table: |wide| {
             print(console, found.agents.values(), wide)?;
             print_redirects(console, found.redirects.values())
@@ -88,14 +96,15 @@ fn print<'a>(
 
 fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jiff::Timestamp) -> Table {
     let mut headings =
-        vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "VERSION"];
+        vec!["NODE", "SERVER", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "VERSION"];
     if wide {
-        headings.extend(["SERVER", "REMOTE ADDRESS"]);
+        headings.push("REMOTE ADDRESS");
     }
     let mut table = Table::new(&headings);
     for agent in agents {
         let mut row = vec![
             plain(&agent.node),
+            plain(&agent.server),
             plain(age(&agent.connected_since, now)),
             plain(agent.rtt_micros.map_or_else(|| "<none>".into(), round_trip)),
             plain(agent.streams.to_string()),
@@ -105,7 +114,7 @@ fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jif
             plain(&agent.version),
         ];
         if wide {
-            row.extend([plain(&agent.server), plain(&agent.remote_address)]);
+            row.push(plain(&agent.remote_address));
         }
         table.row(row);
     }
@@ -154,9 +163,9 @@ mod tests {
         let now = "2026-11-28T08:02:00Z".parse().unwrap();
         assert_eq!(
             table(agents.iter(), false, now).render(&console),
-            "NODE     CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    VERSION\n\
-             edge-1   2m0s        41ms   1         0B     0B         0             yurtd/0.1.0\n\
-             edge-2   2m0s        41ms   1         0B     0B         7 (40s ago)   yurtd/0.1.0\n"
+            "NODE     SERVER   CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    VERSION\n\
+             edge-1   cp-1     2m0s        41ms   1         0B     0B         0             yurtd/0.1.0\n\
+             edge-2   cp-1     2m0s        41ms   1         0B     0B         7 (40s ago)   yurtd/0.1.0\n"
         );
         assert_eq!(copied(&agents[0]), None);
         let text = copied(&agents[1]).unwrap();

@@ -12,19 +12,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::SEC_WEBSOCKET_PROTOCOL;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use yurt_api::names;
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, Target};
 
 use self::claims::{Claim, Claims, Holder};
 pub use self::connections::Connections;
@@ -32,6 +29,7 @@ use crate::backoff::{Backoff, STABLE, after_superseded, fraction};
 use crate::mux::pipe::{self, Side};
 use crate::mux::session::{self, Settings};
 use crate::mux::{End, HelloError, OpenRequest, socket};
+use crate::upgrade;
 use yurt_node::config::EdgeConfig;
 use yurt_node::dial::{self, NetError};
 use yurt_node::link::LinkState;
@@ -247,7 +245,7 @@ async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<
         .connect(name.map_err(ConnectError::Tls)?, tcp)
         .await
         .map_err(ConnectError::Tls)?;
-    let stream = upgrade(stream).await.map_err(Box::new)?;
+    let stream = upgrade::client(stream, PATH).await.map_err(Box::new)?;
     let greeting = session::greet(stream, config.settings.clone()).await?;
     match claims.claim(greeting.server(), server) {
         Ok(claim) => Ok(Attempt::Session(Box::new(greeting.begin().await?), claim)),
@@ -256,17 +254,6 @@ async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<
             Ok(Attempt::StandBy(holder))
         }
     }
-}
-
-/// The WebSocket handshake. The server says nothing before our HELLO, so nothing can be left in tungstenite's
-/// buffer when the bare stream is taken back.
-async fn upgrade(stream: TlsStream<TcpStream>) -> Result<TlsStream<TcpStream>, tungstenite::Error> {
-    let mut request = format!("wss://{}{PATH}", names::TUNNEL_SERVER_NAME).into_client_request()?;
-    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, http::HeaderValue::from_static(SUBPROTOCOL));
-    let buffers = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
-    let (stream, _response) =
-        tokio_tungstenite::client_async_with_config(request, stream, Some(buffers)).await?;
-    Ok(stream.into_inner())
 }
 
 async fn dial(address: &str, timeout: Duration) -> Result<TcpStream, ConnectError> {
@@ -332,9 +319,12 @@ async fn serve(
 }
 
 async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
-    let target = request.target();
-    let connected = match target {
+    let connected = match request.target() {
         Target::Kubelet => connect_kubelet(&config.kubelet).await,
+        // What one server asks of another. An agent leads to nobody else's kubelet.
+        Target::KubeletOf(_) | Target::Session(_) | Target::Agents => {
+            Err((OpenErrorCode::NotServed, String::new()))
+        }
     };
     match connected {
         Ok(tcp) => {
@@ -345,7 +335,7 @@ async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
             }
         }
         Err((code, message)) => {
-            tracing::warn!(%target, message, "stream refused");
+            tracing::warn!(target = %request.target(), %code, message, "stream refused");
             request.reject(code, message);
         }
     }

@@ -56,6 +56,7 @@ use self::tunnel::Tunnel;
 use self::upgrade::Upgrades;
 use super::client_ca::ClientCa;
 use super::connections::Connections;
+use super::peers::Said;
 
 /// What the endpoint is made of.
 pub(super) struct ApiOptions {
@@ -200,10 +201,9 @@ impl Api {
     ) -> Result<Response<Body>, ApiError> {
         authorise::agents(&self.client, user, name.as_deref()).await?;
         record.is_allowed();
-        let mut items = self.tunnel.agents();
+        let Said { agents, silent } = self.tunnel.agents().await;
         let document = if let Some(name) = name {
-            items.retain(|agent| agent.node == name);
-            let agent = items.pop().ok_or(ApiError::NotFound {
+            let agent = agents.into_iter().find(|agent| agent.node == name).ok_or(ApiError::NotFound {
                 group: GROUP,
                 resource: "agents.tunnel.openyurt.io",
                 name,
@@ -213,7 +213,8 @@ impl Api {
             serde_json::to_value(AgentStatusList {
                 api_version: format!("{GROUP}/{VERSION}"),
                 kind: "AgentStatusList".into(),
-                items,
+                items: agents,
+                silent,
                 redirect: Some(self.redirect.borrow().clone()),
             })
         };

@@ -153,7 +153,7 @@ impl World {
                 .boxed()
             },
             || {
-                vec![AgentStatus {
+                let agents = vec![AgentStatus {
                     node: "edge-1".into(),
                     server: "cp-1".into(),
                     version: "0.1.0".into(),
@@ -165,7 +165,9 @@ impl World {
                     bytes_received: 2,
                     not_redirected: Vec::new(),
                     duplicate: None,
-                }]
+                }];
+                let silent = [("cp-2".to_owned(), "connection refused".to_owned())].into();
+                async move { Said { agents, silent } }.boxed()
             },
         );
         let written = Written::default();
@@ -666,6 +668,7 @@ async fn ready_is_who_redirects_and_everybody_may_ask_how_that_stands() {
     assert_eq!(ask("/readyz").await.status(), 200);
     let list = document(ask(agents).await).await;
     assert_eq!((&list["redirect"]["state"], &list["redirect"]["kubelets"]), (&json!("inPlace"), &json!(3)));
+    assert_eq!(list["silent"], json!({"cp-2": "connection refused"}));
 
     crate::server::nft::say(&world.redirect, RedirectState::Failing, "Operation not permitted", 0);
     assert_eq!(ask("/readyz").await.status(), 503);

@@ -1,9 +1,9 @@
-//! The tunnel as the endpoint sees it: a way to a node's kubelet, and a list of who is connected.
+//! The tunnel as the endpoint sees it: a way to a node's kubelet, and a list of who is connected where.
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use yurt_api::status::AgentStatus;
 
+use crate::server::peers::Said;
 use crate::server::registry::DialError;
 
 /// A connection to a node's kubelet.
@@ -11,7 +11,7 @@ pub(in crate::server) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 type DialFn = dyn Fn(String) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> + Send + Sync;
-type ListFn = dyn Fn() -> Vec<AgentStatus> + Send + Sync;
+type ListFn = dyn Fn() -> BoxFuture<'static, Said> + Send + Sync;
 
 /// What the endpoint needs of the tunnel. Two functions, so that it knows no sessions.
 pub(in crate::server) struct Tunnel {
@@ -21,10 +21,10 @@ pub(in crate::server) struct Tunnel {
 
 impl Tunnel {
     /// `dial` opens a stream to the kubelet of the node it is given and gives up by itself; `list` has one
-    /// entry a connected agent.
+    /// entry a session of an agent, this server's first, and comes back soon.
     pub(in crate::server) fn new(
         dial: impl Fn(String) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> + Send + Sync + 'static,
-        list: impl Fn() -> Vec<AgentStatus> + Send + Sync + 'static,
+        list: impl Fn() -> BoxFuture<'static, Said> + Send + Sync + 'static,
     ) -> Self {
         Self { dial: Box::new(dial), list: Box::new(list) }
     }
@@ -35,7 +35,7 @@ impl Tunnel {
     }
 
     /// The agents that are connected now.
-    pub(super) fn agents(&self) -> Vec<AgentStatus> {
-        (self.list)()
+    pub(super) async fn agents(&self) -> Said {
+        (self.list)().await
     }
 }
