@@ -308,7 +308,7 @@ mod tests {
                 "bytesReceived": 0
             }))
             .unwrap();
-            ((*node).to_owned(), status)
+            (((*node).to_owned(), "s".to_owned()), status)
         };
         Found {
             nodes: Vec::new(),

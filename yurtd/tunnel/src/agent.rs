@@ -1,10 +1,11 @@
 //! The tunnel agent: dials out from the node, and connects the server's streams to kubelet and to nothing else.
 //!
-//! One task a server address: connect, serve until the session ends, wait with jitter, again. Addresses that lead to a
+//! One task a server address ([`addresses`]): connect, serve until the session ends, wait with jitter, again. Addresses that lead to a
 //! server which another one has a session with stand by ([`claims`]), and take over when that ends. The node's
 //! identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
 //! rotated is used. The server is verified against our own CA, whose file may appear later than this service starts.
 
+mod addresses;
 mod claims;
 mod connections;
 
@@ -23,9 +24,12 @@ use tracing::Instrument;
 use yurt_api::names;
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, Target};
 
+pub use self::addresses::Found;
+use self::addresses::{Address, all, given};
 use self::claims::{Claim, Claims, Holder};
 pub use self::connections::Connections;
 use crate::backoff::{Backoff, STABLE, after_superseded, fraction};
+use crate::kept::Kept;
 use crate::mux::pipe::{self, Side};
 use crate::mux::session::{self, Settings};
 use crate::mux::{End, HelloError, OpenRequest, socket};
@@ -48,14 +52,18 @@ const PROBE: Duration = Duration::from_secs(8);
 const BACK_ONLINE_JITTER: Duration = Duration::from_millis(500);
 /// How long an address stands by before it is tried again: it may lead to another server by now. A few KiB each time.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// The same of an address that was found: those of control-plane nodes lead to another server hardly ever.
+const LOOK_AGAIN_AT_FOUND: Duration = Duration::from_secs(3600);
 /// How often to look for files that are not there yet.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// What the agent needs to know.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// `host:port` of every server.
+    /// `host:port` of every server that a person gave.
     pub servers: Vec<String>,
+    /// What the cluster says about where servers are.
+    pub found: Option<Found>,
     /// PEM file of the tunnel CA.
     pub ca_file: PathBuf,
     /// PEM file with kubelet's client certificate.
@@ -74,15 +82,17 @@ pub struct AgentConfig {
 
 impl From<&EdgeConfig> for AgentConfig {
     fn from(config: &EdgeConfig) -> Self {
+        let servers = given(&config.tunnel_servers);
         Self {
-            servers: config.tunnel_servers.clone(),
+            connections: Connections::of(&servers),
+            servers,
+            found: None,
             ca_file: config.tunnel_ca_file.clone(),
             certificate: config.client_certificate.clone(),
             key: config.client_key.clone(),
             kubelet: config.kubelet_address.clone(),
             settings: Settings::agent(),
             link: None,
-            connections: Connections::of(&config.tunnel_servers),
         }
     }
 }
@@ -115,41 +125,104 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), End
     let config = Arc::new(config);
     // Ends with the role, and does not end it by itself.
     let tasks = Tasks::new(stop.child_token());
-    let claims = Claims::default();
-    for server in config.servers.clone() {
-        let span = tracing::info_span!("tunnel", server);
-        let keep = keep_connected(config.clone(), server, claims.clone(), tasks.clone());
-        tasks.part("the session to a tunnel server", keep.instrument(span));
-    }
+    tasks.part("the sessions to tunnel servers", keep_all(config, tasks.clone()));
     let outcome = tasks.until_stopped().await;
     // How long streams may go on is the role's decision, which drops this future.
     tasks.finish(Duration::MAX).await;
     outcome
 }
 
-async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims, tasks: Tasks) {
+/// Keeps a session to every server, as the cluster's come and go.
+async fn keep_all(config: Arc<AgentConfig>, tasks: Tasks) {
+    let claims = Claims::default();
+    let mut kept = Kept::default();
+    let mut found = config.found.clone();
+    loop {
+        let wanted = match &mut found {
+            Some(found) => all(&config.servers, &found.api_servers.borrow_and_update(), found.port),
+            None => all(&config.servers, &[], 0),
+        };
+        kept.set(&wanted, |address: Address, leave| {
+            let span = tracing::info_span!("tunnel", server = address.server);
+            let keep = keep_connected(config.clone(), address.clone(), leave, claims.clone(), tasks.clone());
+            let keep = keep.instrument(span);
+            if address.found {
+                config.connections.found(&address.server);
+                tasks.passing(keep);
+            } else {
+                tasks.part("the session to a tunnel server", keep);
+            }
+        });
+        tokio::select! {
+            () = tasks.stop().cancelled() => return,
+            () = changed(&mut found) => {}
+        }
+    }
+}
+
+/// Resolves when the cluster names other servers.
+async fn changed(found: &mut Option<Found>) {
+    if let Some(found) = found
+        && found.api_servers.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Keeps a session to the server behind an address. One that is to `leave`, as the cluster does not name it any more, is
+/// left when it has no session, so that streams go on while an API server only restarts.
+async fn keep_connected(
+    config: Arc<AgentConfig>,
+    address: Address,
+    leave: CancellationToken,
+    claims: Claims,
+    tasks: Tasks,
+) {
     let stop = tasks.stop().clone();
-    let mut backoff = Backoff::default();
+    let Address { server, found } = address;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = attempts(&config, &server, found, &leave, &claims, &tasks) => {
+            tracing::info!("the cluster does not name this server any more");
+            config.connections.gone(&server);
+        }
+    }
+}
+
+/// Connects again and again; comes back when it is to leave and has no session.
+async fn attempts(
+    config: &Arc<AgentConfig>,
+    server: &str,
+    found: bool,
+    leave: &CancellationToken,
+    claims: &Claims,
+    tasks: &Tasks,
+) {
+    let stop = tasks.stop();
+    // Perhaps nothing leads there from this node.
+    let mut backoff = if found { Backoff::up_to(LOOK_AGAIN) } else { Backoff::default() };
+    let mut led_there = false;
     let mut waiting_for_file = false;
     let mut link = config.link.clone();
-    loop {
-        let attempt = tokio::select! {
-            () = stop.cancelled() => return,
-            attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(&config, &server, &claims)) => attempt,
-        };
+    while !leave.is_cancelled() {
+        let attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(config, server, claims)).await;
         let since = Instant::now();
+        if matches!(attempt, Ok(Ok(_))) && !std::mem::replace(&mut led_there, true) {
+            backoff = Backoff::default();
+        }
         let delay = match attempt.unwrap_or(Err(ConnectError::Timeout)) {
             Ok(Attempt::Session(connection, claim)) => {
                 waiting_for_file = false;
-                config.connections.connected(&server);
-                let why = serve(*connection, &claim, &config, &mut link, &tasks, &stop).await;
+                config.connections.connected(server);
+                let why = serve(*connection, &claim, config, &mut link, tasks, stop).await;
                 if why == Some(GoAwayCode::Superseded) {
-                    config.connections.lost(&server, &GoAwayCode::Superseded.to_string());
+                    config.connections.lost(server, &GoAwayCode::Superseded.to_string());
                     // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
-                    yield_to_rival(&stop).await;
+                    yield_to_rival().await;
                     continue;
                 }
-                config.connections.lost(&server, "the session has ended");
+                config.connections.lost(server, "the session has ended");
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
@@ -157,16 +230,17 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
             }
             Ok(Attempt::StandBy(holder)) => {
                 waiting_for_file = false;
-                if config.connections.stands_by(&server, &holder.address) {
+                if config.connections.stands_by(server, &holder.address) {
                     tracing::info!(
                         address = holder.address,
                         "it is the server of another address; standing by"
                     );
                 }
+                let look_again = if found { LOOK_AGAIN_AT_FOUND } else { LOOK_AGAIN };
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = leave.cancelled() => return,
                     () = holder.gave_up.cancelled() => {}
-                    () = tokio::time::sleep(LOOK_AGAIN + fraction(LOOK_AGAIN, random())) => continue,
+                    () = tokio::time::sleep(look_again + fraction(look_again, random())) => continue,
                 }
                 if since.elapsed() >= STABLE {
                     backoff.reset();
@@ -174,7 +248,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 backoff.after_failure(random())
             }
             Err(ConnectError::Files(error)) => {
-                config.connections.lost(&server, &error.to_string());
+                config.connections.lost(server, &error.to_string());
                 // Not the server's fault, and cheap to look again.
                 if !waiting_for_file {
                     tracing::warn!(%error, "the tunnel waits for a file that it needs");
@@ -183,14 +257,18 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 FILES_EVERY
             }
             Err(error) => {
-                config.connections.lost(&server, &error.to_string());
+                config.connections.lost(server, &error.to_string());
                 let delay = backoff.after_failure(random());
-                tracing::warn!(%error, ?delay, "no tunnel session");
+                if found {
+                    tracing::info!(%error, ?delay, "no tunnel session with a server that was found");
+                } else {
+                    tracing::warn!(%error, ?delay, "no tunnel session");
+                }
                 delay
             }
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = leave.cancelled() => return,
             () = tokio::time::sleep(delay) => {}
             () = back_online(&mut link) => {
                 backoff.reset();
@@ -202,17 +280,14 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
 
 /// Somebody else with this node's certificate is connected now. Who of the two is right is for people to say; until then
 /// neither may cut the other off every few seconds. Not even a link that is back shortens it.
-async fn yield_to_rival(stop: &CancellationToken) {
+async fn yield_to_rival() {
     let delay = after_superseded(random());
     tracing::warn!(
         ?delay,
         "another connection with this node's certificate has taken the tunnel over; if this machine is a copy of \
          another one, or has one, give one of them a node name and a certificate of its own"
     );
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(delay) => {}
-    }
+    tokio::time::sleep(delay).await;
 }
 
 /// Resolves when the link is online after it was not; never without a hub.

@@ -74,6 +74,7 @@ impl World {
             kubelet: kubelet.to_string(),
             settings: Settings::agent(),
             link: None,
+            found: None,
             connections: agent::Connections::default(),
         }
     }

@@ -329,6 +329,7 @@ async fn a_server_that_drains_leads_new_streams_to_another_and_lets_old_ones_end
     assert_eq!(soon("the echo", old.read_u8()).await.unwrap(), b'x');
     assert_eq!((a.registry.streams(), b.registry.streams()), (1, 0));
 
+    a.stop.cancel();
     let drain = Drain { registry: a.registry.clone(), asked: a.asked.clone(), peers: a.peers.clone() };
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let draining = AbortOnDropHandle::new(tokio::spawn(async move { drain.hand_over(deadline).await }));
@@ -364,6 +365,7 @@ async fn a_server_that_drains_waits_no_longer_than_it_may_and_not_at_all_without
         let _stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
         let Server { registry, asked, peers, .. } = server;
         let drain = Drain { registry: registry.clone(), asked: asked.clone(), peers: peers.clone() };
+        server.stop.cancel();
         let begin = tokio::time::Instant::now();
         soon("an end", drain.hand_over(begin + limit)).await;
         assert!(begin.elapsed() >= least);
