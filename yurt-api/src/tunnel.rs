@@ -36,7 +36,8 @@
 //! The agent speaks first (HELLO), the server answers with its own HELLO, and BEGIN of the agent makes a session of
 //! it. An agent that already has one with a server of this id leaves instead, and nobody's session ends by that.
 //! Versions have to be the same, and whoever hears another one says its own HELLO before it leaves, so that both can
-//! tell their people; what both sides can do without is a capability, and nobody minds one that it does not know.
+//! tell their people; what both sides can do without is a capability, and nobody minds one that it does not know. Bit 0 of a
+//! server's: it has a session of the agent's node.
 //! The window is the credit that every stream starts with, for its receiver's sender.
 //!
 //! Between two servers the one that connects is the one that asks: it has the agent's part up to BEGIN, and the server's

@@ -182,12 +182,21 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// What a side can do beyond the version, a bit each. None is defined yet; a sender may have any, and whoever does not
-/// know one does without it.
+/// What a side can do or say beyond the version, a bit each. A sender may have any, and whoever does not know one does
+/// without it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(u32);
 
 impl Capabilities {
+    /// Of a server, to an agent: it has a session of the same node's. An agent that was replaced by another machine need not
+    /// wait when it is not said.
+    pub const NODE_IS_HERE: Self = Self(1);
+
+    /// Whether all of these are among them.
+    pub fn has(self, these: Self) -> bool {
+        self.0 & these.0 == these.0
+    }
+
     /// As they travel.
     pub fn from_bits(bits: u32) -> Self {
         Self(bits)

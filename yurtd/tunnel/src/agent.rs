@@ -1,43 +1,38 @@
 //! The tunnel agent: dials out from the node, and connects the server's streams to kubelet and to nothing else.
 //!
-//! One task a server address ([`addresses`]): connect, serve until the session ends, wait with jitter, again. Addresses that lead to a
-//! server which another one has a session with stand by ([`claims`]), and take over when that ends. The node's
-//! identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
+//! One task a server address ([`addresses`]): connect, serve until the session ends, wait with jitter, again. Addresses
+//! that lead to a server which another one has a session with stand by ([`claims`]), and take over when that ends. The
+//! node's identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
 //! rotated is used. The server is verified against our own CA, whose file may appear later than this service starts.
 
 mod addresses;
 mod claims;
+mod connect;
 mod connections;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::tungstenite;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-use yurt_api::names;
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, Target};
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, Target};
 
 pub use self::addresses::Found;
 use self::addresses::{Address, all, given};
-use self::claims::{Claim, Claims, Holder};
+use self::claims::{Claim, Claims};
+use self::connect::{Attempt, ConnectError, Connection, connect, dial, unless_rival};
 pub use self::connections::Connections;
 use crate::backoff::{Backoff, STABLE, after_superseded, fraction};
 use crate::kept::Kept;
 use crate::mux::pipe::{self, Side};
-use crate::mux::session::{self, Settings};
-use crate::mux::{End, HelloError, OpenRequest, socket};
-use crate::upgrade;
+use crate::mux::session::Settings;
+use crate::mux::{End, OpenRequest, socket};
 use yurt_node::config::EdgeConfig;
-use yurt_node::dial::{self, NetError};
+use yurt_node::dial::NetError;
 use yurt_node::link::LinkState;
-use yurt_node::pki::{self, TlsError};
 use yurt_node::random::random;
 use yurt_node::supervise::{Ended, Tasks};
 
@@ -54,6 +49,8 @@ const BACK_ONLINE_JITTER: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// The same of an address that was found: those of control-plane nodes lead to another server hardly ever.
 const LOOK_AGAIN_AT_FOUND: Duration = Duration::from_secs(3600);
+/// When an agent that was replaced first looks whether the other one is gone; it waits twice as long each time.
+const LOOK_FOR_RIVAL: Duration = Duration::from_secs(2);
 /// How often to look for files that are not there yet.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
@@ -95,25 +92,6 @@ impl From<&EdgeConfig> for AgentConfig {
             link: None,
         }
     }
-}
-
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-enum ConnectError {
-    #[error(transparent)]
-    Files(#[from] TlsError),
-    #[error("{0:?} is not host:port")]
-    Address(String),
-    #[error(transparent)]
-    Net(#[from] NetError),
-    #[error("TLS: {0}")]
-    Tls(std::io::Error),
-    #[error("websocket: {0}")]
-    WebSocket(#[from] Box<tungstenite::Error>),
-    #[error(transparent)]
-    Hello(#[from] HelloError),
-    #[error("no session within {CONNECT_TIMEOUT:?}")]
-    Timeout,
 }
 
 /// Keeps a session to every server until `stop`, then says goodbye.
@@ -214,12 +192,18 @@ async fn attempts(
         let delay = match attempt.unwrap_or(Err(ConnectError::Timeout)) {
             Ok(Attempt::Session(connection, claim)) => {
                 waiting_for_file = false;
-                config.connections.connected(server);
-                let why = serve(*connection, &claim, config, &mut link, tasks, stop).await;
+                let mut connection = Some(connection);
+                let mut why = None;
+                while let Some(session) = connection.take() {
+                    config.connections.connected(server);
+                    why = serve(*session, &claim, config, &mut link, tasks, stop).await;
+                    if why == Some(GoAwayCode::Superseded) {
+                        config.connections.lost(server, &GoAwayCode::Superseded.to_string());
+                        // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
+                        connection = yield_to_rival(config, server, &claim).await;
+                    }
+                }
                 if why == Some(GoAwayCode::Superseded) {
-                    config.connections.lost(server, &GoAwayCode::Superseded.to_string());
-                    // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
-                    yield_to_rival().await;
                     continue;
                 }
                 config.connections.lost(server, "the session has ended");
@@ -279,15 +263,36 @@ async fn attempts(
 }
 
 /// Somebody else with this node's certificate is connected now. Who of the two is right is for people to say; until then
-/// neither may cut the other off every few seconds. Not even a link that is back shortens it.
-async fn yield_to_rival() {
+/// neither may cut the other off every few seconds. Not even a link that is back shortens it, but that the server has no
+/// session of the other's any more does: then there is one at once.
+async fn yield_to_rival(config: &AgentConfig, server: &str, claim: &Claim) -> Option<Box<Connection>> {
     let delay = after_superseded(random());
     tracing::warn!(
         ?delay,
         "another connection with this node's certificate has taken the tunnel over; if this machine is a copy of \
          another one, or has one, give one of them a node name and a certificate of its own"
     );
-    tokio::time::sleep(delay).await;
+    let until = Instant::now() + delay;
+    let mut pause = LOOK_FOR_RIVAL;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        tokio::time::sleep(left.min(pause / 2 + fraction(pause / 2, random()))).await;
+        if Instant::now() >= until {
+            return None;
+        }
+        match tokio::time::timeout(CONNECT_TIMEOUT, unless_rival(config, server, claim)).await {
+            Ok(Ok(Some(connection))) => {
+                tracing::info!("the other connection is gone");
+                return Some(connection);
+            }
+            Ok(Ok(None)) => tracing::debug!("the other connection is still there"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "whether the other connection is still there is not known")
+            }
+            Err(_) => tracing::debug!("whether the other connection is still there is not known"),
+        }
+        pause *= 2;
+    }
 }
 
 /// Resolves when the link is online after it was not; never without a hub.
@@ -299,48 +304,6 @@ async fn back_online(link: &mut Option<watch::Receiver<LinkState>>) {
         }
     }
     std::future::pending().await
-}
-
-/// A session that has begun.
-type Connection = session::Established<TlsStream<TcpStream>>;
-
-/// What an address has led to.
-enum Attempt {
-    Session(Box<Connection>, Claim),
-    /// A server that another address has a session with.
-    StandBy(Holder),
-}
-
-async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<Attempt, ConnectError> {
-    let tls = pki::client_config(&config.ca_file, &config.certificate, &config.key)?;
-    let tcp = dial(server, DIAL_TIMEOUT).await?;
-    socket::prepare_session(&tcp).map_err(ConnectError::Tls)?;
-    let name = ServerName::try_from(names::TUNNEL_SERVER_NAME).map_err(std::io::Error::other);
-    let stream = TlsConnector::from(Arc::new(tls))
-        .connect(name.map_err(ConnectError::Tls)?, tcp)
-        .await
-        .map_err(ConnectError::Tls)?;
-    let stream = upgrade::client(stream, PATH).await.map_err(Box::new)?;
-    let greeting = session::greet(stream, config.settings.clone()).await?;
-    match claims.claim(greeting.server(), server) {
-        Ok(claim) => Ok(Attempt::Session(Box::new(greeting.begin().await?), claim)),
-        Err(holder) => {
-            greeting.decline().await;
-            Ok(Attempt::StandBy(holder))
-        }
-    }
-}
-
-async fn dial(address: &str, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let invalid = || ConnectError::Address(address.to_owned());
-    let authority: http::uri::Authority = address.parse().map_err(|_| invalid())?;
-    let port = authority.port_u16().ok_or_else(invalid)?;
-    let liveness = dial::Liveness {
-        idle: Duration::from_secs(60),
-        interval: Duration::from_secs(20),
-        timeout: Duration::from_secs(30),
-    };
-    Ok(dial::connect(authority.host(), port, timeout, liveness).await?)
 }
 
 /// Serves a session until it ends, or until the server asks to use another one; what is open then goes on by itself. Says

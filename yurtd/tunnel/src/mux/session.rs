@@ -16,7 +16,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, StreamId, Target};
+use yurt_api::tunnel::{Capabilities, GoAwayCode, OpenErrorCode, StreamId, Target};
 
 pub use self::driver::Driver;
 pub use self::hello::{Established, Greeting, accept, accept_peer, greet, greet_peer};
@@ -38,6 +38,8 @@ pub struct Settings {
     pub liveness: liveness::Settings,
     /// How long OPEN may stay unanswered.
     pub open_timeout: Duration,
+    /// What HELLO says beyond the version.
+    pub capabilities: Capabilities,
 }
 
 impl Settings {
@@ -51,6 +53,7 @@ impl Settings {
                 misses: 3,
             },
             open_timeout: Duration::from_secs(15),
+            capabilities: Capabilities::default(),
         }
     }
 
@@ -72,6 +75,7 @@ impl Settings {
                 misses: 2,
             },
             open_timeout: Duration::from_secs(17),
+            capabilities: Capabilities::default(),
         }
     }
 }

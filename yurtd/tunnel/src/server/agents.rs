@@ -14,7 +14,7 @@ use rustls::server::ResolvesServerCert;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite;
-use yurt_api::tunnel::{GoAwayCode, PATH, PEER_PATH};
+use yurt_api::tunnel::{Capabilities, GoAwayCode, PATH, PEER_PATH};
 use yurt_node::accept::tls::{Deadlines, HandshakeError, handshake};
 use yurt_node::accept::{Accepted, Limits, Over, Place, Places, accept};
 use yurt_node::certificate::{NodeCertificate, NotANode, node_of};
@@ -88,7 +88,7 @@ pub(super) async fn run(agents: Arc<Agents>, listener: TcpListener, sessions: Co
             match agents.serve(accepted, all).await {
                 Ok(()) => {}
                 Err(AcceptError::Hello { node, source: HelloError::Declined }) => {
-                    tracing::debug!(node, %remote, "the agent stands by: it has a session with this server");
+                    tracing::debug!(node, %remote, "the agent stands by: its node has a session with this server");
                 }
                 Err(error) => tracing::info!(%remote, %error, "connection did not become a session"),
             }
@@ -142,7 +142,11 @@ impl Agents {
         let established = async {
             let stream = upgrade::server(stream, PATH).await.map_err(Box::new)?;
             let id = self.registry.server().clone();
-            session::accept(stream, id, self.settings.clone())
+            let mut settings = self.settings.clone();
+            if self.registry.has(&node.node) {
+                settings.capabilities = Capabilities::NODE_IS_HERE;
+            }
+            session::accept(stream, id, settings)
                 .await
                 .map_err(|source| AcceptError::Hello { node: node.node.clone(), source })
         };

@@ -44,7 +44,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut opening = Opening::new(io, Side::Server);
-    let peer = opening.answer(Sender::Server { id }).await?;
+    let peer = opening.answer(Sender::Server { id }, settings.capabilities).await?;
     let Sender::Agent { max_streams } = peer.sender else {
         return Err(Violation::Unexpected("server's HELLO").into());
     };
@@ -69,7 +69,7 @@ where
 {
     let mut opening = Opening::new(io, Side::Server);
     let max_streams = settings.max_streams;
-    let peer = opening.answer(Sender::Peer { id, max_streams }).await?;
+    let peer = opening.answer(Sender::Peer { id, max_streams }, settings.capabilities).await?;
     let Sender::Peer { id, .. } = peer.sender.clone() else {
         return Err(Violation::Unexpected("agent's HELLO").into());
     };
@@ -88,7 +88,7 @@ where
 {
     let mut opening = Opening::new(io, Side::Client);
     let max_streams = settings.max_streams;
-    opening.say(Frame::Hello(hello(Sender::Agent { max_streams }))).await?;
+    opening.say(Frame::Hello(hello(Sender::Agent { max_streams }, settings.capabilities))).await?;
     let peer = opening.hear_hello().await?;
     let Sender::Server { id } = peer.sender.clone() else {
         return Err(Violation::Unexpected("agent's HELLO").into());
@@ -106,7 +106,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut opening = Opening::new(io, Side::Client);
-    opening.say(Frame::Hello(hello(Sender::Peer { id, max_streams: 0 }))).await?;
+    opening.say(Frame::Hello(hello(Sender::Peer { id, max_streams: 0 }, settings.capabilities))).await?;
     let peer = opening.hear_hello().await?;
     let Sender::Peer { id, max_streams } = peer.sender.clone() else {
         return Err(Violation::Unexpected("HELLO that is no server's to another").into());
@@ -133,6 +133,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeting<S> {
         &self.server
     }
 
+    /// Whether the server has a session of this node's, as it says.
+    pub fn node_is_here(&self) -> bool {
+        self.peer.capabilities.has(Capabilities::NODE_IS_HERE)
+    }
+
     /// Makes a session of it. The server ends one that it has with this node, or this server, already.
     ///
     /// # Errors
@@ -156,10 +161,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeting<S> {
     }
 }
 
-fn hello(sender: Sender) -> Hello {
+fn hello(sender: Sender, capabilities: Capabilities) -> Hello {
     Hello {
         sender,
-        capabilities: Capabilities::default(),
+        capabilities,
         initial_window: INITIAL_WINDOW,
         software: concat!("yurtd/", env!("CARGO_PKG_VERSION")).to_owned(),
     }
@@ -179,11 +184,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Opening<S> {
     }
 
     /// Hears HELLO, and says this side's.
-    async fn answer(&mut self, sender: Sender) -> Result<Hello, HelloError> {
+    async fn answer(&mut self, sender: Sender, capabilities: Capabilities) -> Result<Hello, HelloError> {
         let peer = self.hear_hello().await;
         if matches!(peer, Ok(_) | Err(HelloError::Version(_))) {
             // One of another version is told with whom it cannot speak.
-            self.say(Frame::Hello(hello(sender))).await?;
+            self.say(Frame::Hello(hello(sender, capabilities))).await?;
         }
         peer
     }

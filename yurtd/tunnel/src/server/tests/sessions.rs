@@ -284,3 +284,28 @@ async fn the_agent_comes_to_servers_that_the_cluster_names_and_leaves_one_that_i
     eventually("those that are gone are left", || told() == all).await;
     assert_eq!(given.registry.registrations(), 1);
 }
+
+/// Long before the minute for which it leaves one alone that stays.
+#[tokio::test]
+async fn a_copied_machine_that_is_gone_again_does_not_keep_the_original_away() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let original = world.agent("edge-1", server.address, address);
+    let told = original.connections.clone();
+    let _original = start(original);
+    server.connected("edge-1").await;
+    let (stop, copy) = start(world.agent("edge-1", server.address, address));
+    eventually("the server has noticed", || {
+        server.registry.statuses().first().is_some_and(|status| status.duplicate.is_some())
+    })
+    .await;
+    eventually("the original is replaced", || !told.sessions()[0].connected).await;
+    stop.cancel();
+    soon("the copy ends", copy).await.unwrap();
+    eventually("the original is back", || told.sessions()[0].connected).await;
+    server.connected("edge-1").await;
+    assert_eq!(server.registry.registrations(), 3);
+    let stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+    assert_eq!(exchange(stream, b"again").await.unwrap().0, 5);
+}
