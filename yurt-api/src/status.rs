@@ -169,9 +169,28 @@ pub struct AgentStatusList {
     pub kind: String,
     /// One entry a connected agent.
     pub items: Vec<AgentStatus>,
+    /// Nodes that were connected to this server and are not, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostAgent>,
     /// The redirect on this server's host; nothing from a server of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect: Option<RedirectStatus>,
+}
+
+/// A node whose session has ended, and no other has begun on this server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LostAgent {
+    /// Node name, from the agent's certificate.
+    pub node: String,
+    /// Name of the tunnel server that held the session.
+    pub server: String,
+    /// Remote address that the server saw.
+    pub remote_address: String,
+    /// When it ended, RFC 3339.
+    pub last_seen: String,
+    /// Why, for a person.
+    pub reason: String,
 }
 
 /// How a tunnel server's redirect of connections to edge nodes' kubelets stands on its host.

@@ -196,6 +196,10 @@ impl Reflector {
             views.source_of(&self.view, widen)?
         };
         let mut sync = source.sync.subscribe();
+        if waits && self.view.is_stored() && self.would_ask(&source) {
+            // Its own watch from where it is costs less than the question does. It joins the source later, if the link lasts.
+            return None;
+        }
         if waits {
             self.await_source(&source, &mut sync).await?;
         } else if !source.is_followed() {
@@ -241,6 +245,12 @@ impl Reflector {
                 () = ended.cancelled() => return None,
             }
         }
+    }
+
+    /// Whether the API server would have to be asked before the view can be fed from this one.
+    fn would_ask(&self, source: &View) -> bool {
+        let confirmed = || self.feeding.views().is_some_and(|views| views.confirmed_for(&self.view).is_some());
+        source.identity != self.view.identity && !confirmed()
     }
 
     /// Whether the view's identity may list and watch it, by the API server's word.
