@@ -92,10 +92,14 @@ async fn a_word_that_cannot_be_believed_is_asked_for_again() {
     let mut remains = killed(&api, dir.path()).await;
     for (why, change) in edits {
         edit(remains.path(), change).await;
-        let before = reviews(&api);
+        let (before, seen) = (reviews(&api), api.requests().len());
         let hub = Hub::start(&api, remains.path()).await;
         let views = fed_again(&hub).await;
         assert_eq!(reviews(&api), before + 4, "{why}");
+        // Not at once: each goes on by itself first, which costs less. It may be killed again.
+        let asked = &api.requests()[seen..];
+        let first = asked.iter().position(|seen| seen.path == REVIEWS).unwrap();
+        assert_eq!(asked[..first].iter().filter(|seen| seen.is_watch()).count(), 3, "{why}");
         drop(views);
         remains = hub.remains(remains.path());
     }
