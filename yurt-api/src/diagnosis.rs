@@ -65,22 +65,12 @@ impl Check {
     }
 
     /// It works, and will not for long, or not well.
-    pub fn warning(
-        check: &str,
-        code: &str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub fn warning(check: &str, code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { verdict: Verdict::Warning, ..Self::failed(check, code, message, hint) }
     }
 
     /// Here the way ends.
-    pub fn failed(
-        check: &str,
-        code: &str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub fn failed(check: &str, code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             check: check.to_owned(),
             verdict: Verdict::Failed,

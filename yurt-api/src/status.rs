@@ -48,9 +48,25 @@ pub struct ConversionStatus {
     /// By which way its pods come to the hub; by their environment where a keeper of before says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way_in: Option<NodeWayIn>,
+    /// Tunnel servers that the node has no session with, as its tunnel agent says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnel: Vec<TunnelFault>,
     /// What became of the node's infrastructure agents on its way to this state.
     #[serde(default, skip_serializing_if = "Agents::is_empty")]
     pub agents: Agents,
+}
+
+/// Why a node has no session with a tunnel server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TunnelFault {
+    /// `host:port`
+    pub server: String,
+    /// For a person.
+    pub error: String,
+    /// For programs, a word that stays: `WrongCa`. Nothing from an agent of before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
 }
 
 /// By which way the pods of a node come to the hub.

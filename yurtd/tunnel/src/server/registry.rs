@@ -167,8 +167,7 @@ impl Registry {
             older: old.remote,
             newer: remote,
         });
-        let registration =
-            Registration { registry: self.clone(), node: node.to_owned(), epoch, end: None };
+        let registration = Registration { registry: self.clone(), node: node.to_owned(), epoch, end: None };
         (registration, superseded)
     }
 
@@ -261,7 +260,8 @@ impl Drop for Registration {
                 return;
             }
             if let Some(entry) = entries.by_node.remove(&self.node) {
-                let reason = self.end.as_ref().map_or_else(|| "the server ended it".to_owned(), End::to_string);
+                let reason =
+                    self.end.as_ref().map_or_else(|| "the server ended it".to_owned(), End::to_string);
                 entries.lost.ended(&self.node, entry.remote, &reason, Timestamp::now());
             }
         });

@@ -247,7 +247,9 @@ impl Reflector {
     /// Whether the API server would have to be asked before the view can be fed. That costs more than its own watch from
     /// where it is, which joins a source later if the link lasts.
     fn would_ask(&self) -> bool {
-        let Some(views) = self.feeding.views().filter(|_| self.feeding.selector.is_some()) else { return false };
+        let Some(views) = self.feeding.views().filter(|_| self.feeding.selector.is_some()) else {
+            return false;
+        };
         let source = views.source_of(&self.view, None);
         source.is_some_and(|source| source.identity != self.view.identity)
             && views.confirmed_for(&self.view).is_none()

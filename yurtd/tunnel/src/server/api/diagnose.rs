@@ -58,7 +58,8 @@ impl Way<'_> {
     /// Walks it.
     pub(super) async fn walk(&self) -> Vec<Check> {
         let now = SystemTime::now();
-        let mut checks = vec![ends("server-certificate", "the tunnel server's certificate", self.serving_until, now)];
+        let mut checks =
+            vec![ends("server-certificate", "the tunnel server's certificate", self.serving_until, now)];
         let (agents, lost) = (self.tunnel.agents(), self.tunnel.lost());
         let agent = agents.iter().find(|agent| agent.node == self.node);
         let lost = lost.iter().find(|agent| agent.node == self.node);
@@ -208,7 +209,12 @@ fn round_trip(mut times: Vec<Duration>) -> Check {
     let millis = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
     let message = format!("{} (median of {}), {} between them", millis(median), times.len(), millis(jitter));
     if times.len() < QUESTIONS {
-        return Check::warning(check, "AgentSilent", format!("{message}; then no answer"), "the link loses packets");
+        return Check::warning(
+            check,
+            "AgentSilent",
+            format!("{message}; then no answer"),
+            "the link loses packets",
+        );
     }
     if median > FAR || jitter > UNSTEADY {
         return Check::warning(
@@ -277,7 +283,10 @@ fn clock(date: Option<&str>, now: Timestamp) -> Check {
         return Check::passed(check, "the node's clock and this server's are the same to a few seconds");
     }
     let side = if off.is_negative() { "behind" } else { "ahead of" };
-    let message = format!("the node's clock is {:#} {side} this server's", SignedDuration::from_secs(off.abs().as_secs()));
+    let message = format!(
+        "the node's clock is {:#} {side} this server's",
+        SignedDuration::from_secs(off.abs().as_secs())
+    );
     let hint = "set the node's clock (`timedatectl`, chrony): certificates and tokens are only valid between two times";
     if off.abs() > FAR_APART {
         Check::failed(check, "ClockOff", message, hint)
@@ -293,7 +302,8 @@ fn throughput(bytes: usize, time: Duration) -> Check {
         return Check::skipped(check, format!("kubelet's metrics are only {kib} KiB"));
     }
     let rate = bytes as f64 / time.as_secs_f64().max(1e-6);
-    let message = format!("{kib} KiB from the node in {:.1} s: {:.0} KiB/s", time.as_secs_f64(), rate / 1024.0);
+    let message =
+        format!("{kib} KiB from the node in {:.1} s: {:.0} KiB/s", time.as_secs_f64(), rate / 1024.0);
     if rate < SLOW {
         return Check::warning(
             check,

@@ -135,7 +135,8 @@ impl Kubelets {
         self.certificate.check(SystemTime::now()).map_err(KubeletError::NoCertificate)?;
         let name = ServerName::try_from(node.to_owned())
             .map_err(|error| KubeletError::Ours(format!("node name {node:?}: {error}")))?;
-        let failed = |step: &'static str, why: String| KubeletError::Failed { node: node.to_owned(), step, why };
+        let failed =
+            |step: &'static str, why: String| KubeletError::Failed { node: node.to_owned(), step, why };
         let stream = self.tunnel.dial(node).await?;
         let handshake = TlsConnector::from(self.tls.clone()).connect(name, stream);
         let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
