@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
 use http::Request;
-use yurt_api::status::{AgentStatus, AgentStatusList, RedirectState, RedirectStatus};
+use yurt_api::status::{AgentStatus, AgentStatusList, LostAgent, RedirectState, RedirectStatus};
 
 use crate::{
     connect::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Where a tunnel server tells about its agents.
-const AGENTS: &str = "/apis/tunnel.openyurt.io/v1alpha1/agents";
+pub const AGENTS: &str = "/apis/tunnel.openyurt.io/v1alpha1/agents";
 /// How long a tunnel server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,6 +27,8 @@ pub struct Sessions {
     pub agents: BTreeMap<(String, String), AgentStatus>,
     /// How the redirect stands on each server's host, by the server's node.
     pub redirects: BTreeMap<String, RedirectStatus>,
+    /// Nodes that were connected and are to no server any more.
+    pub lost: BTreeMap<String, LostAgent>,
     /// How many servers answered.
     pub answered: usize,
     /// Servers that did not answer, and why: those that were asked from here by their addresses, and those that another server
@@ -43,19 +45,31 @@ impl Sessions {
             self.agents.insert((agent.node.clone(), agent.server.clone()), agent);
         }
         self.silent.extend(list.silent);
+        list.lost.into_iter().for_each(|agent| self.miss(agent));
     }
 
-    /// Whom one server could not ask, and who has answered another one, is not silent.
+    /// Whom one server could not ask, and who has answered another one, is not silent; and a node that one server has is not
+    /// lost.
     fn heard(&mut self) {
         let heard = |server: &String| {
             self.redirects.contains_key(server) || self.agents.keys().any(|(_, holder)| holder == server)
         };
         self.silent.retain(|server, _| !heard(server));
+        let Self { agents, lost, .. } = self;
+        lost.retain(|lost, _| !agents.keys().any(|(node, _)| node == lost));
     }
 
     /// Whether some server has a session with the node.
     pub fn has(&self, node: &str) -> bool {
         self.agents.keys().any(|(known, _)| known == node)
+    }
+
+    /// The server that saw it last knows.
+    fn miss(&mut self, agent: LostAgent) {
+        let time = |agent: &LostAgent| agent.last_seen.parse::<jiff::Timestamp>().ok();
+        if self.lost.get(&agent.node).is_none_or(|known| time(known) < time(&agent)) {
+            self.lost.insert(agent.node.clone(), agent);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod addresses;
 mod claims;
 mod connect;
 mod connections;
+mod trouble;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -198,7 +199,7 @@ async fn attempts(
                     config.connections.connected(server);
                     why = serve(*session, &claim, config, &mut link, tasks, stop).await;
                     if why == Some(GoAwayCode::Superseded) {
-                        config.connections.lost(server, &GoAwayCode::Superseded.to_string());
+                        config.connections.lost(server, "TwoMachines", &GoAwayCode::Superseded.to_string());
                         // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
                         connection = yield_to_rival(config, server, &claim).await;
                     }
@@ -206,7 +207,7 @@ async fn attempts(
                 if why == Some(GoAwayCode::Superseded) {
                     continue;
                 }
-                config.connections.lost(server, "the session has ended");
+                config.connections.lost(server, "SessionEnded", "the session has ended");
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
@@ -232,7 +233,7 @@ async fn attempts(
                 backoff.after_failure(random())
             }
             Err(ConnectError::Files(error)) => {
-                config.connections.lost(server, &error.to_string());
+                config.connections.lost(server, "NoCertificate", &error.to_string());
                 // Not the server's fault, and cheap to look again.
                 if !waiting_for_file {
                     tracing::warn!(%error, "the tunnel waits for a file that it needs");
@@ -241,7 +242,7 @@ async fn attempts(
                 FILES_EVERY
             }
             Err(error) => {
-                config.connections.lost(server, &error.to_string());
+                config.connections.lost(server, trouble::code_of(&error), &error.to_string());
                 let delay = backoff.after_failure(random());
                 if found {
                     tracing::info!(%error, ?delay, "no tunnel session with a server that was found");

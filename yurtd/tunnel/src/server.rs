@@ -18,6 +18,7 @@ mod drain;
 mod duplicates;
 mod intercept;
 mod listeners;
+mod lost;
 mod nft;
 mod nodes;
 mod peers;
@@ -35,11 +36,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
-use yurt_api::status::RedirectState;
+use yurt_api::status::{AgentStatus, LostAgent, RedirectState};
 use yurt_api::tunnel::ServerId;
 use yurt_node::nft::Held;
 use yurt_node::pki::MountedCertificate;
@@ -54,8 +56,8 @@ use self::client_ca::ClientCa;
 use self::connections::Connections;
 use self::drain::Drain;
 use self::intercept::Intercept;
-use self::peers::{Asked, Found, Identity, Peers, discovery};
-use self::registry::Registry;
+use self::peers::{Asked, Found, Identity, Peers, Said, discovery};
+use self::registry::{DialError, Registry};
 use self::ways::Ways;
 use crate::mux::session::Settings;
 
@@ -126,9 +128,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
-        tunnel: tunnel(ways, registry.clone(), peers.clone()),
+        tunnel: Arc::new(Sessions { registry: registry.clone(), peers: peers.clone(), ways }),
         client_ca: client_ca.clone(),
         certificate: client_certificate.clone(),
+        serving: certificate.clone(),
+        node_name: options.node_name.clone(),
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
         redirect: redirect.subscribe(),
         trail: trail.clone(),
@@ -221,20 +225,39 @@ fn open_trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
     }
 }
 
-/// The tunnel, for the endpoint.
-fn tunnel(ways: Ways, registry: Arc<Registry>, peers: Arc<Peers>) -> Tunnel {
-    let dial = move |node: String| {
-        let ways = ways.clone();
+/// The sessions, for the endpoint.
+struct Sessions {
+    registry: Arc<Registry>,
+    peers: Arc<Peers>,
+    ways: Ways,
+}
+
+impl Tunnel for Sessions {
+    fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> {
+        let (ways, node) = (self.ways.clone(), node.to_owned());
         async move { Ok(Box::new(ways.dial(&node).await?) as Box<dyn Stream>) }.boxed()
-    };
-    let list = move || {
-        let (registry, peers) = (registry.clone(), peers.clone());
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        self.registry.statuses()
+    }
+
+    fn everywhere(&self) -> BoxFuture<'static, Said> {
+        let (registry, peers) = (self.registry.clone(), self.peers.clone());
         async move {
             let mut said = peers.agents().await;
             said.agents.splice(..0, registry.statuses());
             said
         }
         .boxed()
-    };
-    Tunnel::new(dial, list)
+    }
+
+    fn lost(&self) -> Vec<LostAgent> {
+        self.registry.lost()
+    }
+
+    fn measure(&self, node: &str, within: Duration) -> BoxFuture<'static, Option<Duration>> {
+        let (registry, node) = (self.registry.clone(), node.to_owned());
+        async move { registry.measure(&node, within).await }.boxed()
+    }
 }

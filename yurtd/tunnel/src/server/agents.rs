@@ -168,8 +168,8 @@ impl Agents {
             end = retire => end,
             () = expired(node.not_after, &session) => return Ok(()),
         };
-        drop(registration);
         tracing::info!(node = node.node, %remote, reason = %end, "agent disconnected");
+        registration.ends(end);
         Ok(())
     }
 

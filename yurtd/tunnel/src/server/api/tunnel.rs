@@ -1,7 +1,10 @@
-//! The tunnel as the endpoint sees it: a way to a node's kubelet, and a list of who is connected where.
+//! The tunnel as the endpoint sees it: a way to a node's kubelet, who is connected and who was, and how far away a node is.
+
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
+use yurt_api::status::{AgentStatus, LostAgent};
 
 use crate::server::peers::Said;
 use crate::server::registry::DialError;
@@ -10,32 +13,20 @@ use crate::server::registry::DialError;
 pub(in crate::server) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-type DialFn = dyn Fn(String) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> + Send + Sync;
-type ListFn = dyn Fn() -> BoxFuture<'static, Said> + Send + Sync;
+/// What the endpoint needs of the tunnel. It knows no sessions.
+pub(in crate::server) trait Tunnel: Send + Sync {
+    /// Opens a stream to the kubelet of `node`, and gives up by itself.
+    fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>>;
 
-/// What the endpoint needs of the tunnel. Two functions, so that it knows no sessions.
-pub(in crate::server) struct Tunnel {
-    dial: Box<DialFn>,
-    list: Box<ListFn>,
-}
+    /// The agents that are connected to this server now, one entry each.
+    fn agents(&self) -> Vec<AgentStatus>;
 
-impl Tunnel {
-    /// `dial` opens a stream to the kubelet of the node it is given and gives up by itself; `list` has one
-    /// entry a session of an agent, this server's first, and comes back soon.
-    pub(in crate::server) fn new(
-        dial: impl Fn(String) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> + Send + Sync + 'static,
-        list: impl Fn() -> BoxFuture<'static, Said> + Send + Sync + 'static,
-    ) -> Self {
-        Self { dial: Box::new(dial), list: Box::new(list) }
-    }
+    /// One entry a session of an agent with any server, this one's first. Comes back soon, also when peers say nothing.
+    fn everywhere(&self) -> BoxFuture<'static, Said>;
 
-    /// A stream to the kubelet of `node`.
-    pub(super) async fn dial(&self, node: &str) -> Result<Box<dyn Stream>, DialError> {
-        (self.dial)(node.to_owned()).await
-    }
+    /// Nodes that were connected and are not, the newest first.
+    fn lost(&self) -> Vec<LostAgent>;
 
-    /// The agents that are connected now.
-    pub(super) async fn agents(&self) -> Said {
-        (self.list)().await
-    }
+    /// How long the agent of `node` takes to answer now, if it does `within` this time.
+    fn measure(&self, node: &str, within: Duration) -> BoxFuture<'static, Option<Duration>>;
 }
