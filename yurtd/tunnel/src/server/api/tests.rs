@@ -163,6 +163,7 @@ impl World {
                     streams: 0,
                     bytes_sent: 1,
                     bytes_received: 2,
+                    redirected: Vec::new(),
                     not_redirected: Vec::new(),
                     duplicate: None,
                 }]
