@@ -80,15 +80,15 @@ fn print<'a>(
         console.note("No edge node is connected.");
         return Ok(());
     }
-    for copied in agents.clone().filter_map(copied) {
-        console.warn(copied);
+    for trouble in agents.clone().filter_map(copied).chain(agents.clone().filter_map(unreachable)) {
+        console.warn(trouble);
     }
     console.raw(table(agents, wide, jiff::Timestamp::now()).render(&console))
 }
 
 fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jiff::Timestamp) -> Table {
     let mut headings =
-        vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "VERSION"];
+        vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "KUBELET", "VERSION"];
     if wide {
         headings.extend(["SERVER", "REMOTE ADDRESS"]);
     }
@@ -102,6 +102,7 @@ fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jif
             plain(bytes(agent.bytes_sent)),
             plain(bytes(agent.bytes_received)),
             superseded(agent, now),
+            kubelet(agent),
             plain(&agent.version),
         ];
         if wide {
@@ -110,6 +111,27 @@ fn table<'a>(agents: impl Iterator<Item = &'a AgentStatus>, wide: bool, now: jif
         table.row(row);
     }
     table
+}
+
+/// Where plain kubectl finds the node's kubelet. A server of before does not say.
+fn kubelet(agent: &AgentStatus) -> (String, Option<Tone>) {
+    match (&agent.redirected[..], &agent.not_redirected[..]) {
+        ([], []) => plain("<none>"),
+        ([], _) => ("not redirected".to_owned(), Some(Tone::Bad)),
+        (redirected, _) => plain(redirected.join(",")),
+    }
+}
+
+/// Why plain kubectl does not find a node's kubelet.
+fn unreachable(agent: &AgentStatus) -> Option<String> {
+    let why = agent.redirected.is_empty() && !agent.not_redirected.is_empty();
+    why.then(|| {
+        format!(
+            "node {}: plain kubectl does not find its kubelet: {}",
+            agent.node,
+            agent.not_redirected.join("; ")
+        )
+    })
 }
 
 /// How often and when, as kubectl shows restarts.
@@ -142,8 +164,9 @@ mod tests {
             let mut agent = json!({ "node": node, "server": "cp-1", "version": "yurtd/0.1.0",
                 "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z", "rttMicros": 41_000,
                 "streams": 1, "bytesSent": 0, "bytesReceived": 0 });
-            if !duplicate.is_null() {
-                agent["duplicate"] = duplicate;
+            match duplicate.is_null() {
+                true => agent["redirected"] = json!(["192.168.0.100:40000"]),
+                false => agent["duplicate"] = duplicate,
             }
             serde_json::from_value(agent).unwrap()
         };
@@ -154,9 +177,9 @@ mod tests {
         let now = "2026-11-28T08:02:00Z".parse().unwrap();
         assert_eq!(
             table(agents.iter(), false, now).render(&console),
-            "NODE     CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    VERSION\n\
-             edge-1   2m0s        41ms   1         0B     0B         0             yurtd/0.1.0\n\
-             edge-2   2m0s        41ms   1         0B     0B         7 (40s ago)   yurtd/0.1.0\n"
+            "NODE     CONNECTED   RTT    STREAMS   SENT   RECEIVED   SUPERSEDED    KUBELET               VERSION\n\
+             edge-1   2m0s        41ms   1         0B     0B         0             192.168.0.100:40000   yurtd/0.1.0\n\
+             edge-2   2m0s        41ms   1         0B     0B         7 (40s ago)   <none>                yurtd/0.1.0\n"
         );
         assert_eq!(copied(&agents[0]), None);
         let text = copied(&agents[1]).unwrap();
@@ -165,5 +188,19 @@ mod tests {
             "{text}"
         );
         assert_eq!(serde_json::to_value(&agents[1]).unwrap()["duplicate"], found);
+    }
+
+    #[test]
+    fn a_kubelet_that_plain_kubectl_does_not_find_is_said_with_the_reason() {
+        let agent: AgentStatus = serde_json::from_value(json!({ "node": "edge-1", "server": "cp-1",
+            "version": "yurtd/0.1.0", "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z",
+            "rttMicros": 41_000, "streams": 1, "bytesSent": 0, "bytesReceived": 0,
+            "notRedirected": ["192.168.0.100:10250: it is an address of edge-2 too"] }))
+        .unwrap();
+        assert_eq!(kubelet(&agent).0, "not redirected");
+        assert_eq!(
+            unreachable(&agent).unwrap(),
+            "node edge-1: plain kubectl does not find its kubelet: 192.168.0.100:10250: it is an address of edge-2 too"
+        );
     }
 }

@@ -16,6 +16,8 @@ use super::requests::Requests;
 
 /// How often everything is looked at although nothing seems to have changed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Kubelet ports are looked at no more often than that: nodes change all the time, and mostly by a heartbeat.
+const PORTS_PAUSE: Duration = Duration::from_secs(1);
 /// A reconciler is dropped where it waits; there is nothing that could take this long.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -110,6 +112,7 @@ async fn kubelet_ports(context: Arc<Context>, config_file: PathBuf) {
                 Err(_) => return,
             },
         }
+        tokio::time::sleep(PORTS_PAUSE).await;
     }
 }
 

@@ -21,6 +21,7 @@ mod limits;
 mod link;
 mod node_client;
 mod offline;
+mod own_node;
 mod replica;
 mod request;
 mod routes;
@@ -70,7 +71,9 @@ use self::serve::{Hub, listener, server_tls};
 use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
+use self::view::Lookup;
 use self::way_in::{Grounds, Keeper as WayInKeeper, State};
+use self::wire::{Encoding, Resource};
 
 pub use self::doctor::{Came, Doctor};
 pub use self::serve::health::Readiness;
@@ -143,7 +146,16 @@ impl Server {
         let boot = boot.unwrap_or_default();
         let this_boot = Boot::new(&boot);
         let views = Views::load(&store, &upstream, &link, &node_permit, &this_boot, tasks)?;
+        let own_node = views.own_node().clone();
+        own_node.listens_at(&config.kubelet_address);
+        let nodes = Resource::new("", "v1", "nodes");
+        if let Lookup::Found { body, .. } = views.lookup(&node_permit, &nodes, None, node, &[Encoding::Json])
+        {
+            own_node.known(&body);
+        }
         let client = NodeClient::new(upstream.clone());
+        let publish = own_node::publish(own_node, client.clone(), link.clone(), stop.clone());
+        tasks.part("the kubelet port in the Node's status", publish);
         let (for_client, for_link) = (client.clone(), link.clone());
         let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
         tasks.part("the look for other API servers", servers.run(stop.clone()));

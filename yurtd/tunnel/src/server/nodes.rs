@@ -114,7 +114,7 @@ impl<'a> FromIterator<(SocketAddr, &'a str)> for Endpoints {
 }
 
 /// Follows the cluster until `stop`. What `endpoints` shows is complete: `None` until everything is known that decides
-/// about it. Only `ports` are redirected.
+/// about it. Only `ports` are redirected, and those that the controller has given.
 pub(super) async fn follow(
     client: kube::Client,
     ports: BTreeSet<u16>,
