@@ -66,7 +66,7 @@ fn a_port_stays_when_the_other_leaves_and_goes_to_nobody_else() {
     let (a, b) = (node("a", 1, SHOP, As::Edge), node("b", 2, SHOP, As::Edge));
     let mut ports = Ports::new();
     is(&given(&[a, b.clone()], &mut ports), &[("b", 40_000)]);
-    is(&given(&[b.clone()], &mut ports), &[("b", 40_000)]);
+    is(&given(std::slice::from_ref(&b), &mut ports), &[("b", 40_000)]);
     // 10250 is free again, and the next one takes it.
     let c = node("c", 3, SHOP, As::Edge);
     is(&given(&[b.clone(), c.clone()], &mut ports), &[("b", 40_000)]);

@@ -392,7 +392,7 @@ mod tests {
         }
         let start = Instant::now();
         let mut shown = |event: Option<Node>, after: Duration| {
-            for node in event {
+            if let Some(node) = event {
                 followed.apply(Event::Apply(node));
             }
             let (endpoints, _) = followed.decide(start + after).unwrap();
