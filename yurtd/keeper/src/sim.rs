@@ -49,6 +49,8 @@ pub(crate) struct World {
     kubelet_pid: u32,
     /// Its process has ended, and systemd has not started another one yet.
     pub kubelet_down: bool,
+    /// Somebody has stopped its unit.
+    pub kubelet_stopped: bool,
     /// What a drop-in of somebody else, behind ours, sets the variable to.
     pub foreign_arguments: Option<String>,
     pub kubelet_restarts: u32,
@@ -217,6 +219,7 @@ impl World {
             kubelet_arguments: VANILLA_ARGUMENTS.into(),
             kubelet_pid: 100,
             kubelet_down: false,
+            kubelet_stopped: false,
             foreign_arguments: None,
             kubelet_restarts: 0,
             hub_restarts: 0,
@@ -285,6 +288,7 @@ impl World {
     }
 
     fn start_kubelet(&mut self) {
+        self.kubelet_stopped = false;
         if let Some(id) = self.late.take() {
             self.start_anew(&id);
         }
