@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names::HUB_POD_IPV6;
@@ -42,6 +43,8 @@ pub(crate) struct ApiServers {
     link: Link,
     boot: Boot,
     known: Vec<SocketAddr>,
+    /// For the tunnel agent: beside an API server there is a tunnel server.
+    told: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl ApiServers {
@@ -55,7 +58,13 @@ impl ApiServers {
             stored.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default();
         let known: Vec<_> = known.into_iter().filter(|address| is_servers(address.ip())).take(MOST).collect();
         upstream.found(&known);
-        Self { store, client, upstream, link, boot, known }
+        let told = watch::Sender::new(known.clone());
+        Self { store, client, upstream, link, boot, known, told }
+    }
+
+    /// Those that are known, on the disk at first.
+    pub(crate) fn known(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.told.subscribe()
     }
 
     /// Reads them again and again, while there is a link. Ends when the role stops.
@@ -105,6 +114,7 @@ impl ApiServers {
         }
         tracing::info!(servers = ?found, "API servers of the cluster");
         self.upstream.found(&found);
+        self.told.send_replace(found.clone());
         let written = match serde_json::to_vec(&found) {
             Ok(value) => self.store.put_durable(Bucket::Misc, KEY, &value).await,
             Err(error) => Err(StoreError::Failed(error.to_string())),
@@ -213,6 +223,7 @@ mod tests {
             let mut servers = ApiServers::open(store, client, upstream.clone(), link.clone(), boot);
             assert_eq!(servers.not_before() > Duration::from_secs(3500), process > 0);
             let known = std::mem::take(&mut servers.known);
+            assert_eq!(*servers.known().borrow(), known);
             assert_eq!((known.len(), servers.not_before()), (process, Duration::ZERO), "nothing is known");
             servers.known = known;
             let is = async |wanted: LinkState, within: u64| {
@@ -222,7 +233,9 @@ mod tests {
             };
             assert!(is(LinkState::Online, 20).await);
             if process == 0 {
+                let told = servers.known();
                 assert!(servers.look().await);
+                assert_eq!(*told.borrow(), [other.address]);
                 assert_eq!((api.connections() > 0, other.connections()), (true, 0));
                 api.cut();
                 // It may be noticed by nobody: a server that answers is found at once.

@@ -101,6 +101,7 @@ pub struct Server {
     health: Arc<Health>,
     /// Names this boot of the node.
     boot: Arc<str>,
+    api_servers: watch::Receiver<Vec<SocketAddr>>,
 }
 
 impl Server {
@@ -152,6 +153,7 @@ impl Server {
         let client = NodeClient::new(upstream.clone());
         let (for_client, for_link) = (client.clone(), link.clone());
         let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
+        let api_servers = servers.known();
         tasks.part("the look for other API servers", servers.run(stop.clone()));
         let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
         let (keys, ended) = (issuer.clone(), stop.clone());
@@ -281,12 +283,17 @@ impl Server {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));
         }
-        Ok(Self { health, boot })
+        Ok(Self { health, boot, api_servers })
     }
 
     /// Whether the API servers can be reached, now and whenever it changes.
     pub fn link(&self) -> watch::Receiver<LinkState> {
         self.health.hub.link.subscribe()
+    }
+
+    /// Where the cluster's API servers are, as it names them itself: what is on the disk, and then whenever it changes.
+    pub fn api_servers(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.api_servers.clone()
     }
 
     /// Who looks at it for a person.
