@@ -53,3 +53,21 @@ func TestWhatIsOwedIsLostWhenTheClientIsBeyondIt(t *testing.T) {
 		t.Errorf("%+v", figures)
 	}
 }
+
+func TestWhatHasBecomeOfTheStateMeanwhileIsAPartOfIt(t *testing.T) {
+	stretch := &Stretch{}
+	for _, item := range []Item{{Key: "a", Version: 1}, {Key: "b", Version: 2}} {
+		if !stretch.begins(watch.Added, item) {
+			t.Errorf("%v", item)
+		}
+	}
+	if !stretch.begins(watch.Modified, Item{Key: "a", Version: 3}) || !stretch.begins(watch.Deleted, Item{Key: "b", Version: 4}) {
+		t.Error("what was there is changed")
+	}
+	if stretch.begins(watch.Deleted, Item{Key: "b", Version: 4}) || stretch.begins(watch.Modified, Item{Key: "c", Version: 5}) {
+		t.Error("what was not there is not changed")
+	}
+	if len(stretch.State) != 1 || stretch.State[0].Version != 3 {
+		t.Errorf("%+v", stretch.State)
+	}
+}

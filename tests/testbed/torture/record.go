@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	stdslices "slices"
 	"sync"
 	"time"
 
@@ -228,13 +229,32 @@ func (r *Recorder) heard(stretch *Stretch, event watch.Event, initial bool) bool
 		case end:
 			stretch.Whole, stretch.Version = true, item.Version
 			initial = false
-		case event.Type == watch.Added:
-			stretch.State = append(stretch.State, item)
 		default:
-			r.faults = append(r.faults, fmt.Sprintf("%s of %s at %d among the initial events", event.Type, item.Key, item.Version))
+			if !stretch.begins(event.Type, item) {
+				r.faults = append(r.faults, fmt.Sprintf("%s of %s at %d among the initial events", event.Type, item.Key, item.Version))
+			}
 		}
 	})
 	return initial
+}
+
+// begins takes one of the initial events: an object, or what has become meanwhile of one that came before. It says
+// whether there was one.
+func (s *Stretch) begins(kind watch.EventType, item Item) bool {
+	if kind == watch.Added {
+		s.State = append(s.State, item)
+		return true
+	}
+	at := stdslices.IndexFunc(s.State, func(other Item) bool { return other.Key == item.Key })
+	switch {
+	case at < 0:
+		return false
+	case kind == watch.Deleted:
+		s.State = stdslices.Delete(s.State, at, at+1)
+	default:
+		s.State[at] = item
+	}
+	return true
 }
 
 // state is what the client holds in the end.
