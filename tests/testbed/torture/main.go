@@ -92,7 +92,7 @@ type Session struct {
 	writer   *Writer
 	pairs    []*Pair
 	patches  *Patches
-	kills    []time.Time
+	kills    []Kill
 }
 
 func (s *Session) do(command Command) (any, error) {
@@ -111,7 +111,7 @@ func (s *Session) do(command Command) (any, error) {
 		return s.follow()
 	case "write":
 		if s.writer == nil {
-			s.writer = newWriter(s.cluster)
+			s.writer = newWriter(s.cluster, func() bool { return mayWrite(s.pairs) })
 		}
 		s.writer.start()
 		return map[string]any{}, nil
@@ -122,8 +122,13 @@ func (s *Session) do(command Command) (any, error) {
 		return s.writer.stop(), nil
 	case "compare":
 		return compareAll(s.pairs, s.kills), nil
+	case "kill":
+		s.kills = append(s.kills, Kill{From: time.Now()})
+		return map[string]any{}, nil
 	case "killed":
-		s.kills = append(s.kills, time.Now())
+		if last := len(s.kills) - 1; last >= 0 {
+			s.kills[last].To = time.Now()
+		}
 		return map[string]any{}, nil
 	case "unfollow":
 		for _, pair := range s.pairs {

@@ -43,10 +43,11 @@ type Stretch struct {
 	Ended time.Time
 }
 
-// How long a watch has to last for client-go, if it brings nothing: after one that ends sooner it lists.
-const veryShort = time.Second
+// How long a watch has to last for client-go, if it brings nothing: after one that ends sooner, a second by its own clock,
+// it lists. What is measured here begins earlier and ends later.
+const veryShort = 5 * time.Second
 
-// veryShort says whether client-go lists after this watch although it was refused nothing.
+// veryShort says whether client-go may list after this watch although it was refused nothing.
 func (s *Stretch) veryShort() bool {
 	return s.Error == "" && len(s.Events) == 0 && !s.Whole && s.Since > 0 && s.Ended.Sub(s.Began) < veryShort
 }
@@ -60,6 +61,9 @@ type Recorder struct {
 	store      cache.Store
 	cancel     context.CancelFunc
 	ended      chan struct{}
+
+	// Bytes of all that was heard, at each version.
+	owing owing
 
 	mu        sync.Mutex
 	stretches []*Stretch
@@ -93,7 +97,7 @@ func (r *Recorder) stop() {
 func (r *Recorder) IsWatchListSemanticsUnSupported() bool { return !r.spec.WatchList }
 
 func (r *Recorder) begin(since uint64) *Stretch {
-	stretch := &Stretch{Since: since, Known: r.cluster.newest.Load(), Began: time.Now()}
+	stretch := &Stretch{Since: since, Began: time.Now()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stretches = append(r.stretches, stretch)
@@ -143,6 +147,7 @@ func (r *Recorder) ListWithContext(ctx context.Context, options metav1.ListOptio
 		return nil, err
 	}
 	r.note(func() { stretch.State, stretch.Version, stretch.Whole = items, version, true })
+	r.reached(version, 0)
 	return list, nil
 }
 
@@ -169,7 +174,11 @@ func (r *Recorder) WatchWithContext(ctx context.Context, options metav1.ListOpti
 		r.note(func() { stretch.failed(err) })
 		return nil, err
 	}
-	known := r.cluster.newest.Load()
+	known, err := r.cluster.version(ctx)
+	if err != nil {
+		inner.Stop()
+		return nil, err
+	}
 	r.note(func() { stretch.Known = known })
 	tap := &tap{inner: inner, events: make(chan watch.Event), stop: make(chan struct{})}
 	go tap.run(r, stretch, initial)
@@ -222,6 +231,7 @@ func (r *Recorder) heard(stretch *Stretch, event watch.Event, initial bool) bool
 			end = accessor.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true"
 		}
 	}
+	defer r.reached(item.Version, item.size)
 	r.note(func() {
 		switch {
 		case !initial:

@@ -21,14 +21,16 @@ type Writer struct {
 	random  *rand.Rand
 	cancel  context.CancelFunc
 	ended   sync.WaitGroup
+	may     func() bool
 	there   map[string]bool
 	writes  int
 	faults  int
 	last    string
 }
 
-func newWriter(cluster *Cluster) *Writer {
-	return &Writer{cluster: cluster, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
+// newWriter makes one that writes while it may, and goes on when clients have heard enough.
+func newWriter(cluster *Cluster, may func() bool) *Writer {
+	return &Writer{cluster: cluster, may: may, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
 }
 
 func (w *Writer) start() {
@@ -83,18 +85,24 @@ func (w *Writer) step(ctx context.Context) {
 }
 
 func (w *Writer) write(ctx context.Context, kind, namespace, name string) {
+	for !w.may() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.cluster.news:
+		}
+	}
 	key := kind + "/" + namespace + "/" + name
-	var object metav1.Object
 	var err error
 	switch {
 	case !w.there[key]:
-		object, err = w.create(ctx, kind, namespace, name)
+		_, err = w.create(ctx, kind, namespace, name)
 		w.there[key] = err == nil
 	case w.random.Intn(8) == 0:
 		err = w.remove(ctx, kind, namespace, name)
 		w.there[key] = err != nil
 	default:
-		object, err = w.change(ctx, kind, namespace, name)
+		_, err = w.change(ctx, kind, namespace, name)
 	}
 	if ctx.Err() != nil {
 		// Cut off in the middle: what came of it is seen by whoever follows.
@@ -106,12 +114,6 @@ func (w *Writer) write(ctx context.Context, kind, namespace, name string) {
 		w.faults++
 		w.last = err.Error()
 		w.there[key] = !w.there[key]
-		return
-	}
-	if object != nil {
-		if version, err := versionOf(object.GetResourceVersion()); err == nil {
-			w.cluster.wrote(version)
-		}
 	}
 }
 

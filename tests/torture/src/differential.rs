@@ -98,6 +98,7 @@ fn inflict(rig: &mut Rig, random: &mut Random, fault: Fault, longest: Duration) 
 
 /// Clients know of it: a watch that has hardly begun and ends makes client-go list again.
 fn kill(rig: &mut Rig) -> Result<()> {
+    rig.clients.ask("kill")?;
     rig.hub.kill()?;
     rig.clients.ask("killed")?;
     rig.hub.start()
