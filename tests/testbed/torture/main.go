@@ -111,7 +111,7 @@ func (s *Session) do(command Command) (any, error) {
 		return s.follow()
 	case "write":
 		if s.writer == nil {
-			s.writer = newWriter(s.cluster, func() bool { return mayWrite(s.pairs) })
+			s.writer = newWriter(s.cluster, func() Pace { return pace(s.pairs) })
 		}
 		s.writer.start()
 		return map[string]any{}, nil

@@ -5,12 +5,22 @@ import (
 	"sync"
 )
 
-// What a client of the hub may be owed before nothing more is written, and what all of them may be. The hub keeps 512 KiB
-// of events of one collection and 3 MiB of all for clients that do not read as fast as they come, and waits for them two
-// seconds. So whoever is starved for longer, on a machine that has much to do, has missed nothing all the same.
+// What a client that watches through the hub may be owed before what is written gets small, and before nothing is written
+// any more; and what all of them may be. The hub keeps 512 KiB of events of one collection and 3 MiB of all for clients
+// that do not read as fast as they come, and waits for them two seconds. So whoever is starved for longer, on a machine
+// that has much to do, has missed nothing all the same.
 const (
-	owedToOne = 256 << 10
-	owedToAll = 2 << 20
+	muchToOne, mostToOne = 192 << 10, 400 << 10
+	muchToAll, mostToAll = 1280 << 10, 2560 << 10
+)
+
+// Pace is how much may be written.
+type Pace int
+
+const (
+	anything Pace = iota
+	small
+	nothing
 )
 
 // owing is what one client has heard: how far it is, and the bytes up to each version.
@@ -20,6 +30,8 @@ type owing struct {
 	versions []uint64
 	bytes    []int
 	events   int
+	// Watches that it has: the next one may begin before the end of the last one is noticed.
+	watching int
 }
 
 func (o *owing) reaches(version uint64, size int) {
@@ -65,23 +77,42 @@ func (r *Recorder) told() int {
 	return r.owing.events
 }
 
-func (r *Recorder) position() uint64 {
+// watches says that a watch has begun which may be told what came up to a version as it is now, or has ended.
+func (r *Recorder) watches(begun bool, known uint64) {
 	r.owing.mu.Lock()
-	defer r.owing.mu.Unlock()
-	return r.owing.position
+	if begun {
+		r.owing.watching++
+	} else {
+		r.owing.watching--
+	}
+	r.owing.mu.Unlock()
+	r.reached(known, 0)
 }
 
-// owed is how many bytes the API server has told and the hub has not.
-func (p *Pair) owed() int { return p.direct.owing.behind(p.hub.position()) }
+// owed is how many bytes the API server has told and the hub has not, each event of them.
+func (p *Pair) owed() int {
+	p.hub.owing.mu.Lock()
+	watching, position := p.hub.owing.watching, p.hub.owing.position
+	p.hub.owing.mu.Unlock()
+	if watching == 0 {
+		return 0
+	}
+	return p.direct.owing.behind(position)
+}
 
-// mayWrite says whether nobody is owed too much.
-func mayWrite(pairs []*Pair) bool {
-	all := 0
+// pace is what may be written, so that nobody is owed too much.
+func pace(pairs []*Pair) Pace {
+	all, most := 0, 0
 	for _, pair := range pairs {
 		owed := pair.owed()
-		if all += owed; owed > owedToOne || all > owedToAll {
-			return false
-		}
+		all, most = all+owed, max(most, owed)
 	}
-	return true
+	switch {
+	case most > mostToOne || all > mostToAll:
+		return nothing
+	case most > muchToOne || all > muchToAll:
+		return small
+	default:
+		return anything
+	}
 }

@@ -180,6 +180,7 @@ func (r *Recorder) WatchWithContext(ctx context.Context, options metav1.ListOpti
 		return nil, err
 	}
 	r.note(func() { stretch.Known = known })
+	r.watches(true, known)
 	tap := &tap{inner: inner, events: make(chan watch.Event), stop: make(chan struct{})}
 	go tap.run(r, stretch, initial)
 	return tap, nil
@@ -202,6 +203,7 @@ func (t *tap) Stop() {
 func (t *tap) run(r *Recorder, stretch *Stretch, initial bool) {
 	defer close(t.events)
 	defer r.note(func() { stretch.Ended = time.Now() })
+	defer r.watches(false, 0)
 	for event := range t.inner.ResultChan() {
 		// What the reflector does not take any more was not heard.
 		select {

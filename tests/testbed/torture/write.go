@@ -21,16 +21,17 @@ type Writer struct {
 	random  *rand.Rand
 	cancel  context.CancelFunc
 	ended   sync.WaitGroup
-	may     func() bool
+	pace    func() Pace
+	small   bool
 	there   map[string]bool
 	writes  int
 	faults  int
 	last    string
 }
 
-// newWriter makes one that writes while it may, and goes on when clients have heard enough.
-func newWriter(cluster *Cluster, may func() bool) *Writer {
-	return &Writer{cluster: cluster, may: may, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
+// newWriter makes one that writes at a pace that clients set.
+func newWriter(cluster *Cluster, pace func() Pace) *Writer {
+	return &Writer{cluster: cluster, pace: pace, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
 }
 
 func (w *Writer) start() {
@@ -85,7 +86,10 @@ func (w *Writer) step(ctx context.Context) {
 }
 
 func (w *Writer) write(ctx context.Context, kind, namespace, name string) {
-	for !w.may() {
+	for pace := w.pace(); ; pace = w.pace() {
+		if w.small = pace == small; pace != nothing {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -126,7 +130,9 @@ func (w *Writer) meta(namespace, name string) metav1.ObjectMeta {
 func (w *Writer) text() string {
 	length := 10 + w.random.Intn(400)
 	if w.random.Intn(20) == 0 {
-		length = 20_000 + w.random.Intn(60_000)
+		if long := 20_000 + w.random.Intn(60_000); !w.small {
+			length = long
+		}
 	}
 	return strings.Repeat(string(rune('a'+w.random.Intn(26))), length)
 }
