@@ -88,6 +88,7 @@ fn inflict(rig: &mut Rig, random: &mut Random, fault: Fault, longest: Duration) 
         }
         Fault::KillInCut(trouble) => {
             rig.line.set(trouble)?;
+            rig.clients.ask("doom")?;
             std::thread::sleep(pause / 2);
             kill(rig)?;
             std::thread::sleep(pause / 2);
