@@ -257,34 +257,37 @@ complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand status" -l col
 always\t'Always'
 never\t'Never'"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand status" -s h -l help -d 'Print help'
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l kubeconfig -d 'Path of the kubeconfig file' -r -F
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l context -d 'Context of the kubeconfig to use' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l cluster -d 'Cluster of the kubeconfig to use' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l user -d 'User of the kubeconfig to use' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -s n -l namespace -d 'Namespace of the workloads' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -s s -l server -d 'Address of the API server' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l token -d 'Bearer token' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l as -d 'User to impersonate' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l as-group -d 'Group to impersonate; may be repeated' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l as-uid -d 'UID to impersonate' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l certificate-authority -d 'File with the certificate of the API server\'s authority' -r -F
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l client-certificate -d 'File with the client certificate' -r -F
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l client-key -d 'File with the client certificate\'s key' -r -F
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l tls-server-name -d 'Name to verify in the API server\'s certificate' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l insecure-skip-tls-verify -d 'Do not verify the API server\'s certificate' -r -f -a "true\t''
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l kubeconfig -d 'Path of the kubeconfig file' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l context -d 'Context of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l cluster -d 'Cluster of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l user -d 'User of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -s n -l namespace -d 'Namespace of the workloads' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -s s -l server -d 'Address of the API server' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l token -d 'Bearer token' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l as -d 'User to impersonate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l as-group -d 'Group to impersonate; may be repeated' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l as-uid -d 'UID to impersonate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l certificate-authority -d 'File with the certificate of the API server\'s authority' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l client-certificate -d 'File with the client certificate' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l client-key -d 'File with the client certificate\'s key' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l tls-server-name -d 'Name to verify in the API server\'s certificate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l insecure-skip-tls-verify -d 'Do not verify the API server\'s certificate' -r -f -a "true\t''
 false\t''"
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l request-timeout -d 'Give up a request to the server after this long; 0 never' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l yurt-namespace -d 'Namespace of the components of kubectl-yurt' -r
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR or TERM=dumb'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l request-timeout -d 'Give up a request to the server after this long; 0 never' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l yurt-namespace -d 'Namespace of the components of kubectl-yurt' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR or TERM=dumb'
 always\t'Always'
 never\t'Never'"
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -s h -l help -d 'Print help'
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -f -a "status" -d 'Show the edge nodes\' sessions'
-complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -s h -l help -d 'Print help'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -f -a "status" -d 'Show the edge nodes\' sessions'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -f -a "diagnose" -d 'Walk the way to a node and name the hop where it ends'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and not __fish_seen_subcommand_from status diagnose help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -s o -l output -d 'Output format' -r -f -a "json\t'JSON'
 yaml\t'YAML'
 wide\t'A table with more columns'
 name\t'Names alone'"
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -s w -l watch -d 'Go on, and print what changes' -r -f -a "true\t''
+false\t''"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -l kubeconfig -d 'Path of the kubeconfig file' -r -F
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -l context -d 'Context of the kubeconfig to use' -r
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -l cluster -d 'Cluster of the kubeconfig to use' -r
@@ -307,7 +310,32 @@ complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __
 always\t'Always'
 never\t'Never'"
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -s o -l output -d 'Output format' -r -f -a "json\t'JSON'
+yaml\t'YAML'"
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l kubeconfig -d 'Path of the kubeconfig file' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l context -d 'Context of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l cluster -d 'Cluster of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l user -d 'User of the kubeconfig to use' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -s n -l namespace -d 'Namespace of the workloads' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -s s -l server -d 'Address of the API server' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l token -d 'Bearer token' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l as -d 'User to impersonate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l as-group -d 'Group to impersonate; may be repeated' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l as-uid -d 'UID to impersonate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l certificate-authority -d 'File with the certificate of the API server\'s authority' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l client-certificate -d 'File with the client certificate' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l client-key -d 'File with the client certificate\'s key' -r -F
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l tls-server-name -d 'Name to verify in the API server\'s certificate' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l insecure-skip-tls-verify -d 'Do not verify the API server\'s certificate' -r -f -a "true\t''
+false\t''"
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l request-timeout -d 'Give up a request to the server after this long; 0 never' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l yurt-namespace -d 'Namespace of the components of kubectl-yurt' -r
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -l color -d 'When to use colours' -r -f -a "auto\t'On a terminal, unless NO_COLOR or TERM=dumb'
+always\t'Always'
+never\t'Never'"
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from diagnose" -s h -l help -d 'Print help'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from help" -f -a "status" -d 'Show the edge nodes\' sessions'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from help" -f -a "diagnose" -d 'Walk the way to a node and name the hop where it ends'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand tunnel; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand logs" -s c -l container -d 'Print the logs of this container' -r
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand logs" -s l -l selector -d 'Pods with these labels' -r
@@ -458,3 +486,4 @@ complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand help; and __fi
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand help; and __fish_seen_subcommand_from autonomy" -f -a "disable" -d 'Let Kubernetes evict the pods of these nodes again when they are away'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand help; and __fish_seen_subcommand_from autonomy" -f -a "status" -d 'Show which nodes are autonomous and whether that is in effect'
 complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand help; and __fish_seen_subcommand_from tunnel" -f -a "status" -d 'Show the edge nodes\' sessions'
+complete -c kubectl-yurt -n "__fish_kubectl_yurt_using_subcommand help; and __fish_seen_subcommand_from tunnel" -f -a "diagnose" -d 'Walk the way to a node and name the hop where it ends'

@@ -157,7 +157,31 @@ pub struct StatusArgs {
 #[derive(Debug, Subcommand)]
 pub enum TunnelCommand {
     /// Show the edge nodes' sessions
-    Status(StatusArgs),
+    Status(TunnelStatusArgs),
+    /// Walk the way to a node and name the hop where it ends
+    Diagnose(DiagnoseArgs),
+}
+
+/// `tunnel status`.
+#[derive(Debug, Clone, Args)]
+pub struct TunnelStatusArgs {
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<Format>,
+    /// Go on, and print what changes
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub watch: Option<bool>,
+}
+
+/// `tunnel diagnose`.
+#[derive(Debug, Clone, Args)]
+pub struct DiagnoseArgs {
+    /// The node at the end of the way
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<StructuredFormat>,
 }
 
 /// Output formats.

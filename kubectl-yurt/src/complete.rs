@@ -33,6 +33,9 @@ pub fn command() -> clap::Command {
             let verb = verb.mut_subcommand("enable", on_nodes).mut_subcommand("disable", on_nodes);
             verb.mut_subcommand("status", on_nodes)
         })
+        .mut_subcommand("tunnel", |verb| {
+            verb.mut_subcommand("diagnose", |verb| with(verb, &[("node", nodes)]))
+        })
         .mut_subcommand("logs", on_pods)
         .mut_subcommand("exec", on_pods)
         .mut_subcommand("port-forward", on_pods)
@@ -204,6 +207,7 @@ mod tests {
             "enable nodes",
             "disable nodes",
             "status nodes",
+            "diagnose node",
             "logs target",
             "exec target",
             "port-forward target",

@@ -46,7 +46,9 @@ pub enum Verb {
     /// `status`
     Status(Form),
     /// `tunnel status`
-    TunnelStatus(Form),
+    TunnelStatus(TunnelStatus),
+    /// `tunnel diagnose`.
+    TunnelDiagnose(Diagnose),
     /// `logs`
     Logs(Logs),
     /// `exec`
@@ -57,6 +59,24 @@ pub enum Verb {
     Version(Version),
     /// `completion`
     Completion(CompletionShell),
+}
+
+/// `tunnel status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelStatus {
+    /// How it is printed.
+    pub form: Form,
+    /// Whether to go on, and print what changes.
+    pub watch: bool,
+}
+
+/// `tunnel diagnose`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnose {
+    /// The node at the end of the way.
+    pub node: String,
+    /// As a document instead of lines.
+    pub document: Option<Document>,
 }
 
 /// `version`.
@@ -94,19 +114,28 @@ fn verb(command: args::Command, faults: &mut Faults) -> Option<Verb> {
         args::Command::Autonomy(AutonomyCommand::Disable(args)) => Verb::AutonomyDisable(args.into()),
         args::Command::Autonomy(AutonomyCommand::Status(args)) => Verb::AutonomyStatus(args.into()),
         args::Command::Status(args) => Verb::Status(form(args.output)),
-        args::Command::Tunnel(TunnelCommand::Status(args)) => Verb::TunnelStatus(form(args.output)),
+        args::Command::Tunnel(TunnelCommand::Status(args)) => {
+            Verb::TunnelStatus(TunnelStatus { form: form(args.output), watch: args.watch.unwrap_or(false) })
+        }
+        args::Command::Tunnel(TunnelCommand::Diagnose(args)) => {
+            Verb::TunnelDiagnose(Diagnose { node: args.node, document: args.output.map(document) })
+        }
         args::Command::Logs(args) => Verb::Logs(Logs::resolve(args, faults)?),
         args::Command::Exec(args) => Verb::Exec(Exec::resolve(args, faults)?),
         args::Command::PortForward(args) => Verb::PortForward(PortForward::resolve(args, faults)?),
-        args::Command::Version(args) => Verb::Version(Version {
-            client: args.client,
-            document: args.output.map(|format| match format {
-                StructuredFormat::Json => Document::Json,
-                StructuredFormat::Yaml => Document::Yaml,
-            }),
-        }),
+        args::Command::Version(args) => {
+            Verb::Version(Version { client: args.client, document: args.output.map(document) })
+        }
         args::Command::Completion(args) => Verb::Completion(args.shell),
     })
+}
+
+/// What `-o` means for what is no table.
+fn document(format: StructuredFormat) -> Document {
+    match format {
+        StructuredFormat::Json => Document::Json,
+        StructuredFormat::Yaml => Document::Yaml,
+    }
 }
 
 /// What `-o` means for a list of things.
@@ -197,7 +226,12 @@ mod tests {
     #[test]
     fn the_form_comes_from_its_flag() {
         assert_eq!(resolve("status").unwrap(), Verb::Status(Form::Table { wide: false }));
-        assert_eq!(resolve("tunnel status -o wide").unwrap(), Verb::TunnelStatus(Form::Table { wide: true }));
+        let wide = |watch| Verb::TunnelStatus(TunnelStatus { form: Form::Table { wide: true }, watch });
+        assert_eq!(resolve("tunnel status -o wide").unwrap(), wide(false));
+        assert_eq!(resolve("tunnel status -w -o wide").unwrap(), wide(true));
+        assert_eq!(resolve("tunnel status -o wide --watch=false").unwrap(), wide(false));
+        let diagnose = Diagnose { node: "edge-1".into(), document: Some(Document::Json) };
+        assert_eq!(resolve("tunnel diagnose edge-1 -o json").unwrap(), Verb::TunnelDiagnose(diagnose));
         assert_eq!(resolve("status -o name").unwrap(), Verb::Status(Form::Names));
         let version = Version { client: true, document: Some(Document::Yaml) };
         assert_eq!(resolve("version --client -o yaml").unwrap(), Verb::Version(version));

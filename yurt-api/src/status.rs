@@ -48,9 +48,25 @@ pub struct ConversionStatus {
     /// By which way its pods come to the hub; by their environment where a keeper of before says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way_in: Option<NodeWayIn>,
+    /// Tunnel servers that the node has no session with, as its tunnel agent says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnel: Vec<TunnelFault>,
     /// What became of the node's infrastructure agents on its way to this state.
     #[serde(default, skip_serializing_if = "Agents::is_empty")]
     pub agents: Agents,
+}
+
+/// Why a node has no session with a tunnel server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TunnelFault {
+    /// `host:port`
+    pub server: String,
+    /// For a person.
+    pub error: String,
+    /// For programs, a word that stays: `WrongCa`. Nothing from an agent of before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
 }
 
 /// By which way the pods of a node come to the hub.
@@ -169,9 +185,28 @@ pub struct AgentStatusList {
     pub kind: String,
     /// One entry a connected agent.
     pub items: Vec<AgentStatus>,
+    /// Nodes that were connected to this server and are not, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostAgent>,
     /// The redirect on this server's host; nothing from a server of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect: Option<RedirectStatus>,
+}
+
+/// A node whose session has ended, and no other has begun on this server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LostAgent {
+    /// Node name, from the agent's certificate.
+    pub node: String,
+    /// Name of the tunnel server that held the session.
+    pub server: String,
+    /// Remote address that the server saw.
+    pub remote_address: String,
+    /// When it ended, RFC 3339.
+    pub last_seen: String,
+    /// Why, for a person.
+    pub reason: String,
 }
 
 /// How a tunnel server's redirect of connections to edge nodes' kubelets stands on its host.

@@ -3,6 +3,7 @@
 //! systemd is told READY when the sockets are served; whether kubelet may be sent here is what `/readyz` says.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -33,12 +34,13 @@ pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Res
     tasks.part("the look at the keeper's journal", follow_came(said, tasks.stop().clone()));
     let places = Places { hub: args.runtime_dir.clone(), ..Places::default() };
     let ipv6 = (names::HUB_POD_IPV6, names::HUB_POD_PORT).into();
-    let around = Surroundings { places, came, ipv6 };
+    let tunnel = Connections::of(&config.tunnel_servers);
+    let told = tunnel.clone();
+    let around = Surroundings { places, came, ipv6, tunnel: Arc::new(move || told.sessions()) };
     let hub = yurt_hub::Server::start(&config, &args.state_dir, around, sockets, &tasks).await?;
-    let mut tunnel = Connections::default();
     if !config.tunnel_servers.is_empty() {
-        let agent = AgentConfig { link: Some(hub.link()), ..AgentConfig::from(&config) };
-        tunnel = agent.connections.clone();
+        let connections = tunnel.clone();
+        let agent = AgentConfig { link: Some(hub.link()), connections, ..AgentConfig::from(&config) };
         tasks.part("the tunnel agent", agent::run(agent, tasks.stop().clone()));
     }
     match desk::open(&args.runtime_dir) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
 use http::Request;
-use yurt_api::status::{AgentStatus, AgentStatusList, RedirectState, RedirectStatus};
+use yurt_api::status::{AgentStatus, AgentStatusList, LostAgent, RedirectState, RedirectStatus};
 
 use crate::{
     connect::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where a tunnel server tells about its agents.
-const AGENTS: &str = "/apis/tunnel.openyurt.io/v1alpha1/agents";
+pub const AGENTS: &str = "/apis/tunnel.openyurt.io/v1alpha1/agents";
 /// How long a tunnel server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -26,6 +26,8 @@ pub struct Sessions {
     pub agents: BTreeMap<String, AgentStatus>,
     /// How the redirect stands on each server's host, by the server's node.
     pub redirects: BTreeMap<String, RedirectStatus>,
+    /// Nodes that were connected and are to no server any more.
+    pub lost: BTreeMap<String, LostAgent>,
     /// How many servers answered.
     pub answered: usize,
     /// Servers that did not answer, and why.
@@ -38,6 +40,14 @@ impl Sessions {
         let known = self.agents.remove(&agent.node);
         agent.duplicate = agent.duplicate.or(known.and_then(|known| known.duplicate));
         self.agents.insert(agent.node.clone(), agent);
+    }
+
+    /// The server that saw it last knows.
+    fn miss(&mut self, agent: LostAgent) {
+        let time = |agent: &LostAgent| agent.last_seen.parse::<jiff::Timestamp>().ok();
+        if self.lost.get(&agent.node).is_none_or(|known| time(known) < time(&agent)) {
+            self.lost.insert(agent.node.clone(), agent);
+        }
     }
 }
 
@@ -60,12 +70,15 @@ pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
                 found.answered += 1;
                 found.redirects.extend(list.redirect.map(|redirect| (redirect.server.clone(), redirect)));
                 list.items.into_iter().for_each(|agent| found.add(agent));
+                list.lost.into_iter().for_each(|agent| found.miss(agent));
             }
             Err(why) => {
                 found.silent.insert(tunnel.address.clone(), why);
             }
         }
     }
+    let Sessions { agents, lost, .. } = &mut found;
+    lost.retain(|node, _| !agents.contains_key(node));
     found
 }
 

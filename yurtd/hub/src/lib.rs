@@ -42,6 +42,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_api::doctor::TunnelSession;
 use yurt_node::config::EdgeConfig;
 use yurt_node::link::LinkState;
 use yurt_node::pki;
@@ -82,6 +83,9 @@ pub use self::way_in::Places;
 const BOOT_VARIABLE: &str = "YURT_BOOT_ID";
 const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Says how the sessions of the tunnel agent fare.
+pub type TellSessions = Arc<dyn Fn() -> Vec<TunnelSession> + Send + Sync>;
+
 /// What is around the hub on its node, beside its state.
 pub struct Surroundings {
     /// Where the holder of its address is told who is to be led there.
@@ -90,6 +94,8 @@ pub struct Surroundings {
     pub came: watch::Receiver<Came>,
     /// Where pods come to the hub in a cluster whose Service has an IPv6 address.
     pub ipv6: SocketAddr,
+    /// How the sessions of the tunnel agent fare, which is none of the hub's; `/readyz` shows it.
+    pub tunnel: TellSessions,
 }
 
 /// The running hub. Its tasks belong to whoever started it.
@@ -245,6 +251,7 @@ impl Server {
             addresses: addresses.clone(),
             listening: ipv6.state(),
             way_in: way_in_state,
+            tunnel: around.tunnel,
         });
         let tls = Arc::new(server_tls::server_config(certificates.installed())?);
         tasks.part("the serving certificate", certificates.run(service, stop.clone()));

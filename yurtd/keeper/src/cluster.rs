@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use yurt_api::doctor::TunnelSession;
 use yurt_api::status::ConversionStatus;
 use yurt_api::way_in::WayIn;
 pub(crate) use yurt_node::api_client::Access;
@@ -135,6 +136,9 @@ pub(crate) trait Cluster {
     async fn hub_ready(&mut self) -> Result<(), ClusterError>;
     /// By which way pods come to the hub, as it says.
     async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError>;
+
+    /// How the sessions of its tunnel agent fare; none from a hub of before.
+    async fn hub_tunnel(&mut self) -> Result<Vec<TunnelSession>, ClusterError>;
     /// The CA (PEM) with which the hub vouches for itself; `None` from a hub of before, which has none of its own.
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError>;
     /// From now on the hub is believed by this CA beside the cluster's.

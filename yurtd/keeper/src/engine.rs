@@ -17,6 +17,7 @@ use super::host::{Host, HostError};
 use super::journal::{Failure, Journal, JournalError, Phase, Release, Step};
 use super::look::{self, Facts, LookError, Original};
 use super::systemd::{Systemd, SystemdError};
+use super::tunnel::Words;
 
 /// Which state the node is to be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,8 @@ pub(crate) struct Engine<S, C> {
     pub(super) hub_said: Option<(String, u32, String)>,
     /// Why pods come to the hub by another way than the hub was told.
     pub(super) way_in_why: Option<String>,
+    /// What the tunnel agent says.
+    pub(super) tunnel: Words,
 }
 
 impl<S: Systemd, C: Cluster> Engine<S, C> {
@@ -153,6 +156,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             verified: None,
             hub_said: None,
             way_in_why: None,
+            tunnel: Words::default(),
         }
     }
 
@@ -431,6 +435,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             agents: Agents::default(),
             since: None,
             way_in: None,
+            tunnel: Vec::new(),
         }
     }
 

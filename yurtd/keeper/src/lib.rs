@@ -35,6 +35,7 @@ mod sim;
 mod systemd;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod units;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

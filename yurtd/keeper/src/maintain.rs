@@ -1,6 +1,8 @@
 //! A converted node stays converted: what was removed is put back, what changed upstream is carried over, and a new
 //! release of this program takes the old one's place only if it works.
 
+use std::time::Instant;
+
 use yurt_api::names;
 use yurt_api::status::{ConversionState, ConversionStatus};
 
@@ -56,7 +58,9 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
 
     /// The node is an edge node, and this is to be told of it.
     pub(super) async fn say_converted(&mut self, journal: &Journal, message: &str) {
+        let sessions = self.cluster.hub_tunnel().await;
         let status = ConversionStatus {
+            tunnel: self.tunnel.of(sessions.ok().as_deref(), Instant::now()),
             version: journal.release.version.clone(),
             agents: journal.agents.clone(),
             since: since(journal),

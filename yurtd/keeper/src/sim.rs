@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use jiff::{SignedDuration, Timestamp};
+use yurt_api::doctor::TunnelSession;
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 use yurt_api::way_in::WayIn;
@@ -104,6 +105,8 @@ pub(crate) struct World {
     pub kernel_knows_no_tables: bool,
     /// How pods were led to the hub at each of these moments, if somebody asks for it.
     pub way_in_when_an_agent_ends: Option<Vec<HubWayIn>>,
+    /// How the sessions of the hub's tunnel agent fare.
+    pub tunnel: Vec<TunnelSession>,
     /// Ids of the containers that were ended, in order.
     pub ended: Vec<String>,
     boots: u32,
@@ -248,6 +251,7 @@ impl World {
             late: None,
             kernel_knows_no_tables: false,
             way_in_when_an_agent_ends: None,
+            tunnel: Vec::new(),
             ended: Vec::new(),
             boots: 0,
             hiccups: VecDeque::new(),

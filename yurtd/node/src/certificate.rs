@@ -57,13 +57,30 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeCertificate, NotA
     if !subject.iter_organization().any(|group| group.as_str() == Ok(NODE_GROUP)) {
         return Err(NotANode::Group(user.to_owned()));
     }
-    let time = |seconds: i64| {
-        let seconds = u64::try_from(seconds).map_err(|_| NotANode::Malformed)?;
-        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-    };
-    let not_before = time(parsed.validity().not_before.timestamp())?;
-    let not_after = time(parsed.validity().not_after.timestamp())?;
+    let Validity { not_before, not_after } = validity(certificate).ok_or(NotANode::Malformed)?;
     Ok(NodeCertificate { node: node.to_owned(), not_before, not_after })
+}
+
+/// Between which times a certificate is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// When it begins to be.
+    pub not_before: SystemTime,
+    /// When it ceases to be.
+    pub not_after: SystemTime,
+}
+
+/// Reads that of a certificate of anybody's; nothing if it is no X.509, or from before 1970.
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<Validity> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let time = |seconds: i64| {
+        u64::try_from(seconds).ok().map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    };
+    let validity = parsed.validity();
+    Some(Validity {
+        not_before: time(validity.not_before.timestamp())?,
+        not_after: time(validity.not_after.timestamp())?,
+    })
 }
 
 /// A DNS subdomain, as every Node's name is.

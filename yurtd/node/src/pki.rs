@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
@@ -13,6 +13,8 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem};
 use tokio_util::sync::CancellationToken;
+
+use crate::certificate;
 
 /// How often files are compared with what is in use. kubelet writes a mounted Secret once a minute at most.
 const RELOAD_EVERY: Duration = Duration::from_secs(5);
@@ -144,6 +146,13 @@ impl MountedCertificate {
         certified.keys_match()?;
         self.current.store(Some(Arc::new(certified)));
         Ok(true)
+    }
+
+    /// Until when what is in use is valid; nothing before there is one.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        let current = self.current.load();
+        let leaf = current.as_ref()?.cert.first()?;
+        certificate::validity(leaf).map(|validity| validity.not_after)
     }
 
     /// Waits until there is a certificate; `false` when `stop` came first.

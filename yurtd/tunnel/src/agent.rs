@@ -7,6 +7,7 @@
 
 mod claims;
 mod connections;
+mod trouble;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -146,12 +147,12 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 config.connections.connected(&server);
                 let why = serve(*connection, &claim, &config, &mut link, &tasks, &stop).await;
                 if why == Some(GoAwayCode::Superseded) {
-                    config.connections.lost(&server, &GoAwayCode::Superseded.to_string());
+                    config.connections.lost(&server, "TwoMachines", &GoAwayCode::Superseded.to_string());
                     // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
                     yield_to_rival(&stop).await;
                     continue;
                 }
-                config.connections.lost(&server, "the session has ended");
+                config.connections.lost(&server, "SessionEnded", "the session has ended");
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
@@ -176,7 +177,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 backoff.after_failure(random())
             }
             Err(ConnectError::Files(error)) => {
-                config.connections.lost(&server, &error.to_string());
+                config.connections.lost(&server, "NoCertificate", &error.to_string());
                 // Not the server's fault, and cheap to look again.
                 if !waiting_for_file {
                     tracing::warn!(%error, "the tunnel waits for a file that it needs");
@@ -185,7 +186,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 FILES_EVERY
             }
             Err(error) => {
-                config.connections.lost(&server, &error.to_string());
+                config.connections.lost(&server, trouble::code_of(&error), &error.to_string());
                 let delay = backoff.after_failure(random());
                 tracing::warn!(%error, ?delay, "no tunnel session");
                 delay

@@ -16,6 +16,7 @@ mod direct;
 mod duplicates;
 mod intercept;
 mod listeners;
+mod lost;
 mod nft;
 mod nodes;
 mod registry;
@@ -31,10 +32,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
-use yurt_api::status::RedirectState;
+use yurt_api::status::{AgentStatus, LostAgent, RedirectState};
 use yurt_api::tunnel::{ServerId, Target};
 use yurt_node::nft::Held;
 use yurt_node::pki::MountedCertificate;
@@ -48,7 +50,7 @@ use self::api::{Api, ApiOptions, ConnectAdmission, Trail};
 use self::client_ca::ClientCa;
 use self::connections::Connections;
 use self::intercept::Intercept;
-use self::registry::Registry;
+use self::registry::{DialError, Registry};
 use crate::mux::session::Settings;
 
 /// Where Kubernetes puts the cluster's CA for a pod.
@@ -111,9 +113,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
-        tunnel: tunnel(registry.clone()),
+        tunnel: Arc::new(Sessions(registry.clone())),
         client_ca: client_ca.clone(),
         certificate: client_certificate.clone(),
+        serving: certificate.clone(),
+        node_name: options.node_name.clone(),
         cluster_ca: std::fs::read(CLUSTER_CA).ok(),
         redirect: redirect.subscribe(),
         trail: trail.clone(),
@@ -198,16 +202,29 @@ fn open_trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
     }
 }
 
-/// The tunnel, for the endpoint.
-fn tunnel(registry: Arc<Registry>) -> Tunnel {
-    let listed = registry.clone();
-    let dial = move |node: String| {
-        let registry = registry.clone();
+/// The sessions, for the endpoint.
+struct Sessions(Arc<Registry>);
+
+impl Tunnel for Sessions {
+    fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> {
+        let (registry, node) = (self.0.clone(), node.to_owned());
         async move {
             let stream = registry.dial(&node, Target::Kubelet).await?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         }
         .boxed()
-    };
-    Tunnel::new(dial, move || listed.statuses())
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        self.0.statuses()
+    }
+
+    fn lost(&self) -> Vec<LostAgent> {
+        self.0.lost()
+    }
+
+    fn measure(&self, node: &str, within: Duration) -> BoxFuture<'static, Option<Duration>> {
+        let (registry, node) = (self.0.clone(), node.to_owned());
+        async move { registry.measure(&node, within).await }.boxed()
+    }
 }

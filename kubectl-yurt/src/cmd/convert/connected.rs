@@ -88,6 +88,7 @@ mod tests {
             ((*node).to_owned(), serde_json::from_value(agent).unwrap())
         };
         Sessions {
+            lost: BTreeMap::new(),
             agents: agents.iter().map(agent).collect(),
             redirects: BTreeMap::new(),
             answered,

@@ -16,12 +16,14 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use yurt_api::doctor::TunnelSession;
 use yurt_node::accept::http::{Buffers, Http, Protocol};
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
 use super::ipv6::Listening;
 use super::metrics::{self, Sample};
 use super::{Body, Hub, respond};
+use crate::TellSessions;
 use crate::caller::Permit;
 use crate::certificate::{CertificateState, InstalledCertificate};
 use crate::offline::Answer;
@@ -92,6 +94,9 @@ pub struct Readiness {
     pub pending_events: usize,
     /// Events that were dropped because too many waited, since the hub's start.
     pub dropped_events: u64,
+    /// The tunnel agent's sessions: the keeper reports why there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tunnel: Vec<TunnelSession>,
 }
 
 /// Answers probes.
@@ -110,6 +115,8 @@ pub(crate) struct Health {
     pub(crate) addresses: Vec<IpAddr>,
     /// And over IPv6.
     pub(crate) listening: tokio::sync::watch::Receiver<Listening>,
+    /// How the sessions of the tunnel agent fare.
+    pub(crate) tunnel: TellSessions,
     /// How the way in is.
     pub(crate) way_in: tokio::sync::watch::Receiver<State>,
 }
@@ -171,6 +178,7 @@ impl Health {
             pending_status_patches: self.hub.offline.journal().objects().len(),
             pending_events: self.hub.offline.events().len(),
             dropped_events: self.hub.offline.events().dropped(),
+            tunnel: (self.tunnel)(),
         }
     }
 

@@ -177,7 +177,7 @@ impl Cluster {
     fn surroundings(&self) -> Surroundings {
         let folder = |name| self.dir.path().join(name);
         let places = Places { hub: folder("run"), holder: folder("address") };
-        Surroundings { places, came: self.came.subscribe(), ipv6: self.ipv6 }
+        Surroundings { places, came: self.came.subscribe(), ipv6: self.ipv6, tunnel: Arc::new(Vec::new) }
     }
 
     fn kubelet(&self) -> As {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use yurt_api::doctor::TunnelSession;
 use yurt_api::names;
 use yurt_api::status::ConversionStatus;
 use yurt_node::api_client::{ApiClient, ApiError, DEADLINE};
@@ -198,6 +199,10 @@ impl Cluster for ApiCluster {
 
     async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
         health::way_in(Route::Hub.what()).await
+    }
+
+    async fn hub_tunnel(&mut self) -> Result<Vec<TunnelSession>, ClusterError> {
+        health::tunnel(Route::Hub.what()).await
     }
 
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {

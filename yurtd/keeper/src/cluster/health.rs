@@ -8,7 +8,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::Deserialize;
 use tokio::net::TcpStream;
+use yurt_api::doctor::TunnelSession;
 use yurt_api::names;
 use yurt_node::api_client::DEADLINE;
 
@@ -30,6 +32,23 @@ pub(super) async fn way_in(what: &'static str) -> Result<HubWayIn, ClusterError>
     // Whether it is ready or not.
     let (_, body) = answer(what, "/readyz").await?;
     read_way_in(what, &body)
+}
+
+/// How the sessions of its tunnel agent fare.
+pub(super) async fn tunnel(what: &'static str) -> Result<Vec<TunnelSession>, ClusterError> {
+    let (_, body) = answer(what, "/readyz").await?;
+    read_tunnel(what, &body)
+}
+
+fn read_tunnel(what: &'static str, body: &[u8]) -> Result<Vec<TunnelSession>, ClusterError> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Said {
+        tunnel: Vec<TunnelSession>,
+    }
+    let said: Result<Said, _> = serde_json::from_slice(body);
+    said.map(|said| said.tunnel)
+        .map_err(|error| ClusterError::Unreadable { what, message: error.to_string() })
 }
 
 fn read_way_in(what: &'static str, body: &[u8]) -> Result<HubWayIn, ClusterError> {
@@ -111,6 +130,15 @@ mod tests {
         let unable = read(r#"{"ready":true,"wayIn":"environment","wayInWhy":"no nf_tables"}"#).unwrap();
         assert_eq!((unable.way, unable.why.as_deref()), (WayIn::Environment, Some("no nf_tables")));
         assert!(matches!(read("<html>"), Err(ClusterError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn the_tunnels_sessions_are_told_and_a_hub_of_before_has_none() {
+        let said = br#"{"ready":true,"tunnel":[{"server":"cloud:10262","connected":false,"forSeconds":7,"error":"refused"}]}"#;
+        let sessions = read_tunnel("the hub", said).unwrap();
+        assert_eq!((&*sessions[0].server, sessions[0].error.as_deref()), ("cloud:10262", Some("refused")));
+        assert_eq!(read_tunnel("the hub", br#"{"ready":true}"#).unwrap(), []);
+        assert!(read_tunnel("the hub", b"<html>").is_err());
     }
 
     #[test]

@@ -122,6 +122,7 @@ async fn a_report_is_an_annotation_and_nothing_else() {
         agents: yurt_api::status::Agents::default(),
         since: None,
         way_in: None,
+        tunnel: Vec::new(),
     };
     cluster(access(&api)).report(&status).await.unwrap();
     let patch = api.seen("PATCH", NODE_PATH).pop().unwrap().json();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use yurt_api::doctor::TunnelSession;
 use yurt_api::status::ConversionStatus;
 
 use super::{Shared, World};
@@ -118,6 +119,11 @@ impl Cluster for FakeCluster {
     async fn hub_way_in(&mut self) -> Result<HubWayIn, ClusterError> {
         self.hub_ready().await?;
         Ok(self.world.borrow().way_in())
+    }
+
+    async fn hub_tunnel(&mut self) -> Result<Vec<TunnelSession>, ClusterError> {
+        self.hub_ready().await?;
+        Ok(self.world.borrow().tunnel.clone())
     }
 
     async fn hub_ca(&mut self) -> Result<Option<String>, ClusterError> {

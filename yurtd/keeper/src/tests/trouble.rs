@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use yurt_api::doctor::TunnelSession;
+use yurt_api::status::TunnelFault;
+
 use super::super::cluster::{ApiCluster, ClusterError};
 use super::super::containers::Running;
 use super::super::engine::{Engine, Target};
@@ -198,4 +201,33 @@ async fn a_keeper_of_a_converted_node_that_cannot_report_stays() {
     let (end, words) = last_words(&node, |_| "{ half".into()).await;
     assert_eq!(end, None);
     assert!(words.contains("kubelet.conf"), "{words:?}");
+}
+
+#[tokio::test]
+async fn why_the_tunnel_has_no_session_is_told_and_forgotten_when_it_has_one() {
+    let node = Node::new();
+    let mut keeper = node.keeper();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    let told = || node.world.borrow().reports.last().unwrap().tunnel.clone();
+    assert_eq!(told(), []);
+    let error = "TLS: invalid peer certificate: Expired".to_owned();
+    let session = TunnelSession {
+        server: "cloud:10262".into(),
+        for_seconds: 60,
+        error: Some(error.clone()),
+        code: Some("CertificateExpired".into()),
+        ..TunnelSession::default()
+    };
+    node.world.borrow_mut().tunnel = vec![session.clone()];
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert_eq!(
+        told(),
+        [TunnelFault { server: "cloud:10262".into(), error, code: Some("CertificateExpired".into()) }]
+    );
+    let reports = node.world.borrow().reports.len();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert_eq!(node.world.borrow().reports.len(), reports, "nothing new, nothing written");
+    node.world.borrow_mut().tunnel = vec![TunnelSession { connected: true, error: None, ..session }];
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    assert_eq!(told(), []);
 }

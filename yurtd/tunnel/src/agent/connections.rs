@@ -22,13 +22,13 @@ enum State {
     Connected,
     /// This other address has a session with the same server.
     StandsBy(String),
-    /// Why the last attempt failed.
-    Lost(Option<String>),
+    /// Why the last attempt failed, for programs and for people.
+    Lost(Option<(&'static str, String)>),
 }
 
 impl Connections {
     /// To these servers, none there yet.
-    pub(crate) fn of(servers: &[String]) -> Self {
+    pub fn of(servers: &[String]) -> Self {
         let none =
             |server: &String| (server.clone(), Known { state: State::Lost(None), since: Instant::now() });
         Self(Arc::new(Mutex::new(servers.iter().map(none).collect())))
@@ -54,27 +54,29 @@ impl Connections {
     }
 
     /// It is not there, or not any more.
-    pub(super) fn lost(&self, server: &str, error: &str) {
+    pub(super) fn lost(&self, server: &str, code: &'static str, error: &str) {
         let mut all = self.lock();
         let before = all.get(server).filter(|known| matches!(known.state, State::Lost(_)));
         let since = before.map_or_else(Instant::now, |known| known.since);
-        all.insert(server.to_owned(), Known { state: State::Lost(Some(error.to_owned())), since });
+        all.insert(server.to_owned(), Known { state: State::Lost(Some((code, error.to_owned()))), since });
     }
 
     /// All of them now.
     pub fn sessions(&self) -> Vec<TunnelSession> {
         let session = |(server, known): (&String, &Known)| {
-            let (stands_by_for, error) = match &known.state {
+            let (stands_by_for, lost) = match &known.state {
                 State::Connected => (None, None),
                 State::StandsBy(other) => (Some(other.clone()), None),
-                State::Lost(error) => (None, error.clone()),
+                State::Lost(why) => (None, why.clone()),
             };
+            let (code, error) = lost.unzip();
             TunnelSession {
                 server: server.clone(),
                 connected: known.state == State::Connected,
                 for_seconds: known.since.elapsed().as_secs(),
                 stands_by_for,
                 error,
+                code: code.map(str::to_owned),
             }
         };
         self.lock().iter().map(session).collect()
@@ -91,7 +93,7 @@ mod tests {
         let since = || connections.lock()["cloud:10262"].since;
         let session = || connections.sessions().remove(0);
         let first = since();
-        connections.lost("cloud:10262", "refused");
+        connections.lost("cloud:10262", "Refused", "refused");
         assert_eq!(
             (session().connected, session().error, since()),
             (false, Some("refused".to_owned()), first)
@@ -99,17 +101,17 @@ mod tests {
         connections.connected("cloud:10262");
         assert_eq!((session().connected, session().error), (true, None));
         let up = since();
-        connections.lost("cloud:10262", "the session has ended");
+        connections.lost("cloud:10262", "SessionEnded", "the session has ended");
         let down = since();
         assert!(!session().connected && down >= up);
-        connections.lost("cloud:10262", "refused");
+        connections.lost("cloud:10262", "Refused", "refused");
         assert_eq!(since(), down);
     }
 
     #[test]
     fn an_address_that_stands_by_is_not_lost() {
         let connections = Connections::of(&["cloud:10262".to_owned()]);
-        connections.lost("cloud:10262", "refused");
+        connections.lost("cloud:10262", "Refused", "refused");
         assert!(connections.stands_by("cloud:10262", "vpn:10262"));
         assert!(!connections.stands_by("cloud:10262", "vpn:10262"));
         let session = connections.sessions().remove(0);

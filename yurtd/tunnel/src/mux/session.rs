@@ -137,6 +137,11 @@ impl Session {
         self.becomes(within, |state| state.answered >= question).await
     }
 
+    /// Asks the peer now; how long it took to answer just that, if it did `within` this time.
+    pub async fn measure(&self, within: Duration) -> Option<Duration> {
+        self.is_alive(within).await.then(|| self.shared.lock().last_round_trip()).flatten()
+    }
+
     async fn becomes(&self, within: Duration, so: impl Fn(&State) -> bool) -> bool {
         let asked = Instant::now();
         while asked.elapsed() < within {

@@ -124,8 +124,8 @@ impl Agents {
             end = retire => end,
             () = expiry => return Ok(()),
         };
-        drop(registration);
         tracing::info!(node = node.node, %remote, reason = %end, "agent disconnected");
+        registration.ends(end);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod authenticate;
 mod authorise;
 pub(super) mod client_certificate;
 mod connect_admission;
+mod diagnose;
 pub(crate) mod fuzzing;
 mod impersonate;
 mod kubelet_client;
@@ -39,8 +40,10 @@ use hyper::body::Incoming;
 use rustls::server::ResolvesServerCert;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use yurt_api::diagnosis::Diagnosis;
 use yurt_api::status::{AgentStatusList, RedirectState, RedirectStatus};
+use yurt_node::pki::MountedCertificate;
 
 use self::audit::Record;
 pub(super) use self::audit::Trail;
@@ -48,6 +51,7 @@ use self::authenticate::{Authenticator, User};
 use self::authorise::Grant;
 use self::client_certificate::ClientCertificate;
 pub(super) use self::connect_admission::ConnectAdmission;
+use self::diagnose::Way;
 use self::kubelet_client::Kubelets;
 use self::pods::Place;
 use self::status::{ApiError, Body, full, json_response};
@@ -57,16 +61,23 @@ use self::upgrade::Upgrades;
 use super::client_ca::ClientCa;
 use super::connections::Connections;
 
+/// Diagnoses at a time: each moves some hundred KiB over a node's link.
+const DIAGNOSES: usize = 8;
+
 /// What the endpoint is made of.
 pub(super) struct ApiOptions {
     /// The server's own client: TokenReview, SubjectAccessReview, GET of pods.
     pub(super) client: kube::Client,
     /// The tunnel.
-    pub(super) tunnel: Tunnel,
+    pub(super) tunnel: Arc<dyn Tunnel>,
     /// Whose client certificates count; somebody else follows it.
     pub(super) client_ca: Arc<ClientCa>,
     /// What kubelets are shown; somebody else has it issued.
     pub(super) certificate: Arc<ClientCertificate>,
+    /// What agents and callers are shown.
+    pub(super) serving: Arc<MountedCertificate>,
+    /// The server's name, for people.
+    pub(super) node_name: String,
     /// The cluster's CA in PEM, where one is mounted.
     pub(super) cluster_ca: Option<Vec<u8>>,
     /// How the redirect on this host stands.
@@ -81,7 +92,10 @@ pub(super) struct ApiOptions {
 pub(super) struct Api {
     client: kube::Client,
     authenticator: Authenticator,
-    tunnel: Arc<Tunnel>,
+    tunnel: Arc<dyn Tunnel>,
+    serving: Arc<MountedCertificate>,
+    node_name: String,
+    diagnoses: Semaphore,
     kubelets: Kubelets,
     upgrades: Upgrades,
     redirect: watch::Receiver<RedirectStatus>,
@@ -102,14 +116,16 @@ impl Api {
     ///
     /// When TLS towards kubelets cannot be set up.
     pub(super) fn new(options: ApiOptions) -> Result<Arc<Self>, rustls::Error> {
-        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect, trail, admission } =
-            options;
-        let tunnel = Arc::new(tunnel);
+        let ApiOptions { client, tunnel, client_ca, certificate, cluster_ca, redirect, .. } = options;
+        let (trail, admission) = (options.trail, options.admission);
         Ok(Arc::new(Self {
             authenticator: Authenticator::new(client.clone(), client_ca),
             kubelets: Kubelets::new(tunnel.clone(), certificate, cluster_ca.as_deref())?,
             client,
             tunnel,
+            serving: options.serving,
+            node_name: options.node_name,
+            diagnoses: Semaphore::new(DIAGNOSES),
             upgrades: Upgrades::default(),
             redirect,
             trail,
@@ -167,6 +183,10 @@ impl Api {
                 let user = self.user(peer, request.headers(), record).await?;
                 self.agents(&user, name, record).await
             }
+            Target::Diagnosis(node) => {
+                let user = self.user(peer, request.headers(), record).await?;
+                self.diagnosis(&user, node, record).await
+            }
             Target::Pod(target) => {
                 let user = self.user(peer, request.headers(), record).await?;
                 self.pod(request, target, user, connections, record).await
@@ -214,10 +234,37 @@ impl Api {
                 api_version: format!("{GROUP}/{VERSION}"),
                 kind: "AgentStatusList".into(),
                 items,
+                lost: self.tunnel.lost(),
                 redirect: Some(self.redirect.borrow().clone()),
             })
         };
         let document = document.map_err(|error| ApiError::Internal(error.to_string()))?;
+        Ok(json_response(StatusCode::OK, &document))
+    }
+
+    async fn diagnosis(
+        &self,
+        user: &User,
+        node: String,
+        record: &Record,
+    ) -> Result<Response<Body>, ApiError> {
+        authorise::diagnosis(&self.client, user, &node).await?;
+        record.is_allowed();
+        let Ok(_place) = self.diagnoses.try_acquire() else {
+            return Err(ApiError::Unavailable("too many diagnoses at a time: try again".into()));
+        };
+        let serving_until = self.serving.not_after();
+        let way = Way { node: &node, tunnel: &*self.tunnel, kubelets: &self.kubelets, serving_until };
+        let checks = way.walk().await;
+        let diagnosis = Diagnosis {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: "Diagnosis".into(),
+            server: self.node_name.clone(),
+            node,
+            checks,
+        };
+        let document =
+            serde_json::to_value(diagnosis).map_err(|error| ApiError::Internal(error.to_string()))?;
         Ok(json_response(StatusCode::OK, &document))
     }
 

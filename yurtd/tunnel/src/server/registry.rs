@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use yurt_api::status::AgentStatus;
+use yurt_api::status::{AgentStatus, LostAgent};
 use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, ServerId, Target};
 
 use super::duplicates::Duplicates;
-use crate::mux::{OpenFailure, Session, TunnelStream};
+use super::lost::Lost;
+use crate::mux::{End, OpenFailure, Session, TunnelStream};
 
 /// How long a session that is replaced has to show that its agent lives. Its streams go on for as long.
 const SHOW_LIFE: Duration = Duration::from_secs(2);
@@ -61,6 +62,7 @@ struct Entries {
     /// Per node the addresses that are not redirected, and why.
     left_out: BTreeMap<String, Vec<String>>,
     duplicates: Duplicates,
+    lost: Lost,
 }
 
 /// The sessions of all connected agents, by node name.
@@ -126,6 +128,17 @@ impl Registry {
         })
     }
 
+    /// Nodes whose sessions have ended, the newest first.
+    pub(super) fn lost(&self) -> Vec<LostAgent> {
+        self.read(|entries| entries.lost.list(self.server.as_str()))
+    }
+
+    /// How long the agent of `node` takes to answer now, if it does `within` this time.
+    pub(super) async fn measure(&self, node: &str, within: Duration) -> Option<Duration> {
+        let session = self.read(|entries| entries.by_node.get(node).map(|entry| entry.session.clone()))?;
+        session.measure(within).await
+    }
+
     /// Remembers for [`Self::statuses`] which addresses of nodes are not redirected, and why.
     pub(super) fn set_left_out(&self, left_out: BTreeMap<String, Vec<String>>) {
         self.write(|entries| entries.left_out = left_out);
@@ -144,6 +157,7 @@ impl Registry {
         let (epoch, old) = self.write(|entries| {
             entries.epoch += 1;
             let entry = Entry { epoch: entries.epoch, session, remote, since };
+            entries.lost.is_back(node);
             (entries.epoch, entries.by_node.insert(node.to_owned(), entry))
         });
         let superseded = old.map(|old| Superseded {
@@ -153,7 +167,8 @@ impl Registry {
             older: old.remote,
             newer: remote,
         });
-        (Registration { registry: self.clone(), node: node.to_owned(), epoch }, superseded)
+        let registration = Registration { registry: self.clone(), node: node.to_owned(), epoch, end: None };
+        (registration, superseded)
     }
 
     /// How often a session has begun here.
@@ -227,13 +242,27 @@ pub(super) struct Registration {
     registry: Arc<Registry>,
     node: String,
     epoch: u64,
+    /// Why it ends, when that is known.
+    end: Option<End>,
+}
+
+impl Registration {
+    /// The session is over.
+    pub(super) fn ends(mut self, end: End) {
+        self.end = Some(end);
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.registry.write(|entries| {
-            if entries.by_node.get(&self.node).is_some_and(|entry| entry.epoch == self.epoch) {
-                entries.by_node.remove(&self.node);
+            if entries.by_node.get(&self.node).is_none_or(|entry| entry.epoch != self.epoch) {
+                return;
+            }
+            if let Some(entry) = entries.by_node.remove(&self.node) {
+                let reason =
+                    self.end.as_ref().map_or_else(|| "the server ended it".to_owned(), End::to_string);
+                entries.lost.ended(&self.node, entry.remote, &reason, Timestamp::now());
             }
         });
     }

@@ -108,6 +108,7 @@ impl Reflector {
         }
         // A difference has not every event: who watches has them from upstream, until the view can [join](Self::join).
         if !self.view.is_watched()
+            && !self.would_ask()
             && let Some(outcome) = Box::pin(self.copy()).await
         {
             return outcome;
@@ -241,6 +242,17 @@ impl Reflector {
                 () = ended.cancelled() => return None,
             }
         }
+    }
+
+    /// Whether the API server would have to be asked before the view can be fed. That costs more than its own watch from
+    /// where it is, which joins a source later if the link lasts.
+    fn would_ask(&self) -> bool {
+        let Some(views) = self.feeding.views().filter(|_| self.feeding.selector.is_some()) else {
+            return false;
+        };
+        let source = views.source_of(&self.view, None);
+        source.is_some_and(|source| source.identity != self.view.identity)
+            && views.confirmed_for(&self.view).is_none()
     }
 
     /// Whether the view's identity may list and watch it, by the API server's word.

@@ -105,6 +105,28 @@ async fn a_word_that_cannot_be_believed_is_asked_for_again() {
     assert_eq!(reviews(&api), before + 4, "another boot");
 }
 
+/// The question costs more than the watch, and the hub may be killed again.
+#[tokio::test]
+async fn who_watches_goes_on_by_itself_before_anybody_is_asked() {
+    let (api, dir) = (FakeApi::start().await, tempfile::tempdir().unwrap());
+    let remains = killed(&api, dir.path()).await;
+    edit(remains.path(), |word| *word = serde_json::Value::Null).await;
+    let version = put(&api, "plain", json!({"a": "1"}), "10.96.0.7");
+    let before = (reviews(&api), asked(&api));
+    let hub = Hub::start(&api, remains.path()).await;
+    let mut views = Vec::new();
+    for (permit, spec) in three() {
+        let view = hub.views.open_at(&permit, &spec, version - 1).await.unwrap();
+        caught_up(&view, version).await;
+        views.push(view);
+    }
+    let (lists, watches) = before.1;
+    assert_eq!((reviews(&api), asked(&api)), (before.0, (lists, watches + 3)));
+    // It joins when the watch has gone on for a while.
+    fed(&views).await;
+    assert_eq!((reviews(&api), asked(&api).0), (before.0 + 4, lists));
+}
+
 /// However short the time between: who asks when the link is back must not be saved the question by a restart.
 #[tokio::test]
 async fn no_word_outlives_the_link() {

@@ -166,6 +166,10 @@ impl Record {
             Target::Agents(name) => Some(json!({
                 "resource": "agents", "apiGroup": GROUP, "apiVersion": VERSION, "name": name
             })),
+            Target::Diagnosis(name) => Some(json!({
+                "resource": "agents", "apiGroup": GROUP, "apiVersion": VERSION, "name": name,
+                "subresource": "diagnosis"
+            })),
             Target::Pod(target) => Some(json!({
                 "resource": "pods", "apiVersion": "v1", "namespace": target.namespace, "name": target.pod,
                 "subresource": target.action.subresource()

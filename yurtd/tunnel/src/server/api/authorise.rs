@@ -90,6 +90,25 @@ pub(super) async fn agents(client: &kube::Client, user: &User, name: Option<&str
     ask(client, user, &attributes).await
 }
 
+/// Asks for a walk along the way to a node. It costs the node's link some hundred KiB, so that seeing the agent is not
+/// enough.
+///
+/// # Errors
+///
+/// As [`pod`].
+pub(super) async fn diagnosis(client: &kube::Client, user: &User, node: &str) -> Result<(), ApiError> {
+    let attributes = Attributes {
+        verb: "get",
+        group: GROUP,
+        version: VERSION,
+        resource: "agents",
+        subresource: "diagnosis".to_owned(),
+        namespace: String::new(),
+        name: node.to_owned(),
+    };
+    ask(client, user, &attributes).await
+}
+
 /// The API server maps the method to the verb, and since 1.35 demands `create` on top where a GET
 /// becomes a connection (KEP-4006): a rule that lets somebody only `get` must not let him in.
 fn verbs(method: &Method, action: &Action) -> &'static [&'static str] {

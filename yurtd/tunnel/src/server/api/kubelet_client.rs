@@ -37,6 +37,7 @@ use super::authorise::Grant;
 use super::client_certificate::ClientCertificate;
 use super::status::ApiError;
 use super::tunnel::Tunnel;
+use crate::server::registry::DialError;
 
 /// How long the TLS handshake may take over a slow link.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -47,7 +48,7 @@ const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Makes requests to kubelets.
 pub(super) struct Kubelets {
-    tunnel: Arc<Tunnel>,
+    tunnel: Arc<dyn Tunnel>,
     tls: Arc<ClientConfig>,
     certificate: Arc<ClientCertificate>,
 }
@@ -59,7 +60,7 @@ impl Kubelets {
     ///
     /// When the bundle cannot be used.
     pub(super) fn new(
-        tunnel: Arc<Tunnel>,
+        tunnel: Arc<dyn Tunnel>,
         certificate: Arc<ClientCertificate>,
         cluster_ca: Option<&[u8]>,
     ) -> Result<Self, rustls::Error> {
@@ -97,33 +98,56 @@ impl Kubelets {
         container: &str,
         headers: http::HeaderMap,
     ) -> Result<Response<KubeletBody>, ApiError> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            ApiError::Unavailable(format!("kubelet of node {node:?} {what} through the tunnel: {error}"))
-        };
         let mut request = Request::builder()
             .method(method)
             .uri(grant.target().kubelet_uri(container))
             .body(Empty::<Bytes>::new())
             .map_err(|error| ApiError::Internal(error.to_string()))?;
         *request.headers_mut() = headers;
-        let host = HeaderValue::from_str(node).map_err(|error| ApiError::Internal(error.to_string()))?;
-        request.headers_mut().insert(header::HOST, host);
         // The caller's own credential is not for kubelet either.
         request.headers_mut().remove(header::AUTHORIZATION);
+        let (response, _) = self.ask(node, request).await?;
+        Ok(response)
+    }
 
-        self.certificate.check(SystemTime::now())?;
+    /// Asks kubelet of `node` for something of its own that is for nobody's eyes. Also gives the certificate that it has
+    /// shown.
+    ///
+    /// # Errors
+    ///
+    /// [`KubeletError`].
+    pub(super) async fn probe(
+        &self,
+        node: &str,
+        path: Probe,
+    ) -> Result<(Response<KubeletBody>, Option<CertificateDer<'static>>), KubeletError> {
+        let request = Request::get(path.path()).body(Empty::new());
+        self.ask(node, request.map_err(|error| KubeletError::Ours(error.to_string()))?).await
+    }
+
+    async fn ask(
+        &self,
+        node: &str,
+        mut request: Request<Empty<Bytes>>,
+    ) -> Result<(Response<KubeletBody>, Option<CertificateDer<'static>>), KubeletError> {
+        let host = HeaderValue::from_str(node).map_err(|error| KubeletError::Ours(error.to_string()))?;
+        request.headers_mut().insert(header::HOST, host);
+        self.certificate.check(SystemTime::now()).map_err(KubeletError::NoCertificate)?;
         let name = ServerName::try_from(node.to_owned())
-            .map_err(|error| ApiError::Internal(format!("node name {node:?}: {error}")))?;
+            .map_err(|error| KubeletError::Ours(format!("node name {node:?}: {error}")))?;
+        let failed =
+            |step: &'static str, why: String| KubeletError::Failed { node: node.to_owned(), step, why };
         let stream = self.tunnel.dial(node).await?;
         let handshake = TlsConnector::from(self.tls.clone()).connect(name, stream);
         let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failed("gave no TLS session", &error)),
-            Err(_) => return Err(failed("gave no TLS session", &format_args!("nothing in {HANDSHAKE:?}"))),
+            Ok(Err(error)) => return Err(failed(NO_TLS, error.to_string())),
+            Err(_) => return Err(failed(NO_TLS, format!("nothing in {HANDSHAKE:?}"))),
         };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| failed("took no request", &error))?;
+            .map_err(|error| failed("took no request", error.to_string()))?;
         // Owned by the body: a caller who goes away ends the request at kubelet at once, also while
         // kubelet has nothing to say (`logs -f` of a quiet container).
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -131,9 +155,66 @@ impl Kubelets {
                 tracing::debug!(%error, "connection to kubelet ended");
             }
         }));
-        let response =
-            sender.send_request(request).await.map_err(|error| failed("did not answer", &error))?;
-        Ok(response.map(|body| KubeletBody { body, _connection: connection }))
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| failed("did not answer", error.to_string()))?;
+        Ok((response.map(|body| KubeletBody { body, _connection: connection }), shown))
+    }
+}
+
+const NO_TLS: &str = "gave no TLS session";
+
+/// What kubelet is asked for to see how it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Probe {
+    /// Whether it is well.
+    Health,
+    /// Some hundred KiB.
+    Metrics,
+}
+
+impl Probe {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Health => "/healthz",
+            Self::Metrics => "/metrics",
+        }
+    }
+}
+
+/// Why kubelet has not answered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KubeletError {
+    /// There is no way to it.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// There is nothing to prove ourselves with.
+    #[error("{0}")]
+    NoCertificate(ApiError),
+    /// It did not do what it should.
+    #[error("kubelet of node {node:?} {step} through the tunnel: {why}")]
+    Failed {
+        /// The node.
+        node: String,
+        /// What.
+        step: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A fault on this side.
+    #[error("{0}")]
+    Ours(String),
+}
+
+impl From<KubeletError> for ApiError {
+    fn from(error: KubeletError) -> Self {
+        match error {
+            KubeletError::Dial(error) => Self::Dial(error),
+            KubeletError::NoCertificate(error) => error,
+            KubeletError::Failed { .. } => Self::Unavailable(error.to_string()),
+            KubeletError::Ours(message) => Self::Internal(message),
+        }
     }
 }
 

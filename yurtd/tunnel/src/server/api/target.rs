@@ -25,6 +25,8 @@ pub(super) enum Target {
     Readiness,
     /// The connected agents; all, or the one of a node.
     Agents(Option<String>),
+    /// A walk along the way to a node.
+    Diagnosis(String),
     /// A subresource of a pod.
     Pod(PodTarget),
 }
@@ -95,6 +97,12 @@ impl Target {
             ["apis", group, version, "agents", node] if *group == GROUP && *version == VERSION => {
                 only(method, &[Method::GET])?;
                 Ok(Self::Agents(Some(name(node)?)))
+            }
+            ["apis", group, version, "agents", node, "diagnosis"]
+                if *group == GROUP && *version == VERSION =>
+            {
+                only(method, &[Method::GET])?;
+                Ok(Self::Diagnosis(name(node)?))
             }
             ["api", "v1", "namespaces", namespace, "pods", pod, subresource] => {
                 let query = Query::parse(query.unwrap_or_default());

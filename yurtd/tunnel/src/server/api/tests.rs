@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -18,7 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use yurt_api::status::AgentStatus;
+use yurt_api::status::{AgentStatus, LostAgent};
+use yurt_api::tunnel::OpenErrorCode;
 use yurt_node::supervise::Tasks;
 
 use super::tunnel::Stream;
@@ -27,6 +29,8 @@ use crate::server::registry::DialError;
 use yurt_fakes::api_server::{CLIENT, FakeApi};
 use yurt_fakes::kubelet::FakeKubelet;
 use yurt_fakes::pki::TestCa;
+
+mod diagnosis;
 
 const LOG: &str = "/api/v1/namespaces/shop/pods/till-0/log";
 const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true&stdout=true";
@@ -48,6 +52,7 @@ impl ResolvesServerCert for One {
 
 struct World {
     api_server: FakeApi,
+    tunnel: Arc<OneNode>,
     kubelet: FakeKubelet,
     tunnel_ca: TestCa,
     cluster_ca: Arc<TestCa>,
@@ -73,6 +78,56 @@ impl std::io::Write for Written {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+/// Node `edge-1` is connected, and at the end of its way is who listens there; `edge-2` was.
+struct OneNode(Mutex<SocketAddr>);
+
+impl Tunnel for OneNode {
+    fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> {
+        let (node, target) = (node.to_owned(), *self.0.lock().unwrap());
+        async move {
+            if node != "edge-1" {
+                return Err(DialError::NotConnected(node));
+            }
+            let Ok(stream) = TcpStream::connect(target).await else {
+                let message = "connection refused".to_owned();
+                return Err(DialError::Rejected { node, code: OpenErrorCode::Refused, message });
+            };
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        }
+        .boxed()
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        vec![AgentStatus {
+            node: "edge-1".into(),
+            server: "cp-1".into(),
+            version: "0.1.0".into(),
+            remote_address: "192.0.2.7:40000".into(),
+            connected_since: "2026-11-23T08:00:00Z".into(),
+            rtt_micros: Some(41_000),
+            streams: 0,
+            bytes_sent: 1,
+            bytes_received: 2,
+            not_redirected: Vec::new(),
+            duplicate: None,
+        }]
+    }
+
+    fn lost(&self) -> Vec<LostAgent> {
+        vec![LostAgent {
+            node: "edge-2".into(),
+            server: "cp-1".into(),
+            remote_address: "192.0.2.8:40000".into(),
+            last_seen: "2026-11-28T08:00:00Z".into(),
+            reason: "the other side does not answer any more".into(),
+        }]
+    }
+
+    fn measure(&self, node: &str, _: Duration) -> BoxFuture<'static, Option<Duration>> {
+        std::future::ready((node == "edge-1").then_some(Duration::from_millis(4))).boxed()
     }
 }
 
@@ -128,6 +183,7 @@ impl World {
             "joe get pods/log",
             "joe list agents",
             "joe get agents",
+            "joe get agents/diagnosis",
         ] {
             let [user, verb, resource] = *rule.split(' ').collect::<Vec<_>>() else { panic!("{rule}") };
             api_server.allow(user, verb, resource);
@@ -140,34 +196,7 @@ impl World {
             api_server.put("/api/v1/namespaces/shop/pods", pod);
         }
 
-        let target = kubelet.address;
-        let tunnel = Tunnel::new(
-            move |node| {
-                async move {
-                    if node != "edge-1" {
-                        return Err(DialError::NotConnected(node));
-                    }
-                    let stream = TcpStream::connect(target).await.unwrap();
-                    Ok(Box::new(stream) as Box<dyn Stream>)
-                }
-                .boxed()
-            },
-            || {
-                vec![AgentStatus {
-                    node: "edge-1".into(),
-                    server: "cp-1".into(),
-                    version: "0.1.0".into(),
-                    remote_address: "192.0.2.7:40000".into(),
-                    connected_since: "2026-11-23T08:00:00Z".into(),
-                    rtt_micros: Some(41_000),
-                    streams: 0,
-                    bytes_sent: 1,
-                    bytes_received: 2,
-                    not_redirected: Vec::new(),
-                    duplicate: None,
-                }]
-            },
-        );
+        let tunnel = Arc::new(OneNode(Mutex::new(kubelet.address)));
         let written = Written::default();
         let trail = Trail::to(written.clone()).unwrap();
         let (admission, rules) = ConnectAdmission::new(false);
@@ -176,9 +205,11 @@ impl World {
         let client_certificate = Arc::<ClientCertificate>::default();
         let api = Api::new(ApiOptions {
             client: client.clone(),
-            tunnel,
+            tunnel: tunnel.clone(),
             client_ca: client_ca.clone(),
             certificate: client_certificate.clone(),
+            serving: MountedCertificate::in_folder(std::path::Path::new("/nowhere")),
+            node_name: "cp-1".into(),
             cluster_ca: Some(cluster_ca.pem.clone().into_bytes()),
             redirect: redirect.subscribe(),
             trail: trail.clone(),
@@ -201,6 +232,7 @@ impl World {
         parts.part("the client certificate", certificate.clone().follow(client, stop.clone()));
         Self {
             api_server,
+            tunnel,
             kubelet,
             tunnel_ca,
             cluster_ca,
