@@ -17,6 +17,7 @@ mod doctor;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod last_read;
 mod limits;
 mod link;
 mod node_client;
@@ -52,6 +53,7 @@ use self::caller::Permit;
 use self::certificate::Certificates;
 use self::clock::Boot;
 use self::filter::Filters;
+use self::last_read::LastRead;
 use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
@@ -152,10 +154,11 @@ impl Server {
         let views = Views::load(&store, &upstream, &link, &node_permit, &this_boot, tasks)?;
         let client = NodeClient::new(upstream.clone());
         let (for_client, for_link) = (client.clone(), link.clone());
-        let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
+        let servers =
+            ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot.clone());
         let api_servers = servers.known();
         tasks.part("the look for other API servers", servers.run(stop.clone()));
-        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node, &this_boot);
         let (keys, ended) = (issuer.clone(), stop.clone());
         tasks.part("the keys of the cluster's tokens", async move {
             tokio::select! {
@@ -177,7 +180,7 @@ impl Server {
                 () = guard.run() => {}
             }
         });
-        let last_read = discovery::LastRead::of(store.clone(), Boot::new(&boot));
+        let last_read = LastRead::of(store.clone(), this_boot, discovery::READ);
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();

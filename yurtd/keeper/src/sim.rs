@@ -89,6 +89,8 @@ pub(crate) struct World {
     pub agents_broken: bool,
     /// Agents whose containers end again as soon as somebody has looked at them.
     pub agents_crash: bool,
+    /// The hub cannot say which agents there are: the link was lost before it knew.
+    pub agents_unknown: bool,
     /// Their pods are deleted when a container of theirs is ended.
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
@@ -245,6 +247,7 @@ impl World {
             agents_crash: false,
             delete_ended_agents: false,
             cut_at_first_agent: false,
+            agents_unknown: false,
             address_held: false,
             table_held: false,
             holder: Holder::default(),
