@@ -293,6 +293,10 @@ pub struct TunnelSession {
     pub server: String,
     /// Whether it is there.
     pub connected: bool,
+    /// Nobody gave the address: the cluster names the API server beside which the tunnel server would be. Perhaps it cannot
+    /// be reached from the node, and need not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub found: bool,
     /// For how many seconds it has been, or has not.
     pub for_seconds: u64,
     /// The address that has a session with the same server; this one takes over when that ends.

@@ -1,5 +1,7 @@
 //! Documents that one component writes and another reads.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::way_in::WayIn;
@@ -187,8 +189,11 @@ pub struct AgentStatusList {
     pub api_version: String,
     /// `AgentStatusList`.
     pub kind: String,
-    /// One entry a connected agent.
+    /// One entry a session of an agent: those of the server that was asked, and those of its peers.
     pub items: Vec<AgentStatus>,
+    /// Peers that the server could not ask for theirs, by the name of their node, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub silent: BTreeMap<String, String>,
     /// Nodes that were connected to this server and are not, the newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<LostAgent>,

@@ -15,7 +15,7 @@ use yurt_hub::{Came, Places, Surroundings};
 use yurt_node::config::EdgeConfig;
 use yurt_node::stamp::Stamp;
 use yurt_node::supervise::Tasks;
-use yurt_tunnel::agent::{self, AgentConfig, Connections};
+use yurt_tunnel::agent::{self, AgentConfig, Connections, Found};
 
 use crate::cli::EdgeArgs;
 use crate::doctor::desk::{self, Desk};
@@ -40,7 +40,9 @@ pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Res
     let hub = yurt_hub::Server::start(&config, &args.state_dir, around, sockets, &tasks).await?;
     if !config.tunnel_servers.is_empty() {
         let connections = tunnel.clone();
-        let agent = AgentConfig { link: Some(hub.link()), connections, ..AgentConfig::from(&config) };
+        let found = Found { api_servers: hub.api_servers(), port: names::TUNNEL_AGENT_PORT };
+        let given = AgentConfig::from(&config);
+        let agent = AgentConfig { link: Some(hub.link()), found: Some(found), connections, ..given };
         tasks.part("the tunnel agent", agent::run(agent, tasks.stop().clone()));
     }
     match desk::open(&args.runtime_dir) {

@@ -214,7 +214,7 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
         past_the_hub: past::the_hub(node, &found.running),
         agents: report.map(|report| report.agents).unwrap_or_default(),
         ready: node::is_ready(node),
-        tunnel: found.sessions.as_ref().filter(|_| edge).map(|found| found.agents.contains_key(&name)),
+        tunnel: found.sessions.as_ref().filter(|_| edge).map(|found| found.has(&name)),
         autonomy: autonomy::describe(node, found.parameter.as_ref()),
         kubelet: node
             .status
@@ -312,7 +312,7 @@ mod tests {
                 "bytesReceived": 0
             }))
             .unwrap();
-            ((*node).to_owned(), status)
+            (((*node).to_owned(), "s".to_owned()), status)
         };
         Found {
             nodes: Vec::new(),

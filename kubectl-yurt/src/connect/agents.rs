@@ -1,4 +1,5 @@
-//! What the tunnel servers tell about the agents that are connected to them. Each server knows its own, so all are asked.
+//! What the tunnel servers tell about the agents that are connected to them. All that can be reached are asked, and each asks
+//! the others: from here perhaps only one can be.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,24 +23,45 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What the tunnel servers say together.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
-    /// By node.
-    pub agents: BTreeMap<String, AgentStatus>,
+    /// By node, and by the server that holds the session.
+    pub agents: BTreeMap<(String, String), AgentStatus>,
     /// How the redirect stands on each server's host, by the server's node.
     pub redirects: BTreeMap<String, RedirectStatus>,
     /// Nodes that were connected and are to no server any more.
     pub lost: BTreeMap<String, LostAgent>,
     /// How many servers answered.
     pub answered: usize,
-    /// Servers that did not answer, and why.
+    /// Servers that did not answer, and why: those that were asked from here by their addresses, and those that another server
+    /// asked in vain by the names of their nodes.
     pub silent: BTreeMap<String, String>,
 }
 
 impl Sessions {
-    /// One of several sessions of a node is as good as another, but for what only one server may have seen.
-    fn add(&mut self, mut agent: AgentStatus) {
-        let known = self.agents.remove(&agent.node);
-        agent.duplicate = agent.duplicate.or(known.and_then(|known| known.duplicate));
-        self.agents.insert(agent.node.clone(), agent);
+    /// Takes over what a server says of itself and of others.
+    fn add(&mut self, list: AgentStatusList) {
+        self.answered += 1;
+        self.redirects.extend(list.redirect.map(|redirect| (redirect.server.clone(), redirect)));
+        for agent in list.items {
+            self.agents.insert((agent.node.clone(), agent.server.clone()), agent);
+        }
+        self.silent.extend(list.silent);
+        list.lost.into_iter().for_each(|agent| self.miss(agent));
+    }
+
+    /// Whom one server could not ask, and who has answered another one, is not silent; and a node that one server has is not
+    /// lost.
+    fn heard(&mut self) {
+        let heard = |server: &String| {
+            self.redirects.contains_key(server) || self.agents.keys().any(|(_, holder)| holder == server)
+        };
+        self.silent.retain(|server, _| !heard(server));
+        let Self { agents, lost, .. } = self;
+        lost.retain(|lost, _| !agents.keys().any(|(node, _)| node == lost));
+    }
+
+    /// Whether some server has a session with the node.
+    pub fn has(&self, node: &str) -> bool {
+        self.agents.keys().any(|(known, _)| known == node)
     }
 
     /// The server that saw it last knows.
@@ -66,19 +88,13 @@ pub async fn ask_all(tunnels: &[Tunnel]) -> Sessions {
     let mut found = Sessions::default();
     for (tunnel, answer) in tunnels.iter().zip(answers) {
         match answer {
-            Ok(list) => {
-                found.answered += 1;
-                found.redirects.extend(list.redirect.map(|redirect| (redirect.server.clone(), redirect)));
-                list.items.into_iter().for_each(|agent| found.add(agent));
-                list.lost.into_iter().for_each(|agent| found.miss(agent));
-            }
+            Ok(list) => found.add(list),
             Err(why) => {
                 found.silent.insert(tunnel.address.clone(), why);
             }
         }
     }
-    let Sessions { agents, lost, .. } = &mut found;
-    lost.retain(|node, _| !agents.contains_key(node));
+    found.heard();
     found
 }
 
@@ -103,5 +119,36 @@ async fn ask(tunnel: &Tunnel) -> Result<AgentStatusList, String> {
         Ok(Ok(list)) => Ok(list),
         Ok(Err(error)) => Err(phrase(&error, &tunnel.address)),
         Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn list(server: &str, held: &[(&str, &str)], silent: &[&str]) -> AgentStatusList {
+        let agent = |(node, holder): &(&str, &str)| {
+            json!({ "node": node, "server": holder, "version": "", "remoteAddress": "", "connectedSince": "",
+                "rttMicros": null, "streams": 0, "bytesSent": 0, "bytesReceived": 0 })
+        };
+        let silent: BTreeMap<_, _> = silent.iter().map(|server| (*server, "no answer")).collect();
+        serde_json::from_value(json!({ "apiVersion": "", "kind": "", "silent": silent,
+            "items": held.iter().map(agent).collect::<Vec<_>>(),
+            "redirect": { "server": server, "state": "inPlace", "kubelets": 0, "repaired": 0, "since": "" } }))
+        .unwrap()
+    }
+
+    #[test]
+    fn servers_say_together_who_holds_whom_and_only_who_was_heard_by_nobody_is_silent() {
+        let mut found = Sessions::default();
+        found.add(list("cp-1", &[("a", "cp-1"), ("a", "cp-2"), ("b", "cp-2")], &["cp-3", "cp-4"]));
+        found.add(list("cp-3", &[("a", "cp-1")], &["cp-2", "cp-4"]));
+        found.heard();
+        let holders: Vec<_> = found.agents.keys().map(|(node, server)| format!("{node} {server}")).collect();
+        assert_eq!(holders, ["a cp-1", "a cp-2", "b cp-2"]);
+        assert_eq!(found.silent.keys().collect::<Vec<_>>(), ["cp-4"]);
+        assert!(found.has("b") && !found.has("c"));
     }
 }

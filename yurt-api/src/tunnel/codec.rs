@@ -6,9 +6,10 @@ use std::num::NonZeroU32;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{
-    Capabilities, Frame, GoAwayCode, Hello, OpenErrorCode, ResetCode, Sender, ServerId, StreamId, Target,
+    Capabilities, Frame, GoAwayCode, Hello, NodeName, OpenErrorCode, ResetCode, Sender, ServerId, StreamId,
+    Target,
 };
-use super::{HEADER_LEN, MAX_PAYLOAD, MAX_TEXT, MAX_WINDOW, PROTOCOL_VERSION};
+use super::{HEADER_LEN, MAX_NAME, MAX_PAYLOAD, MAX_TEXT, MAX_WINDOW, PROTOCOL_VERSION};
 
 const MAGIC: [u8; 4] = *b"YURT";
 
@@ -31,8 +32,13 @@ const HELLO_PREFIX: usize = MAGIC.len() + 2;
 const MAX_HELLO: usize = 1024;
 const SENDER_AGENT: u8 = 1;
 const SENDER_SERVER: u8 = 2;
+const SENDER_PEER: u8 = 3;
 
 const TARGET_KUBELET: u8 = 1;
+// 2 was an address in version 1.
+const TARGET_KUBELET_OF: u8 = 3;
+const TARGET_SESSION: u8 = 4;
+const TARGET_AGENTS: u8 = 5;
 
 /// What is wrong with received bytes. None of it can be mended: the session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +115,7 @@ fn shape(kind: u8) -> Result<(bool, std::ops::RangeInclusive<usize>), DecodeErro
     Ok(match kind {
         HELLO => (false, HELLO_PREFIX..=MAX_HELLO),
         BEGIN => (false, 0..=0),
-        OPEN => (true, 1..=1),
+        OPEN => (true, 1..=2 + MAX_NAME),
         OPEN_ACK | FIN => (true, 0..=0),
         OPEN_ERROR => (true, 2..=2 + MAX_TEXT),
         DATA => (true, 1..=MAX_PAYLOAD),
@@ -175,18 +181,30 @@ fn hello(cursor: &mut Cursor<'_>) -> Result<Hello, DecodeError> {
     }
     let sender = match sender {
         SENDER_AGENT => Sender::Agent { max_streams: cursor.u32()? },
-        SENDER_SERVER => {
-            let id = ServerId::new(&cursor.text()?).ok_or(DecodeError::Invalid("hello: server id"))?;
-            Sender::Server { id }
+        SENDER_SERVER => Sender::Server { id: server_id(cursor)? },
+        SENDER_PEER => {
+            let max_streams = cursor.u32()?;
+            Sender::Peer { id: server_id(cursor)?, max_streams }
         }
         _ => return Err(DecodeError::Invalid("hello: sender")),
     };
     Ok(Hello { sender, capabilities, initial_window, software: cursor.text()? })
 }
 
+fn server_id(cursor: &mut Cursor<'_>) -> Result<ServerId, DecodeError> {
+    ServerId::new(&cursor.text()?).ok_or(DecodeError::Invalid("hello: server id"))
+}
+
+fn node_name(cursor: &mut Cursor<'_>) -> Result<NodeName, DecodeError> {
+    NodeName::new(&cursor.text()?).ok_or(DecodeError::Invalid("node name"))
+}
+
 fn target(cursor: &mut Cursor<'_>) -> Result<Target, DecodeError> {
     match cursor.u8()? {
         TARGET_KUBELET => Ok(Target::Kubelet),
+        TARGET_KUBELET_OF => Ok(Target::KubeletOf(node_name(cursor)?)),
+        TARGET_SESSION => Ok(Target::Session(node_name(cursor)?)),
+        TARGET_AGENTS => Ok(Target::Agents),
         _ => Err(DecodeError::Invalid("kind of target")),
     }
 }
@@ -251,8 +269,8 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             (HELLO, 0)
         }
         Frame::Begin => (BEGIN, 0),
-        Frame::Open { stream, target: Target::Kubelet } => {
-            out.put_u8(TARGET_KUBELET);
+        Frame::Open { stream, target } => {
+            put_target(target, out);
             (OPEN, stream.get())
         }
         Frame::OpenAck { stream } => (OPEN_ACK, stream.get()),
@@ -298,14 +316,32 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
     out.put_u8(match hello.sender {
         Sender::Agent { .. } => SENDER_AGENT,
         Sender::Server { .. } => SENDER_SERVER,
+        Sender::Peer { .. } => SENDER_PEER,
     });
     out.put_u32(hello.capabilities.bits());
     out.put_u32(hello.initial_window);
     match &hello.sender {
         Sender::Agent { max_streams } => out.put_u32(*max_streams),
         Sender::Server { id } => put_text(id.as_str(), out),
+        Sender::Peer { id, max_streams } => {
+            out.put_u32(*max_streams);
+            put_text(id.as_str(), out);
+        }
     }
     put_text(&hello.software, out);
+}
+
+fn put_target(target: &Target, out: &mut BytesMut) {
+    let (kind, node) = match target {
+        Target::Kubelet => (TARGET_KUBELET, None),
+        Target::KubeletOf(node) => (TARGET_KUBELET_OF, Some(node)),
+        Target::Session(node) => (TARGET_SESSION, Some(node)),
+        Target::Agents => (TARGET_AGENTS, None),
+    };
+    out.put_u8(kind);
+    if let Some(node) = node {
+        put_text(node.as_str(), out);
+    }
 }
 
 fn put_text(text: &str, out: &mut BytesMut) {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use bytes::Bytes;
 
-use super::MAX_SERVER_ID;
+use super::MAX_NAME;
 
 /// Number of a stream within its session; 0 is the session itself and never a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,10 +120,17 @@ pub enum Sender {
         /// How many streams it takes at a time.
         max_streams: u32,
     },
-    /// A tunnel server.
+    /// A tunnel server, to an agent.
     Server {
         /// Which one.
         id: ServerId,
+    },
+    /// A tunnel server, to another one.
+    Peer {
+        /// Which one.
+        id: ServerId,
+        /// How many streams it takes at a time; the one that connects takes none.
+        max_streams: u32,
     },
 }
 
@@ -133,9 +140,9 @@ pub enum Sender {
 pub struct ServerId(String);
 
 impl ServerId {
-    /// `None` if it is empty, longer than [`MAX_SERVER_ID`] bytes, or not printable ASCII without spaces.
+    /// `None` if it is empty, longer than [`MAX_NAME`] bytes, or not printable ASCII without spaces.
     pub fn new(id: &str) -> Option<Self> {
-        let good = (1..=MAX_SERVER_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        let good = (1..=MAX_NAME).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
         good.then(|| Self(id.to_owned()))
     }
 
@@ -151,12 +158,45 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// What a side can do beyond the version, a bit each. None is defined yet; a sender may have any, and whoever does not
-/// know one does without it.
+/// Name of a node: what its certificate says behind `system:node:`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// `None` for what no Node can be called: longer than [`MAX_NAME`] bytes, or not made of what a DNS name is.
+    pub fn new(name: &str) -> Option<Self> {
+        let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        let good = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known);
+        good.then(|| Self(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a side can do or say beyond the version, a bit each. A sender may have any, and whoever does not know one does
+/// without it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(u32);
 
 impl Capabilities {
+    /// Of a server, to an agent: it has a session of the same node's. An agent that was replaced by another machine need not
+    /// wait when it is not said.
+    pub const NODE_IS_HERE: Self = Self(1);
+
+    /// Whether all of these are among them.
+    pub fn has(self, these: Self) -> bool {
+        self.0 & these.0 == these.0
+    }
+
     /// As they travel.
     pub fn from_bits(bits: u32) -> Self {
         Self(bits)
@@ -168,17 +208,27 @@ impl Capabilities {
     }
 }
 
-/// What the server asks the agent to connect to. An agent connects to nothing else, whatever it is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a stream is to lead to. An agent connects to its own kubelet, whatever else it is asked for; a server leads
+/// another one to nodes that it has a session with itself, so that no stream is handed on twice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// The node's own kubelet, at the address that the agent's configuration gives.
+    /// Of an agent: the node's own kubelet, at the address that the agent's configuration gives.
     Kubelet,
+    /// Of a server: that node's kubelet.
+    KubeletOf(NodeName),
+    /// Of a server: nothing. To accept it says that the server has a session with that node.
+    Session(NodeName),
+    /// Of a server: what it knows about its agents, a JSON array of [`AgentStatus`](crate::status::AgentStatus).
+    Agents,
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kubelet => f.write_str("kubelet"),
+            Self::KubeletOf(node) => write!(f, "kubelet of {node}"),
+            Self::Session(node) => write!(f, "the session of {node}"),
+            Self::Agents => f.write_str("the list of agents"),
         }
     }
 }
@@ -219,7 +269,7 @@ macro_rules! code {
 }
 
 code! {
-    /// Why the agent did not connect. Reads well after "the agent".
+    /// Why the agent, or another server in its place, did not connect. Reads well after "the agent".
     OpenErrorCode {
         /// The target refused the connection.
         Refused = 1, "was refused by the target";
@@ -231,6 +281,10 @@ code! {
         TooManyStreams = 4, "has too many streams open";
         /// The agent is shutting down.
         GoingAway = 5, "is shutting down";
+        /// The server has no session with that node.
+        NotHere = 6, "is not connected there";
+        /// Whoever was asked leads nobody to such a target.
+        NotServed = 7, "does not serve such a target";
     }
 }
 

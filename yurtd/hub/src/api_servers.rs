@@ -10,12 +10,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names::HUB_POD_IPV6;
 use yurt_node::link::LinkState;
 
 use crate::clock::Boot;
+use crate::last_read::LastRead;
 use crate::link::Link;
 use crate::node_client::NodeClient;
 use crate::store::{Bucket, Store, StoreError};
@@ -40,8 +42,10 @@ pub(crate) struct ApiServers {
     client: NodeClient,
     upstream: Upstream,
     link: Link,
-    boot: Boot,
+    last_read: LastRead,
     known: Vec<SocketAddr>,
+    /// For the tunnel agent: beside an API server there is a tunnel server.
+    told: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl ApiServers {
@@ -55,7 +59,14 @@ impl ApiServers {
             stored.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default();
         let known: Vec<_> = known.into_iter().filter(|address| is_servers(address.ip())).take(MOST).collect();
         upstream.found(&known);
-        Self { store, client, upstream, link, boot, known }
+        let told = watch::Sender::new(known.clone());
+        let last_read = LastRead::of(store.clone(), boot, READ);
+        Self { store, client, upstream, link, last_read, known, told }
+    }
+
+    /// Those that are known, on the disk at first.
+    pub(crate) fn known(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.told.subscribe()
     }
 
     /// Reads them again and again, while there is a link. Ends when the role stops.
@@ -78,11 +89,7 @@ impl ApiServers {
 
     /// How long they need not be read.
     fn not_before(&self) -> Duration {
-        let read = self.store.get(Bucket::Misc, READ).ok().flatten();
-        let read =
-            read.filter(|_| !self.known.is_empty()).and_then(|value| serde_json::from_slice(&value).ok());
-        let age = read.and_then(|read| self.boot.since(&read));
-        age.map_or(Duration::ZERO, |age| PERIOD.saturating_sub(age))
+        if self.known.is_empty() { Duration::ZERO } else { self.last_read.not_before(PERIOD) }
     }
 
     /// Whether the API server has told.
@@ -100,11 +107,12 @@ impl ApiServers {
             return true;
         }
         if found == self.known {
-            self.keep_moment().await;
+            self.last_read.is_now().await;
             return true;
         }
         tracing::info!(servers = ?found, "API servers of the cluster");
         self.upstream.found(&found);
+        self.told.send_replace(found.clone());
         let written = match serde_json::to_vec(&found) {
             Ok(value) => self.store.put_durable(Bucket::Misc, KEY, &value).await,
             Err(error) => Err(StoreError::Failed(error.to_string())),
@@ -113,19 +121,11 @@ impl ApiServers {
             Ok(()) => {
                 self.known = found;
                 // Not before: a restart would go by the ones of before for an hour.
-                self.keep_moment().await;
+                self.last_read.is_now().await;
             }
             Err(error) => tracing::warn!(%error, "other API servers will not be known after a restart"),
         }
         true
-    }
-
-    /// They were read, and what was read is on the disk.
-    async fn keep_moment(&self) {
-        let read = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
-        if let Err(error) = self.store.put(Bucket::Misc, READ, &read).await {
-            tracing::debug!(%error, "a restart reads them again");
-        }
     }
 }
 
@@ -213,6 +213,7 @@ mod tests {
             let mut servers = ApiServers::open(store, client, upstream.clone(), link.clone(), boot);
             assert_eq!(servers.not_before() > Duration::from_secs(3500), process > 0);
             let known = std::mem::take(&mut servers.known);
+            assert_eq!(*servers.known().borrow(), known);
             assert_eq!((known.len(), servers.not_before()), (process, Duration::ZERO), "nothing is known");
             servers.known = known;
             let is = async |wanted: LinkState, within: u64| {
@@ -222,7 +223,9 @@ mod tests {
             };
             assert!(is(LinkState::Online, 20).await);
             if process == 0 {
+                let told = servers.known();
                 assert!(servers.look().await);
+                assert_eq!(*told.borrow(), [other.address]);
                 assert_eq!((api.connections() > 0, other.connections()), (true, 0));
                 api.cut();
                 // It may be noticed by nobody: a server that answers is found at once.

@@ -17,6 +17,7 @@ mod doctor;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod last_read;
 mod limits;
 mod link;
 mod node_client;
@@ -53,6 +54,7 @@ use self::caller::Permit;
 use self::certificate::Certificates;
 use self::clock::Boot;
 use self::filter::Filters;
+use self::last_read::LastRead;
 use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
@@ -104,6 +106,7 @@ pub struct Server {
     health: Arc<Health>,
     /// Names this boot of the node.
     boot: Arc<str>,
+    api_servers: watch::Receiver<Vec<SocketAddr>>,
 }
 
 impl Server {
@@ -163,9 +166,11 @@ impl Server {
         let publish = own_node::publish(own_node, client.clone(), link.clone(), stop.clone());
         tasks.part("the kubelet port in the Node's status", publish);
         let (for_client, for_link) = (client.clone(), link.clone());
-        let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
+        let servers =
+            ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot.clone());
+        let api_servers = servers.known();
         tasks.part("the look for other API servers", servers.run(stop.clone()));
-        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node, &this_boot);
         let (keys, ended) = (issuer.clone(), stop.clone());
         tasks.part("the keys of the cluster's tokens", async move {
             tokio::select! {
@@ -187,7 +192,7 @@ impl Server {
                 () = guard.run() => {}
             }
         });
-        let last_read = discovery::LastRead::of(store.clone(), Boot::new(&boot));
+        let last_read = LastRead::of(store.clone(), this_boot, discovery::READ);
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();
@@ -293,12 +298,17 @@ impl Server {
             let listener = TcpListener::from_std(socket).context("the health socket cannot be used")?;
             tasks.part("the health port", health::serve(health.clone(), listener));
         }
-        Ok(Self { health, boot })
+        Ok(Self { health, boot, api_servers })
     }
 
     /// Whether the API servers can be reached, now and whenever it changes.
     pub fn link(&self) -> watch::Receiver<LinkState> {
         self.health.hub.link.subscribe()
+    }
+
+    /// Where the cluster's API servers are, as it names them itself: what is on the disk, and then whenever it changes.
+    pub fn api_servers(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.api_servers.clone()
     }
 
     /// Who looks at it for a person.

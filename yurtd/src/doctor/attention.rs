@@ -215,7 +215,12 @@ fn view(view: &View) -> Option<Attention> {
 }
 
 fn tunnel(session: &TunnelSession) -> Option<Attention> {
-    if session.connected || session.stands_by_for.is_some() || session.for_seconds < SETTLES_WITHIN {
+    // One that was found perhaps leads nowhere from here; those that were given are what has to work.
+    if session.found
+        || session.connected
+        || session.stands_by_for.is_some()
+        || session.for_seconds < SETTLES_WITHIN
+    {
         return None;
     }
     let error = session.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
@@ -381,6 +386,9 @@ mod tests {
         let standing_by =
             attention(&Report { hub: Some(hub.clone()), tunnel: vec![other], ..Report::default() });
         assert_eq!(standing_by.len(), 2, "{standing_by:?}");
+        let found = TunnelSession { found: true, ..session.clone() };
+        let found = attention(&Report { hub: Some(hub.clone()), tunnel: vec![found], ..Report::default() });
+        assert_eq!(found.len(), 2, "{found:?}");
         hub.link.state = LinkState::Offline;
         let offline = attention(&Report { hub: Some(hub), tunnel: vec![session], ..Report::default() });
         assert_eq!(offline.len(), 1, "{offline:?}");

@@ -71,7 +71,11 @@ fn summary(hub: &Hub, tunnel: &[TunnelSession]) -> Vec<Vec<String>> {
         };
         let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
         let server = &session.server;
-        rows.push(row(["tunnel", &format!("{server} {state} for {}{why}", span(session.for_seconds))]));
+        let found = if session.found { " (found)" } else { "" };
+        rows.push(row([
+            "tunnel",
+            &format!("{server}{found} {state} for {}{why}", span(session.for_seconds)),
+        ]));
     }
     let certificate = match (&hub.certificate.ends, hub.certificate.ends_in_seconds.map(u64::try_from)) {
         (Some(ends), Some(Ok(left))) => format!("good until {ends} ({})", span(left)),
@@ -276,9 +280,10 @@ mod tests {
             stands_by_for: Some("cloud:10262".into()),
             ..TunnelSession::default()
         };
+        let beside = TunnelSession { server: "10.80.0.3:10262".into(), found: true, ..session.clone() };
         let attention = vec![Attention { what: "no API server".into(), advice: "look at the uplink".into() }];
         let report =
-            Report { hub: Some(hub()), tunnel: vec![session, other], attention, ..Report::default() };
+            Report { hub: Some(hub()), tunnel: vec![session, other, beside], attention, ..Report::default() };
         let expected = "\
 edge-1: 1 thing needs attention
 
@@ -290,6 +295,7 @@ edge-1: 1 thing needs attention
   API servers  10.80.0.2:6443, 10.80.0.3:6443
   tunnel       cloud:10262 connected for 5 s
   tunnel       vpn:10262 stands by for 5 s (cloud:10262 has a session with the same server)
+  tunnel       10.80.0.3:10262 (found) connected for 5 s
   way in       at the address of Service default/kubernetes, by table inet yurt-edge: 10.96.0.1:443
   certificate  good until 2027-11-28T01:00:00Z (365 d)
   store        1.0 MiB in use, 3.0 MiB on the disk, at most 1.0 GiB

@@ -1,11 +1,13 @@
 //! The tunnel agent: dials out from the node, and connects the server's streams to kubelet and to nothing else.
 //!
-//! One task a server address: connect, serve until the session ends, wait with jitter, again. Addresses that lead to a
-//! server which another one has a session with stand by ([`claims`]), and take over when that ends. The node's
-//! identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
+//! One task a server address ([`addresses`]): connect, serve until the session ends, wait with jitter, again. Addresses
+//! that lead to a server which another one has a session with stand by ([`claims`]), and take over when that ends. The
+//! node's identity is kubelet's client certificate, read anew for every connection, so that the one kubelet has just
 //! rotated is used. The server is verified against our own CA, whose file may appear later than this service starts.
 
+mod addresses;
 mod claims;
+mod connect;
 mod connections;
 mod trouble;
 
@@ -13,30 +15,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::SEC_WEBSOCKET_PROTOCOL;
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::tungstenite;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-use yurt_api::names;
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, PATH, SUBPROTOCOL, Target};
+use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, Target};
 
-use self::claims::{Claim, Claims, Holder};
+pub use self::addresses::Found;
+use self::addresses::{Address, all, given};
+use self::claims::{Claim, Claims};
+use self::connect::{Attempt, ConnectError, Connection, connect, dial, unless_rival};
 pub use self::connections::Connections;
 use crate::backoff::{Backoff, STABLE, after_superseded, fraction};
+use crate::kept::Kept;
 use crate::mux::pipe::{self, Side};
-use crate::mux::session::{self, Settings};
-use crate::mux::{End, HelloError, OpenRequest, socket};
+use crate::mux::session::Settings;
+use crate::mux::{End, OpenRequest, socket};
 use yurt_node::config::EdgeConfig;
-use yurt_node::dial::{self, NetError};
+use yurt_node::dial::NetError;
 use yurt_node::link::LinkState;
-use yurt_node::pki::{self, TlsError};
 use yurt_node::random::random;
 use yurt_node::supervise::{Ended, Tasks};
 
@@ -51,14 +48,20 @@ const PROBE: Duration = Duration::from_secs(8);
 const BACK_ONLINE_JITTER: Duration = Duration::from_millis(500);
 /// How long an address stands by before it is tried again: it may lead to another server by now. A few KiB each time.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// The same of an address that was found: those of control-plane nodes lead to another server hardly ever.
+const LOOK_AGAIN_AT_FOUND: Duration = Duration::from_secs(3600);
+/// When an agent that was replaced first looks whether the other one is gone; it waits twice as long each time.
+const LOOK_FOR_RIVAL: Duration = Duration::from_secs(2);
 /// How often to look for files that are not there yet.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// What the agent needs to know.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// `host:port` of every server.
+    /// `host:port` of every server that a person gave.
     pub servers: Vec<String>,
+    /// What the cluster says about where servers are.
+    pub found: Option<Found>,
     /// PEM file of the tunnel CA.
     pub ca_file: PathBuf,
     /// PEM file with kubelet's client certificate.
@@ -77,36 +80,19 @@ pub struct AgentConfig {
 
 impl From<&EdgeConfig> for AgentConfig {
     fn from(config: &EdgeConfig) -> Self {
+        let servers = given(&config.tunnel_servers);
         Self {
-            servers: config.tunnel_servers.clone(),
+            connections: Connections::of(&servers),
+            servers,
+            found: None,
             ca_file: config.tunnel_ca_file.clone(),
             certificate: config.client_certificate.clone(),
             key: config.client_key.clone(),
             kubelet: config.kubelet_address.clone(),
             settings: Settings::agent(),
             link: None,
-            connections: Connections::of(&config.tunnel_servers),
         }
     }
-}
-
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-enum ConnectError {
-    #[error(transparent)]
-    Files(#[from] TlsError),
-    #[error("{0:?} is not host:port")]
-    Address(String),
-    #[error(transparent)]
-    Net(#[from] NetError),
-    #[error("TLS: {0}")]
-    Tls(std::io::Error),
-    #[error("websocket: {0}")]
-    WebSocket(#[from] Box<tungstenite::Error>),
-    #[error(transparent)]
-    Hello(#[from] HelloError),
-    #[error("no session within {CONNECT_TIMEOUT:?}")]
-    Timeout,
 }
 
 /// Keeps a session to every server until `stop`, then says goodbye.
@@ -118,41 +104,110 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), End
     let config = Arc::new(config);
     // Ends with the role, and does not end it by itself.
     let tasks = Tasks::new(stop.child_token());
-    let claims = Claims::default();
-    for server in config.servers.clone() {
-        let span = tracing::info_span!("tunnel", server);
-        let keep = keep_connected(config.clone(), server, claims.clone(), tasks.clone());
-        tasks.part("the session to a tunnel server", keep.instrument(span));
-    }
+    tasks.part("the sessions to tunnel servers", keep_all(config, tasks.clone()));
     let outcome = tasks.until_stopped().await;
     // How long streams may go on is the role's decision, which drops this future.
     tasks.finish(Duration::MAX).await;
     outcome
 }
 
-async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims, tasks: Tasks) {
+/// Keeps a session to every server, as the cluster's come and go.
+async fn keep_all(config: Arc<AgentConfig>, tasks: Tasks) {
+    let claims = Claims::default();
+    let mut kept = Kept::default();
+    let mut found = config.found.clone();
+    loop {
+        let wanted = match &mut found {
+            Some(found) => all(&config.servers, &found.api_servers.borrow_and_update(), found.port),
+            None => all(&config.servers, &[], 0),
+        };
+        kept.set(&wanted, |address: Address, leave| {
+            let span = tracing::info_span!("tunnel", server = address.server);
+            let keep = keep_connected(config.clone(), address.clone(), leave, claims.clone(), tasks.clone());
+            let keep = keep.instrument(span);
+            if address.found {
+                config.connections.found(&address.server);
+                tasks.passing(keep);
+            } else {
+                tasks.part("the session to a tunnel server", keep);
+            }
+        });
+        tokio::select! {
+            () = tasks.stop().cancelled() => return,
+            () = changed(&mut found) => {}
+        }
+    }
+}
+
+/// Resolves when the cluster names other servers.
+async fn changed(found: &mut Option<Found>) {
+    if let Some(found) = found
+        && found.api_servers.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Keeps a session to the server behind an address. One that is to `leave`, as the cluster does not name it any more, is
+/// left when it has no session, so that streams go on while an API server only restarts.
+async fn keep_connected(
+    config: Arc<AgentConfig>,
+    address: Address,
+    leave: CancellationToken,
+    claims: Claims,
+    tasks: Tasks,
+) {
     let stop = tasks.stop().clone();
-    let mut backoff = Backoff::default();
+    let Address { server, found } = address;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = attempts(&config, &server, found, &leave, &claims, &tasks) => {
+            tracing::info!("the cluster does not name this server any more");
+            config.connections.gone(&server);
+        }
+    }
+}
+
+/// Connects again and again; comes back when it is to leave and has no session.
+async fn attempts(
+    config: &Arc<AgentConfig>,
+    server: &str,
+    found: bool,
+    leave: &CancellationToken,
+    claims: &Claims,
+    tasks: &Tasks,
+) {
+    let stop = tasks.stop();
+    // Perhaps nothing leads there from this node.
+    let mut backoff = if found { Backoff::up_to(LOOK_AGAIN) } else { Backoff::default() };
+    let mut led_there = false;
     let mut waiting_for_file = false;
     let mut link = config.link.clone();
-    loop {
-        let attempt = tokio::select! {
-            () = stop.cancelled() => return,
-            attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(&config, &server, &claims)) => attempt,
-        };
+    while !leave.is_cancelled() {
+        let attempt = tokio::time::timeout(CONNECT_TIMEOUT, connect(config, server, claims)).await;
         let since = Instant::now();
+        if matches!(attempt, Ok(Ok(_))) && !std::mem::replace(&mut led_there, true) {
+            backoff = Backoff::default();
+        }
         let delay = match attempt.unwrap_or(Err(ConnectError::Timeout)) {
             Ok(Attempt::Session(connection, claim)) => {
                 waiting_for_file = false;
-                config.connections.connected(&server);
-                let why = serve(*connection, &claim, &config, &mut link, &tasks, &stop).await;
+                let mut connection = Some(connection);
+                let mut why = None;
+                while let Some(session) = connection.take() {
+                    config.connections.connected(server);
+                    why = serve(*session, &claim, config, &mut link, tasks, stop).await;
+                    if why == Some(GoAwayCode::Superseded) {
+                        config.connections.lost(server, "TwoMachines", &GoAwayCode::Superseded.to_string());
+                        // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
+                        connection = yield_to_rival(config, server, &claim).await;
+                    }
+                }
                 if why == Some(GoAwayCode::Superseded) {
-                    config.connections.lost(&server, "TwoMachines", &GoAwayCode::Superseded.to_string());
-                    // Meanwhile the server stays claimed: another address would only be quicker to cut the other one off.
-                    yield_to_rival(&stop).await;
                     continue;
                 }
-                config.connections.lost(&server, "SessionEnded", "the session has ended");
+                config.connections.lost(server, "SessionEnded", "the session has ended");
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
@@ -160,16 +215,17 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
             }
             Ok(Attempt::StandBy(holder)) => {
                 waiting_for_file = false;
-                if config.connections.stands_by(&server, &holder.address) {
+                if config.connections.stands_by(server, &holder.address) {
                     tracing::info!(
                         address = holder.address,
                         "it is the server of another address; standing by"
                     );
                 }
+                let look_again = if found { LOOK_AGAIN_AT_FOUND } else { LOOK_AGAIN };
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = leave.cancelled() => return,
                     () = holder.gave_up.cancelled() => {}
-                    () = tokio::time::sleep(LOOK_AGAIN + fraction(LOOK_AGAIN, random())) => continue,
+                    () = tokio::time::sleep(look_again + fraction(look_again, random())) => continue,
                 }
                 if since.elapsed() >= STABLE {
                     backoff.reset();
@@ -177,7 +233,7 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 backoff.after_failure(random())
             }
             Err(ConnectError::Files(error)) => {
-                config.connections.lost(&server, "NoCertificate", &error.to_string());
+                config.connections.lost(server, "NoCertificate", &error.to_string());
                 // Not the server's fault, and cheap to look again.
                 if !waiting_for_file {
                     tracing::warn!(%error, "the tunnel waits for a file that it needs");
@@ -186,14 +242,18 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
                 FILES_EVERY
             }
             Err(error) => {
-                config.connections.lost(&server, trouble::code_of(&error), &error.to_string());
+                config.connections.lost(server, trouble::code_of(&error), &error.to_string());
                 let delay = backoff.after_failure(random());
-                tracing::warn!(%error, ?delay, "no tunnel session");
+                if found {
+                    tracing::info!(%error, ?delay, "no tunnel session with a server that was found");
+                } else {
+                    tracing::warn!(%error, ?delay, "no tunnel session");
+                }
                 delay
             }
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = leave.cancelled() => return,
             () = tokio::time::sleep(delay) => {}
             () = back_online(&mut link) => {
                 backoff.reset();
@@ -204,17 +264,35 @@ async fn keep_connected(config: Arc<AgentConfig>, server: String, claims: Claims
 }
 
 /// Somebody else with this node's certificate is connected now. Who of the two is right is for people to say; until then
-/// neither may cut the other off every few seconds. Not even a link that is back shortens it.
-async fn yield_to_rival(stop: &CancellationToken) {
+/// neither may cut the other off every few seconds. Not even a link that is back shortens it, but that the server has no
+/// session of the other's any more does: then there is one at once.
+async fn yield_to_rival(config: &AgentConfig, server: &str, claim: &Claim) -> Option<Box<Connection>> {
     let delay = after_superseded(random());
     tracing::warn!(
         ?delay,
         "another connection with this node's certificate has taken the tunnel over; if this machine is a copy of \
          another one, or has one, give one of them a node name and a certificate of its own"
     );
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(delay) => {}
+    let until = Instant::now() + delay;
+    let mut pause = LOOK_FOR_RIVAL;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        tokio::time::sleep(left.min(pause / 2 + fraction(pause / 2, random()))).await;
+        if Instant::now() >= until {
+            return None;
+        }
+        match tokio::time::timeout(CONNECT_TIMEOUT, unless_rival(config, server, claim)).await {
+            Ok(Ok(Some(connection))) => {
+                tracing::info!("the other connection is gone");
+                return Some(connection);
+            }
+            Ok(Ok(None)) => tracing::debug!("the other connection is still there"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "whether the other connection is still there is not known")
+            }
+            Err(_) => tracing::debug!("whether the other connection is still there is not known"),
+        }
+        pause *= 2;
     }
 }
 
@@ -227,59 +305,6 @@ async fn back_online(link: &mut Option<watch::Receiver<LinkState>>) {
         }
     }
     std::future::pending().await
-}
-
-/// A session that has begun.
-type Connection = session::Established<TlsStream<TcpStream>>;
-
-/// What an address has led to.
-enum Attempt {
-    Session(Box<Connection>, Claim),
-    /// A server that another address has a session with.
-    StandBy(Holder),
-}
-
-async fn connect(config: &AgentConfig, server: &str, claims: &Claims) -> Result<Attempt, ConnectError> {
-    let tls = pki::client_config(&config.ca_file, &config.certificate, &config.key)?;
-    let tcp = dial(server, DIAL_TIMEOUT).await?;
-    socket::prepare_session(&tcp).map_err(ConnectError::Tls)?;
-    let name = ServerName::try_from(names::TUNNEL_SERVER_NAME).map_err(std::io::Error::other);
-    let stream = TlsConnector::from(Arc::new(tls))
-        .connect(name.map_err(ConnectError::Tls)?, tcp)
-        .await
-        .map_err(ConnectError::Tls)?;
-    let stream = upgrade(stream).await.map_err(Box::new)?;
-    let greeting = session::greet(stream, config.settings.clone()).await?;
-    match claims.claim(greeting.server(), server) {
-        Ok(claim) => Ok(Attempt::Session(Box::new(greeting.begin().await?), claim)),
-        Err(holder) => {
-            greeting.decline().await;
-            Ok(Attempt::StandBy(holder))
-        }
-    }
-}
-
-/// The WebSocket handshake. The server says nothing before our HELLO, so nothing can be left in tungstenite's
-/// buffer when the bare stream is taken back.
-async fn upgrade(stream: TlsStream<TcpStream>) -> Result<TlsStream<TcpStream>, tungstenite::Error> {
-    let mut request = format!("wss://{}{PATH}", names::TUNNEL_SERVER_NAME).into_client_request()?;
-    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, http::HeaderValue::from_static(SUBPROTOCOL));
-    let buffers = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
-    let (stream, _response) =
-        tokio_tungstenite::client_async_with_config(request, stream, Some(buffers)).await?;
-    Ok(stream.into_inner())
-}
-
-async fn dial(address: &str, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let invalid = || ConnectError::Address(address.to_owned());
-    let authority: http::uri::Authority = address.parse().map_err(|_| invalid())?;
-    let port = authority.port_u16().ok_or_else(invalid)?;
-    let liveness = dial::Liveness {
-        idle: Duration::from_secs(60),
-        interval: Duration::from_secs(20),
-        timeout: Duration::from_secs(30),
-    };
-    Ok(dial::connect(authority.host(), port, timeout, liveness).await?)
 }
 
 /// Serves a session until it ends, or until the server asks to use another one; what is open then goes on by itself. Says
@@ -333,9 +358,12 @@ async fn serve(
 }
 
 async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
-    let target = request.target();
-    let connected = match target {
+    let connected = match request.target() {
         Target::Kubelet => connect_kubelet(&config.kubelet).await,
+        // What one server asks of another. An agent leads to nobody else's kubelet.
+        Target::KubeletOf(_) | Target::Session(_) | Target::Agents => {
+            Err((OpenErrorCode::NotServed, String::new()))
+        }
     };
     match connected {
         Ok(tcp) => {
@@ -346,7 +374,7 @@ async fn answer(request: OpenRequest, config: Arc<AgentConfig>) {
             }
         }
         Err((code, message)) => {
-            tracing::warn!(%target, message, "stream refused");
+            tracing::warn!(target = %request.target(), %code, message, "stream refused");
             request.reject(code, message);
         }
     }

@@ -8,15 +8,27 @@ const LAST: Duration = Duration::from_secs(30);
 pub(super) const STABLE: Duration = Duration::from_secs(60);
 
 /// Counts failed attempts in a row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::up_to(LAST)
+    }
 }
 
 impl Backoff {
+    /// That waits no longer than this.
+    pub(super) fn up_to(longest: Duration) -> Self {
+        Self { failures: 0, longest }
+    }
+
     /// How long to wait after a failure; `random` is uniform over all `u32`.
     pub(super) fn after_failure(&mut self, random: u32) -> Duration {
-        let ceiling = FIRST.saturating_mul(1 << self.failures.min(10)).min(LAST);
+        let ceiling = FIRST.saturating_mul(1 << self.failures.min(10)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         fraction(ceiling, random)
     }
@@ -61,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_whole_range_below_the_ceiling_is_used() {
-        let mut backoff = Backoff { failures: 20 };
+        let mut backoff = Backoff { failures: 20, longest: LAST };
         assert_eq!(backoff.after_failure(0), Duration::ZERO);
         assert_eq!(backoff.after_failure(u32::MAX / 2).as_secs(), 14);
     }

@@ -7,6 +7,7 @@ pub mod agent;
 mod backoff;
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
 pub mod mux;
-
 pub mod server;
+mod upgrade;

@@ -1,9 +1,10 @@
 //! Root of `yurtd-cloud tunnel-server`: brings API server traffic to edge nodes that nothing can reach.
 //!
 //! ```text
-//! API server ──connect to kubelet──► nft redirect ──► intercept ─┐
-//! plugin ─────Kubernetes API paths────────────────► api ─────────┼─► registry ─► session ══TLS══► agent ─► kubelet
-//! agents ─────mutual TLS, WebSocket───────────────► agents ──────┘ (registers)
+//! API server ──connect to kubelet──► nft redirect ──► intercept ─┬► ways ─► registry ─► session ══TLS══► agent ─► kubelet
+//! plugin ─────Kubernetes API paths────────────────► api ─────────┘     └──► peers ─► session ══TLS══► another server
+//! agents ─────mutual TLS, WebSocket───────────────► agents ─► registry
+//! servers ────mutual TLS, WebSocket───────────────► agents ─► asked (one hop at most: the registry, and no peer)
 //! ```
 //!
 //! TLS between the API server and kubelet stays end to end on the first way: bytes are moved and never looked at.
@@ -13,13 +14,16 @@ pub(crate) mod api;
 mod client_ca;
 mod connections;
 mod direct;
+mod drain;
 mod duplicates;
 mod intercept;
 mod listeners;
 mod lost;
 mod nft;
 mod nodes;
+mod peers;
 mod registry;
+mod ways;
 
 #[cfg(test)]
 mod tests;
@@ -34,10 +38,11 @@ use anyhow::Context;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
 use yurt_api::status::{AgentStatus, LostAgent, RedirectState};
-use yurt_api::tunnel::{ServerId, Target};
+use yurt_api::tunnel::ServerId;
 use yurt_node::nft::Held;
 use yurt_node::pki::MountedCertificate;
 use yurt_node::supervise::Tasks;
@@ -49,8 +54,11 @@ use self::api::tunnel::{Stream, Tunnel};
 use self::api::{Api, ApiOptions, ConnectAdmission, Trail};
 use self::client_ca::ClientCa;
 use self::connections::Connections;
+use self::drain::Drain;
 use self::intercept::Intercept;
+use self::peers::{Asked, Found, Identity, Peers, Said, discovery};
 use self::registry::{DialError, Registry};
+use self::ways::Ways;
 use crate::mux::session::Settings;
 
 /// Where Kubernetes puts the cluster's CA for a pod.
@@ -69,6 +77,8 @@ pub struct Options {
     pub node_name: String,
     /// Folder with the serving certificate (`tls.crt`, `tls.key`).
     pub tls_dir: PathBuf,
+    /// Folder with the tunnel CA's certificate (`ca.crt`), by which other servers are known.
+    pub tunnel_ca_dir: PathBuf,
     /// Port for agents.
     pub agent_port: u16,
     /// Port of the Kubernetes API paths for the plugin.
@@ -97,7 +107,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
 
     let id = ServerId::new(&options.node_name).context("the node name cannot be a server's id")?;
-    let registry = Registry::new(id);
+    let registry = Registry::new(id.clone());
+    let identity = Identity::new(options.tunnel_ca_dir.join("ca.crt"), certificate.clone());
+    let (peers, asked) = (Peers::new(id, identity.clone()), Asked::new(registry.clone()));
+    let ways = Ways::new(registry.clone(), peers.clone());
     let client_ca = Arc::<ClientCa>::default();
     let client_certificate = Arc::<ClientCertificate>::default();
     let (endpoints, _) = watch::channel(None);
@@ -106,14 +119,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         registry: registry.clone(),
         certificate: certificate.clone(),
         client_ca: client_ca.clone(),
+        identity,
+        asked: asked.clone(),
         settings: Settings::server(),
     });
-    let intercept = Intercept::new(registry.clone(), endpoints.subscribe(), intercept::original_destination);
+    let intercept = Intercept::new(ways.clone(), endpoints.subscribe(), intercept::original_destination);
     let trail = open_trail(options.audit_log.as_deref()).context("cannot write the audit log")?;
     let (admission, admission_rules) = ConnectAdmission::new(options.allow_connect_admission_bypass);
     let api = Api::new(ApiOptions {
         client: client.clone(),
-        tunnel: Arc::new(Sessions(registry.clone())),
+        tunnel: Arc::new(Sessions { registry: registry.clone(), peers: peers.clone(), ways }),
         client_ca: client_ca.clone(),
         certificate: client_certificate.clone(),
         serving: certificate.clone(),
@@ -125,11 +140,18 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     })
     .context("cannot set up TLS towards kubelets")?;
 
-    // Sessions go on until the streams in them have ended.
-    let (parts, kill) = (Tasks::new(stop.clone()), CancellationToken::new());
+    // Sessions go on until the streams in them have ended, and new streams are led to peers until then.
+    let (parts, closing, kill) =
+        (Tasks::new(stop.clone()), CancellationToken::new(), CancellationToken::new());
     let sessions = Connections::new(parts.clone(), kill.clone());
-    let streams = Connections::new(Tasks::new(stop.clone()), kill);
+    let streams = Connections::new(Tasks::new(closing.clone()), kill);
 
+    let (found, servers) = watch::channel(Found::new());
+    parts.part(
+        "the watch on other servers",
+        discovery::follow(client.clone(), options.agent_port, found, stop.clone()),
+    );
+    parts.part("the sessions with other servers", peers.clone().run(servers, sessions.clone()));
     let listener = listeners::everywhere(options.agent_port)?;
     parts.part("the listener for agents", agents::run(agents, listener, sessions));
     for listener in listeners::of_each_family(options.intercept_port)? {
@@ -139,7 +161,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     // The rules come after the port that they lead to.
     match nft::Redirect::new(names::NFT_TABLE, options.intercept_port) {
         Ok(table) => {
-            parts.part("the redirect", nft::keep(table, endpoints.subscribe(), redirect, stop.clone()));
+            parts.part("the redirect", nft::keep(table, endpoints.subscribe(), redirect, closing.clone()));
         }
         Err(error) => {
             tracing::error!(%error, "no redirect of the API server's connections");
@@ -147,7 +169,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     }
     let ports = options.kubelet_ports.iter().copied().collect();
-    let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, stop.clone());
+    let nodes = nodes::follow(client.clone(), ports, registry.clone(), endpoints, closing);
     parts.part("the watch on nodes", nodes);
     parts.part("the serving certificate", certificate.clone().follow(stop.clone()));
     parts.part("the cluster's admission rules", admission_rules.follow(client.clone(), stop.clone()));
@@ -165,8 +187,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let outcome = parts.until_stopped().await;
     stop.cancel();
     tracing::info!(streams = registry.streams(), "stopping");
-    registry.go_away();
-    let cut = streams.drain(DRAIN).await;
+    let deadline = Instant::now() + DRAIN;
+    Drain { registry, asked, peers }.hand_over(deadline).await;
+    let cut = streams.drain(deadline.saturating_duration_since(Instant::now())).await;
     if cut > 0 {
         tracing::info!(connections = cut, "connections that did not end in time are cut");
         streams.drain(CUT).await;
@@ -203,28 +226,38 @@ fn open_trail(audit_log: Option<&Path>) -> std::io::Result<Arc<Trail>> {
 }
 
 /// The sessions, for the endpoint.
-struct Sessions(Arc<Registry>);
+struct Sessions {
+    registry: Arc<Registry>,
+    peers: Arc<Peers>,
+    ways: Ways,
+}
 
 impl Tunnel for Sessions {
     fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>> {
-        let (registry, node) = (self.0.clone(), node.to_owned());
+        let (ways, node) = (self.ways.clone(), node.to_owned());
+        async move { Ok(Box::new(ways.dial(&node).await?) as Box<dyn Stream>) }.boxed()
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        self.registry.statuses()
+    }
+
+    fn everywhere(&self) -> BoxFuture<'static, Said> {
+        let (registry, peers) = (self.registry.clone(), self.peers.clone());
         async move {
-            let stream = registry.dial(&node, Target::Kubelet).await?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            let mut said = peers.agents().await;
+            said.agents.splice(..0, registry.statuses());
+            said
         }
         .boxed()
     }
 
-    fn agents(&self) -> Vec<AgentStatus> {
-        self.0.statuses()
-    }
-
     fn lost(&self) -> Vec<LostAgent> {
-        self.0.lost()
+        self.registry.lost()
     }
 
     fn measure(&self, node: &str, within: Duration) -> BoxFuture<'static, Option<Duration>> {
-        let (registry, node) = (self.0.clone(), node.to_owned());
+        let (registry, node) = (self.registry.clone(), node.to_owned());
         async move { registry.measure(&node, within).await }.boxed()
     }
 }

@@ -51,8 +51,7 @@ fn verdict(found: &Sessions, config: &ClusterConfig, nodes: &BTreeSet<String>) -
         }
         return Some(unknown(&why.join("; ")));
     }
-    let missing: BTreeSet<String> =
-        nodes.iter().filter(|name| !found.agents.contains_key(*name)).cloned().collect();
+    let missing: BTreeSet<String> = nodes.iter().filter(|name| !found.has(name)).cloned().collect();
     if missing.is_empty() {
         return found.redirects.values().find_map(fault_of);
     }
@@ -85,7 +84,7 @@ mod tests {
         let agent = |node: &&str| {
             let agent = json!({ "node": node, "server": "", "version": "", "remoteAddress": "", "connectedSince": "",
                 "rttMicros": null, "streams": 0, "bytesSent": 0, "bytesReceived": 0 });
-            ((*node).to_owned(), serde_json::from_value(agent).unwrap())
+            (((*node).to_owned(), String::new()), serde_json::from_value(agent).unwrap())
         };
         Sessions {
             lost: BTreeMap::new(),

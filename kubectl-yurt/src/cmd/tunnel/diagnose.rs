@@ -92,17 +92,19 @@ async fn walk(session: &Session, name: &str) -> Result<Vec<Check>, Error> {
     for tunnel in &tunnels {
         let began = Instant::now();
         let seen = agents::ask_all(std::slice::from_ref(tunnel)).await;
-        checks.push(of_server(tunnel, seen.silent.values().next(), began.elapsed()));
+        checks.push(of_server(tunnel, seen.silent.get(&tunnel.address), began.elapsed()));
         checks.extend(seen.redirects.values().map(of_redirect));
         // The one that has the session sees all of the way.
         if seen.answered > 0 {
-            walks.push((!seen.agents.contains_key(name), tunnel));
+            let mut servers = seen.redirects.keys().map(|server| (name.to_owned(), server.clone()));
+            walks.push((!servers.any(|holds| seen.agents.contains_key(&holds)), tunnel));
         }
         found.agents.extend(seen.agents);
     }
     walks.sort_by_key(|(lacks, _)| *lacks);
-    let connected = found.agents.contains_key(name);
-    checks.extend(found.agents.get(name).and_then(of_address));
+    let connected = found.has(name);
+    let seen = found.agents.values().find(|agent| agent.node == name);
+    checks.extend(seen.and_then(of_address));
     if let Some((_, tunnel)) = walks.first() {
         match ask(tunnel, name).await {
             Ok(diagnosis) => checks.extend(told(diagnosis.checks, age)),

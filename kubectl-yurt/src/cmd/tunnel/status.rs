@@ -1,6 +1,9 @@
 //! `tunnel status`: the edge nodes' sessions as the tunnel servers see them, and the nodes that have none.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -65,7 +68,7 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
         if !changed.is_empty() || before.len() != now.len() {
             let (mut found, mut away) = (look.found.clone(), look.away.clone());
             if !matches!(options.form, Form::Document(_)) {
-                found.agents.retain(|node, _| changed.contains(&node));
+                found.agents.retain(|holds, _| changed.contains(&&line(holds)));
                 away.retain(|node| changed.contains(&&node.node));
                 found.redirects.clear();
             }
@@ -73,6 +76,11 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
         }
         before = now;
     }
+}
+
+/// Names a session among the lines: no node's name has a slash.
+fn line((node, server): &(String, String)) -> String {
+    format!("{node}/{server}")
 }
 
 /// A node without a session.
@@ -94,11 +102,11 @@ struct Look {
 impl Look {
     /// What of each node is worth a line when it changes.
     fn standing(&self) -> BTreeMap<String, String> {
-        let there = self.found.agents.iter().map(|(node, agent)| {
+        let there = self.found.agents.iter().map(|(holds, agent)| {
             let times = agent.duplicate.as_ref().map_or(0, |duplicate| duplicate.times);
-            let AgentStatus { server, connected_since, version, redirected, .. } = agent;
-            let stand = format!("{server} {connected_since} {version} {times} {redirected:?}");
-            (node.clone(), stand)
+            let AgentStatus { connected_since, version, redirected, .. } = agent;
+            let stand = format!("{connected_since} {version} {times} {redirected:?}");
+            (line(holds), stand)
         });
         let away = self.away.iter().map(|away| (away.node.clone(), format!("{:?}", away.last)));
         there.chain(away).collect()
@@ -135,19 +143,19 @@ async fn edge_nodes(session: &Session) -> kube::Result<Vec<String>> {
 
 /// A node that is an edge node no more is missed by nobody.
 fn away(nodes: &[String], found: &Sessions) -> Vec<Away> {
-    let none = nodes.iter().filter(|node| !found.agents.contains_key(*node));
+    let none = nodes.iter().filter(|node| !found.has(node));
     none.map(|node| Away { node: node.clone(), last: found.lost.get(node).cloned() }).collect()
 }
 
 fn show(console: Console, form: Form, found: &Sessions, away: &[Away]) -> Result<(), Error> {
-    let connected = found.agents.keys().cloned();
+    let connected = found.agents.keys().map(|(node, _)| node.clone()).collect::<BTreeSet<_>>();
     let listing = Listing {
         document: json!({
             "apiVersion": API_VERSION, "kind": "TunnelStatus",
             "agents": found.agents.values().collect::<Vec<_>>(), "notConnected": away, "silent": found.silent,
             "redirects": found.redirects.values().collect::<Vec<_>>(),
         }),
-        nodes: connected.chain(away.iter().map(|away| away.node.clone())).collect(),
+        nodes: connected.into_iter().chain(away.iter().map(|away| away.node.clone())).collect(),
         table: |wide| {
             print(console, found.agents.values(), away, wide)?;
             print_redirects(console, found.redirects.values())
@@ -195,7 +203,10 @@ fn print<'a>(
         console.note("No edge node is connected.");
         return Ok(());
     }
-    for trouble in agents.clone().filter_map(copied).chain(agents.clone().filter_map(unreachable)) {
+    // Several servers may say the same.
+    let troubles: BTreeSet<String> =
+        agents.clone().filter_map(copied).chain(agents.clone().filter_map(unreachable)).collect();
+    for trouble in troubles {
         console.warn(trouble);
     }
     console.raw(table(agents, away, wide, jiff::Timestamp::now()).render(&console))
@@ -207,15 +218,26 @@ fn table<'a>(
     wide: bool,
     now: jiff::Timestamp,
 ) -> Table {
-    let mut headings =
-        vec!["NODE", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "KUBELET", "VERSION"];
+    let mut headings = vec![
+        "NODE",
+        "SERVER",
+        "CONNECTED",
+        "RTT",
+        "STREAMS",
+        "SENT",
+        "RECEIVED",
+        "SUPERSEDED",
+        "KUBELET",
+        "VERSION",
+    ];
     if wide {
-        headings.extend(["SERVER", "REMOTE ADDRESS", "WHY NOT"]);
+        headings.extend(["REMOTE ADDRESS", "WHY NOT"]);
     }
     let mut table = Table::new(&headings);
     for agent in agents {
         let mut row = vec![
             plain(&agent.node),
+            plain(&agent.server),
             plain(age(&agent.connected_since, now)),
             plain(agent.rtt_micros.map_or_else(|| "<none>".into(), round_trip)),
             plain(agent.streams.to_string()),
@@ -226,7 +248,7 @@ fn table<'a>(
             plain(&agent.version),
         ];
         if wide {
-            row.extend([plain(&agent.server), plain(&agent.remote_address), plain("")]);
+            row.extend([plain(&agent.remote_address), plain("")]);
         }
         table.row(row);
     }
@@ -235,11 +257,12 @@ fn table<'a>(
             Some(last) => format!("no, for {}", age(&last.last_seen, now)),
             None => "no".to_owned(),
         };
-        let mut row = vec![plain(node), (since, Some(Tone::Bad))];
+        let server = last.as_ref().map_or("<none>", |last| &last.server);
+        let mut row = vec![plain(node), plain(server), (since, Some(Tone::Bad))];
         row.resize_with(headings.len(), || plain("<none>"));
         if wide && let Some(last) = last {
-            let at = headings.len() - 3;
-            row[at..].clone_from_slice(&[&last.server, &last.remote_address, &last.reason].map(plain));
+            let at = headings.len() - 2;
+            row[at..].clone_from_slice(&[&last.remote_address, &last.reason].map(plain));
         }
         table.row(row);
     }
@@ -311,11 +334,11 @@ mod tests {
         let now = "2026-11-28T08:02:00Z".parse().unwrap();
         assert_eq!(
             table(agents.iter(), &away, false, now).render(&console),
-            "NODE     CONNECTED       RTT      STREAMS   SENT     RECEIVED   SUPERSEDED    KUBELET               VERSION\n\
-             edge-1   2m0s            41ms     1         0B       0B         0             192.168.0.100:40000   yurtd/0.1.0\n\
-             edge-2   2m0s            41ms     1         0B       0B         7 (40s ago)   <none>                yurtd/0.1.0\n\
-             edge-3   no, for 1m30s   <none>   <none>    <none>   <none>     <none>        <none>                <none>\n\
-             edge-4   no              <none>   <none>    <none>   <none>     <none>        <none>                <none>\n"
+            "NODE     SERVER   CONNECTED       RTT      STREAMS   SENT     RECEIVED   SUPERSEDED    KUBELET               VERSION\n\
+             edge-1   cp-1     2m0s            41ms     1         0B       0B         0             192.168.0.100:40000   yurtd/0.1.0\n\
+             edge-2   cp-1     2m0s            41ms     1         0B       0B         7 (40s ago)   <none>                yurtd/0.1.0\n\
+             edge-3   cp-1     no, for 1m30s   <none>   <none>    <none>   <none>     <none>        <none>                <none>\n\
+             edge-4   <none>   no              <none>   <none>    <none>   <none>     <none>        <none>                <none>\n"
         );
         let wide = table(agents.iter(), &away, true, now).render(&console);
         assert!(wide.contains("cp-1") && wide.contains("the other side does not answer any more"), "{wide}");

@@ -25,6 +25,18 @@ fn any_sender() -> impl Strategy<Value = Sender> {
     prop_oneof![
         any::<u32>().prop_map(|max_streams| Sender::Agent { max_streams }),
         "[!-~]{1,253}".prop_map(|id| server(&id)),
+        ("[!-~]{1,253}", any::<u32>())
+            .prop_map(|(id, max_streams)| { Sender::Peer { id: ServerId::new(&id).unwrap(), max_streams } }),
+    ]
+}
+
+fn any_target() -> impl Strategy<Value = Target> {
+    let node = || "[a-z0-9.-]{1,253}".prop_map(|name| NodeName::new(&name).unwrap());
+    prop_oneof![
+        Just(Target::Kubelet),
+        Just(Target::Agents),
+        node().prop_map(Target::KubeletOf),
+        node().prop_map(Target::Session),
     ]
 }
 
@@ -41,9 +53,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             }
         ),
         Just(Frame::Begin),
-        any_stream().prop_map(|stream| Frame::Open { stream, target: Target::Kubelet }),
+        (any_stream(), any_target()).prop_map(|(stream, target)| Frame::Open { stream, target }),
         any_stream().prop_map(|stream| Frame::OpenAck { stream }),
-        (any_stream(), 1..=5u8, any_text()).prop_map(|(stream, code, message)| Frame::OpenError {
+        (any_stream(), 1..=7u8, any_text()).prop_map(|(stream, code, message)| Frame::OpenError {
             stream,
             code: OpenErrorCode::from_byte(code).unwrap(),
             message
@@ -130,7 +142,8 @@ proptest! {
 /// What other versions of this software will have on the wire: these bytes may never change.
 #[test]
 fn golden_bytes() {
-    let cases: [(Frame, &[u8]); 13] = [
+    let node = || NodeName::new("edge-1").unwrap();
+    let cases: [(Frame, &[u8]); 17] = [
         (
             Frame::Hello(Hello {
                 sender: Sender::Agent { max_streams: 1024 },
@@ -154,6 +167,25 @@ fn golden_bytes() {
         ),
         (Frame::Begin, b"\x0c\x00\x00\x00\x00\x00\x00\x00"),
         (Frame::Open { stream: stream(1), target: Target::Kubelet }, b"\x02\x00\x00\x01\x00\x00\x00\x01\x01"),
+        (
+            Frame::Hello(Hello {
+                sender: Sender::Peer { id: ServerId::new("cp-1").unwrap(), max_streams: 1024 },
+                capabilities: Capabilities::default(),
+                initial_window: 8192,
+                software: "yurtd/0.1.0".into(),
+            }),
+            b"\x01\x00\x00\x24\x00\x00\x00\x00YURT\x00\x02\x03\x00\x00\x00\x00\x00\x00\x20\x00\x00\x00\x04\x00\
+              \x04cp-1\x0byurtd/0.1.0",
+        ),
+        (
+            Frame::Open { stream: stream(1), target: Target::KubeletOf(node()) },
+            b"\x02\x00\x00\x08\x00\x00\x00\x01\x03\x06edge-1",
+        ),
+        (
+            Frame::Open { stream: stream(1), target: Target::Session(node()) },
+            b"\x02\x00\x00\x08\x00\x00\x00\x01\x04\x06edge-1",
+        ),
+        (Frame::Open { stream: stream(1), target: Target::Agents }, b"\x02\x00\x00\x01\x00\x00\x00\x01\x05"),
         (Frame::OpenAck { stream: stream(1) }, b"\x03\x00\x00\x00\x00\x00\x00\x01"),
         (
             Frame::OpenError { stream: stream(2), code: OpenErrorCode::Refused, message: "no".into() },
@@ -202,13 +234,16 @@ fn a_header_that_can_never_be_valid_is_refused_before_its_payload_arrives() {
 
 #[test]
 fn values_that_the_protocol_does_not_allow_are_refused() {
-    let cases: [(&[u8], DecodeError); 9] = [
+    let cases: [(&[u8], DecodeError); 12] = [
+        (b"\x02\x00\x01\x00\x00\x00\x00\x01", DecodeError::Length { kind: 2, length: 256 }),
+        (b"\x02\x00\x00\x03\x00\x00\x00\x01\x03\x01/", DecodeError::Invalid("node name")),
+        (b"\x02\x00\x00\x02\x00\x00\x00\x01\x01x", DecodeError::LeftOver(2)),
         (b"\x02\x00\x00\x01\x00\x00\x00\x01\x09", DecodeError::Invalid("kind of target")),
         // An address, which an agent of version 1 could be asked for.
         (b"\x02\x00\x00\x01\x00\x00\x00\x01\x02", DecodeError::Invalid("kind of target")),
         (
             b"\x02\x00\x00\x07\x00\x00\x00\x02\x02\x28\x0a\x7f\x00\x00\x01",
-            DecodeError::Length { kind: 2, length: 7 },
+            DecodeError::Invalid("kind of target"),
         ),
         (b"\x04\x00\x00\x03\x00\x00\x00\x01\x01\x05x", DecodeError::Truncated(4)),
         (b"\x04\x00\x00\x03\x00\x00\x00\x01\x01\x00x", DecodeError::LeftOver(4)),
@@ -241,7 +276,7 @@ fn a_hello_that_does_not_say_who_speaks_is_refused() {
         decode(&mut wire)
     };
     let cases: [(&[u8], DecodeError); 5] = [
-        (b"\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Invalid("hello: sender")),
+        (b"\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Invalid("hello: sender")),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", DecodeError::Invalid("hello: server id")),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x03a\nb\x00", DecodeError::Invalid("hello: server id")),
         (b"\x01\x00\x00\x00\x00\x40\x00\x00\x01", DecodeError::Invalid("hello: initial window")),

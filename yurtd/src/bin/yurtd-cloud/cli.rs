@@ -34,7 +34,10 @@ pub(crate) struct TunnelServerArgs {
     /// Folder with the serving certificate (`tls.crt`, `tls.key`)
     #[arg(long, default_value = "/etc/yurt/tls")]
     pub(crate) tls_dir: PathBuf,
-    /// Port for agents
+    /// Folder with the tunnel CA's certificate (`ca.crt`), by which the other servers are known
+    #[arg(long, default_value = "/etc/yurt/tunnel-ca")]
+    pub(crate) tunnel_ca_dir: PathBuf,
+    /// Port for agents, the same for all servers of the cluster
     #[arg(long, default_value_t = names::TUNNEL_AGENT_PORT)]
     pub(crate) agent_port: u16,
     /// Port of the Kubernetes API paths for the plugin
@@ -77,6 +80,7 @@ impl From<TunnelServerArgs> for yurt_tunnel::server::Options {
         Self {
             node_name: args.node_name,
             tls_dir: args.tls_dir,
+            tunnel_ca_dir: args.tunnel_ca_dir,
             agent_port: args.agent_port,
             api_port: args.api_port,
             intercept_port: args.intercept_port,

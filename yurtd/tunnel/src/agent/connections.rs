@@ -13,6 +13,8 @@ pub struct Connections(Arc<Mutex<BTreeMap<String, Known>>>);
 #[derive(Debug)]
 struct Known {
     state: State,
+    /// The cluster names it, and nobody gave it.
+    found: bool,
     /// Since when it is so.
     since: Instant,
 }
@@ -26,11 +28,21 @@ enum State {
     Lost(Option<(&'static str, String)>),
 }
 
+impl Known {
+    /// Not there yet.
+    fn new(found: bool) -> Self {
+        Self { state: State::Lost(None), found, since: Instant::now() }
+    }
+
+    fn becomes(&mut self, state: State) {
+        (self.state, self.since) = (state, Instant::now());
+    }
+}
+
 impl Connections {
     /// To these servers, none there yet.
     pub fn of(servers: &[String]) -> Self {
-        let none =
-            |server: &String| (server.clone(), Known { state: State::Lost(None), since: Instant::now() });
+        let none = |server: &String| (server.clone(), Known::new(false));
         Self(Arc::new(Mutex::new(servers.iter().map(none).collect())))
     }
 
@@ -39,26 +51,40 @@ impl Connections {
     }
 
     pub(super) fn connected(&self, server: &str) {
-        self.lock().insert(server.to_owned(), Known { state: State::Connected, since: Instant::now() });
+        self.lock().entry(server.to_owned()).or_insert_with(|| Known::new(false)).becomes(State::Connected);
+    }
+
+    /// The cluster names it.
+    pub(super) fn found(&self, server: &str) {
+        self.lock().entry(server.to_owned()).or_insert_with(|| Known::new(true));
+    }
+
+    /// The cluster does not name it any more.
+    pub(super) fn gone(&self, server: &str) {
+        self.lock().remove(server);
     }
 
     /// It is not needed while `other` has a session with the same server. Says whether that is news.
     pub(super) fn stands_by(&self, server: &str, other: &str) -> bool {
         let mut all = self.lock();
         let state = State::StandsBy(other.to_owned());
-        if all.get(server).is_some_and(|known| known.state == state) {
+        let known = all.entry(server.to_owned()).or_insert_with(|| Known::new(false));
+        if known.state == state {
             return false;
         }
-        all.insert(server.to_owned(), Known { state, since: Instant::now() });
+        known.becomes(state);
         true
     }
 
     /// It is not there, or not any more.
     pub(super) fn lost(&self, server: &str, code: &'static str, error: &str) {
         let mut all = self.lock();
-        let before = all.get(server).filter(|known| matches!(known.state, State::Lost(_)));
-        let since = before.map_or_else(Instant::now, |known| known.since);
-        all.insert(server.to_owned(), Known { state: State::Lost(Some((code, error.to_owned()))), since });
+        let known = all.entry(server.to_owned()).or_insert_with(|| Known::new(false));
+        let lost = State::Lost(Some((code, error.to_owned())));
+        match known.state {
+            State::Lost(_) => known.state = lost,
+            _ => known.becomes(lost),
+        }
     }
 
     /// All of them now.
@@ -73,6 +99,7 @@ impl Connections {
             TunnelSession {
                 server: server.clone(),
                 connected: known.state == State::Connected,
+                found: known.found,
                 for_seconds: known.since.elapsed().as_secs(),
                 stands_by_for,
                 error,

@@ -6,7 +6,7 @@ use rustls::{AlertDescription, CertificateError};
 use tokio_tungstenite::tungstenite;
 use yurt_node::dial::NetError;
 
-use super::ConnectError;
+use super::connect::ConnectError;
 
 /// The word.
 pub(super) fn code_of(error: &ConnectError) -> &'static str {

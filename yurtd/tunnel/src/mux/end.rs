@@ -48,7 +48,9 @@ pub enum HelloError {
     #[error("the other side closed the connection before it said anything")]
     Closed,
     /// The agent left before it said BEGIN.
-    #[error("the agent has a session with this server already")]
+    #[error(
+        "the agent leaves: it, or another machine with its certificate, has a session with this server already"
+    )]
     Declined,
 }
 

@@ -16,10 +16,10 @@ mod writer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use yurt_api::tunnel::{GoAwayCode, OpenErrorCode, StreamId, Target};
+use yurt_api::tunnel::{Capabilities, GoAwayCode, OpenErrorCode, StreamId, Target};
 
 pub use self::driver::Driver;
-pub use self::hello::{Established, Greeting, accept, greet};
+pub use self::hello::{Established, Greeting, accept, accept_peer, greet, greet_peer};
 use super::end::{End, OpenFailure};
 use super::liveness;
 use super::shared::Shared;
@@ -38,6 +38,8 @@ pub struct Settings {
     pub liveness: liveness::Settings,
     /// How long OPEN may stay unanswered.
     pub open_timeout: Duration,
+    /// What HELLO says beyond the version.
+    pub capabilities: Capabilities,
 }
 
 impl Settings {
@@ -51,6 +53,7 @@ impl Settings {
                 misses: 3,
             },
             open_timeout: Duration::from_secs(15),
+            capabilities: Capabilities::default(),
         }
     }
 
@@ -59,6 +62,21 @@ impl Settings {
         let mut settings = Self::agent();
         settings.liveness.silence = Duration::from_secs(25);
         settings
+    }
+
+    /// Between two servers. They are near each other, and one that is dead must not be asked for long. OPEN may take longer
+    /// than between the other one and its agent, so that what that comes to is heard.
+    pub fn peer() -> Self {
+        Self {
+            max_streams: 1024,
+            liveness: liveness::Settings {
+                silence: Duration::from_secs(5),
+                answer: Duration::from_secs(2),
+                misses: 2,
+            },
+            open_timeout: Duration::from_secs(17),
+            capabilities: Capabilities::default(),
+        }
     }
 }
 
@@ -103,6 +121,11 @@ impl Session {
     /// Asks the peer to use another session for new streams; those that are open go on.
     pub fn go_away(&self, code: GoAwayCode) {
         self.shared.with(|state| state.go_away(code));
+    }
+
+    /// Whether new streams may be opened: neither side has asked to use another session.
+    pub fn takes_streams(&self) -> bool {
+        self.shared.lock().takes_streams()
     }
 
     /// Ends the session and tells the peer why.
@@ -189,8 +212,8 @@ pub struct OpenRequest {
 
 impl OpenRequest {
     /// What the server wants to be connected to.
-    pub fn target(&self) -> Target {
-        self.target
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Says that the target is connected.

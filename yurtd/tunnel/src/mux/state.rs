@@ -49,7 +49,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(1);
 /// How many measurements the shortest round trip is taken from.
 const ROUND_TRIPS: usize = 8;
 
-/// Which side of the tunnel this is.
+/// Which part of a session this side has: that of the server, or of a server that asks another one, or that of the agent,
+/// or of a server that is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// Opens streams.
@@ -198,13 +199,17 @@ impl State {
         self.round_trips.back().copied()
     }
 
+    pub(super) fn takes_streams(&self) -> bool {
+        self.end.is_none() && !self.going_away
+    }
+
     /// Asks the agent for a stream. The caller holds it from now on.
     pub(super) fn open(
         &mut self,
         target: Target,
         now: Instant,
     ) -> Result<(StreamId, oneshot::Receiver<Result<(), OpenFailure>>), OpenFailure> {
-        if self.end.is_some() || self.going_away || self.role != Role::Server {
+        if !self.takes_streams() || self.role != Role::Server {
             return Err(OpenFailure::SessionEnded);
         }
         if self.streams.len() >= self.terms.max_streams as usize {

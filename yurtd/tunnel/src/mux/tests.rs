@@ -153,7 +153,7 @@ async fn an_agent_that_rejects_gives_its_reason() {
     let (server, mut agent) = pair().await;
     let (opened, ()) = tokio::join!(server.session.open(Target::Kubelet), async {
         let request = agent.requests.recv().await.unwrap();
-        assert_eq!(request.target(), Target::Kubelet);
+        assert_eq!(request.target(), &Target::Kubelet);
         request.reject(OpenErrorCode::Refused, "nobody at home".into());
     });
     let rejected = OpenFailure::Rejected { code: OpenErrorCode::Refused, message: "nobody at home".into() };

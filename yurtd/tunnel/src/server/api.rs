@@ -60,6 +60,7 @@ use self::tunnel::Tunnel;
 use self::upgrade::Upgrades;
 use super::client_ca::ClientCa;
 use super::connections::Connections;
+use super::peers::Said;
 
 /// Diagnoses at a time: each moves some hundred KiB over a node's link.
 const DIAGNOSES: usize = 8;
@@ -220,10 +221,9 @@ impl Api {
     ) -> Result<Response<Body>, ApiError> {
         authorise::agents(&self.client, user, name.as_deref()).await?;
         record.is_allowed();
-        let mut items = self.tunnel.agents();
+        let Said { agents, silent } = self.tunnel.everywhere().await;
         let document = if let Some(name) = name {
-            items.retain(|agent| agent.node == name);
-            let agent = items.pop().ok_or(ApiError::NotFound {
+            let agent = agents.into_iter().find(|agent| agent.node == name).ok_or(ApiError::NotFound {
                 group: GROUP,
                 resource: "agents.tunnel.openyurt.io",
                 name,
@@ -233,7 +233,8 @@ impl Api {
             serde_json::to_value(AgentStatusList {
                 api_version: format!("{GROUP}/{VERSION}"),
                 kind: "AgentStatusList".into(),
-                items,
+                items: agents,
+                silent,
                 lost: self.tunnel.lost(),
                 redirect: Some(self.redirect.borrow().clone()),
             })

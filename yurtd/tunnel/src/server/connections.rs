@@ -30,6 +30,11 @@ impl Connections {
         self.tasks.stop()
     }
 
+    /// Cancelled when those that run are cut.
+    pub(super) fn kill(&self) -> &CancellationToken {
+        &self.kill
+    }
+
     /// Starts one.
     pub(super) fn start(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let kill = self.kill.clone();

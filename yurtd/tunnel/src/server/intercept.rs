@@ -4,9 +4,9 @@
 //! connection that was not going to an edge node's kubelet is closed: the port is open to the network, and
 //! must lead nowhere by itself. What cannot be served is reset at once, so that kubectl fails and does not hang.
 //!
-//! A node without a session may be reachable as it was before it was an edge node: it is [dialled](super::direct), unless
-//! another node is at its address, too, or the port is one that the controller has given: then who answers there may be
-//! anybody.
+//! A node without a session, here and with every [peer](super::peers), may be reachable as it was before it was an edge
+//! node: it is [dialled](super::direct), unless another node is at its address, too, or the port is one that the controller
+//! has given: then who answers there may be anybody.
 //!
 //! The API server keeps a connection to an address for as long as it has something to ask there, whosever the address is
 //! by then. So a connection lasts no longer than the word on its address: the next one goes to the new owner.
@@ -18,13 +18,13 @@ use std::sync::Arc;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use yurt_api::tunnel::Target;
 use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
 use super::connections::Connections;
 use super::direct::{Direct, DirectStream};
 use super::nodes::{Endpoint, Endpoints};
-use super::registry::{DialError, Registry};
+use super::registry::DialError;
+use super::ways::Ways;
 use crate::mux::pipe::{Side, pipe_until};
 use crate::mux::{TunnelStream, socket};
 
@@ -73,7 +73,7 @@ enum Way {
 
 /// What the redirected connections need.
 pub(super) struct Intercept {
-    registry: Arc<Registry>,
+    ways: Ways,
     endpoints: watch::Receiver<Option<Endpoints>>,
     original: OriginalDestination,
     direct: Arc<Direct>,
@@ -83,17 +83,11 @@ pub(super) struct Intercept {
 impl Intercept {
     /// Where a connection was going is asked of `original`.
     pub(super) fn new(
-        registry: Arc<Registry>,
+        ways: Ways,
         endpoints: watch::Receiver<Option<Endpoints>>,
         original: OriginalDestination,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            registry,
-            endpoints,
-            original,
-            direct: Arc::default(),
-            places: Places::new(CONNECTIONS),
-        })
+        Arc::new(Self { ways, endpoints, original, direct: Arc::default(), places: Places::new(CONNECTIONS) })
     }
 
     /// Serves one of the listeners until `connections` are told to stop.
@@ -166,7 +160,7 @@ impl Intercept {
 
     async fn open(&self, destination: SocketAddr, endpoint: &Endpoint) -> Result<Way, InterceptError> {
         let Endpoint { node, direct } = endpoint;
-        match self.registry.dial(node, Target::Kubelet).await {
+        match self.ways.dial(node).await {
             Ok(stream) => Ok(Way::Tunnel(stream)),
             Err(DialError::NotConnected(_)) if !direct => {
                 Err(InterceptError::NotDirect(node.clone(), destination))

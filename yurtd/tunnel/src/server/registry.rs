@@ -23,8 +23,8 @@ const SHOW_LIFE: Duration = Duration::from_secs(2);
 /// Why no stream to a node could be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
-    /// No agent of that node is connected to this server.
-    #[error("no tunnel agent of node {0:?} is connected to this server")]
+    /// No agent of that node is connected to this server, nor to another one that answers.
+    #[error("no tunnel agent of node {0:?} is connected")]
     NotConnected(String),
     /// The session ended before the agent answered.
     #[error("the tunnel session of node {0:?} ended before its agent answered")]
@@ -47,6 +47,20 @@ pub(super) enum DialError {
     TooManyStreams(String),
 }
 
+impl DialError {
+    /// Why a session opened no stream to `node`.
+    pub(super) fn of(node: &str, failure: OpenFailure) -> Self {
+        let node = node.to_owned();
+        match failure {
+            OpenFailure::SessionEnded | OpenFailure::Reset => Self::SessionEnded(node),
+            OpenFailure::NoAnswer => Self::NoAnswer(node),
+            OpenFailure::TooManyStreams => Self::TooManyStreams(node),
+            OpenFailure::Rejected { code: OpenErrorCode::NotHere, .. } => Self::NotConnected(node),
+            OpenFailure::Rejected { code, message } => Self::Rejected { node, code, message },
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     epoch: u64,
@@ -63,6 +77,8 @@ struct Entries {
     redirected: BTreeMap<String, Vec<String>>,
     left_out: BTreeMap<String, Vec<String>>,
     duplicates: Duplicates,
+    /// Agents are asked to connect elsewhere.
+    going_away: bool,
     lost: Lost,
 }
 
@@ -92,15 +108,12 @@ impl Registry {
     pub(super) async fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, DialError> {
         let session = self.read(|entries| entries.by_node.get(node).map(|entry| entry.session.clone()));
         let session = session.ok_or_else(|| DialError::NotConnected(node.to_owned()))?;
-        session.open(target).await.map_err(|failure| {
-            let node = node.to_owned();
-            match failure {
-                OpenFailure::SessionEnded | OpenFailure::Reset => DialError::SessionEnded(node),
-                OpenFailure::NoAnswer => DialError::NoAnswer(node),
-                OpenFailure::TooManyStreams => DialError::TooManyStreams(node),
-                OpenFailure::Rejected { code, message } => DialError::Rejected { node, code, message },
-            }
-        })
+        session.open(target).await.map_err(|failure| DialError::of(node, failure))
+    }
+
+    /// Whether [`Self::dial`] would ask an agent of `node`.
+    pub(super) fn has(&self, node: &str) -> bool {
+        self.read(|entries| entries.by_node.get(node).is_some_and(|entry| entry.session.takes_streams()))
     }
 
     /// One entry a connected agent, sorted by node name.
@@ -162,6 +175,10 @@ impl Registry {
         let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
         let (epoch, old) = self.write(|entries| {
             entries.epoch += 1;
+            if entries.going_away {
+                // Its handshake had begun before.
+                session.go_away(GoAwayCode::ShuttingDown);
+            }
             let entry = Entry { epoch: entries.epoch, session, remote, since };
             entries.lost.is_back(node);
             (entries.epoch, entries.by_node.insert(node.to_owned(), entry))
@@ -183,10 +200,11 @@ impl Registry {
         self.read(|entries| entries.epoch)
     }
 
-    /// Asks every agent to connect elsewhere; open streams go on.
+    /// Asks every agent to connect elsewhere, for good; open streams go on.
     pub(super) fn go_away(&self) {
-        self.read(|entries| {
-            entries.by_node.values().for_each(|entry| entry.session.go_away(GoAwayCode::ShuttingDown))
+        self.write(|entries| {
+            entries.going_away = true;
+            entries.by_node.values().for_each(|entry| entry.session.go_away(GoAwayCode::ShuttingDown));
         });
     }
 

@@ -1,6 +1,7 @@
 //! Agent and server over TLS on loopback, with a kubelet that is a plain TCP server.
 
 mod handshake;
+mod peers;
 mod redirected;
 mod sessions;
 mod streams;
@@ -22,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::task::AbortOnDropHandle;
-use yurt_api::tunnel::{OpenErrorCode, ServerId};
+use yurt_api::tunnel::{OpenErrorCode, ServerId, Target};
 
 use super::listeners::bind;
 use super::nodes::Endpoints;
@@ -73,6 +74,7 @@ impl World {
             kubelet: kubelet.to_string(),
             settings: Settings::agent(),
             link: None,
+            found: None,
             connections: agent::Connections::default(),
         }
     }
@@ -82,20 +84,37 @@ impl World {
     }
 
     async fn server_on(&self, address: SocketAddr) -> Server {
+        self.server_of("master-node", address).await
+    }
+
+    /// One of several, by its node.
+    async fn server_of(&self, name: &str, address: SocketAddr) -> Server {
         let listener = bind(address, false).unwrap();
         let address = listener.local_addr().unwrap();
         let client_ca = Arc::<ClientCa>::default();
         client_ca.set(&self.cluster_ca.pem).unwrap();
         let certificate = MountedCertificate::in_folder(self.folder.path());
         certificate.reload().unwrap();
-        let registry = Registry::new(ServerId::new("master-node").unwrap());
-        let agents =
-            Agents { registry: registry.clone(), certificate, client_ca, settings: Settings::server() };
+        let id = ServerId::new(name).unwrap();
+        let registry = Registry::new(id.clone());
+        let identity = Identity::new(self.folder.path().join("ca.crt"), certificate.clone());
+        let (peers, asked) = (Peers::new(id, identity.clone()), Asked::new(registry.clone()));
+        let agents = Agents {
+            registry: registry.clone(),
+            certificate,
+            client_ca,
+            identity,
+            asked: asked.clone(),
+            settings: Settings::server(),
+        };
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let tasks = Tasks::new(stop.clone());
         let connections = Connections::new(tasks.clone(), kill.clone());
         tasks.part("the listener for agents", agents::run(Arc::new(agents), listener, connections.clone()));
-        Server { registry, address, stop, kill, tasks, connections }
+        let (found, servers) = watch::channel(Found::new());
+        tasks.part("the sessions with other servers", peers.clone().run(servers, connections.clone()));
+        let ways = Ways::new(registry.clone(), peers.clone());
+        Server { registry, address, stop, kill, tasks, connections, peers, asked, ways, found }
     }
 }
 
@@ -106,6 +125,10 @@ struct Server {
     kill: CancellationToken,
     tasks: Tasks,
     connections: Connections,
+    peers: Arc<Peers>,
+    asked: Arc<Asked>,
+    ways: Ways,
+    found: watch::Sender<Found>,
 }
 
 impl Server {

@@ -8,6 +8,7 @@ use yurt_fakes::issuer::{SigningKey, claims_of_pod};
 use yurt_fakes::until;
 
 use super::*;
+use crate::clock::Boot;
 use crate::upstream::{Upstream, UpstreamConfig};
 
 const KEYS: &str = "/openid/v1/jwks";
@@ -50,7 +51,7 @@ impl Rig {
         stop: &CancellationToken,
     ) -> Tokens {
         let link = Link::new(link.subscribe(), Arc::new(Notify::new()));
-        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), "edge");
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), "edge", &Boot::new(""));
         tokio::spawn({
             let (stop, issuer) = (stop.clone(), issuer.clone());
             async move { stop.run_until_cancelled(issuer.run()).await }

@@ -8,6 +8,8 @@
 //!
 //! The last step is the agent's, because only the agent knows whether it has a session with this server already: another
 //! address may have led to it.
+//!
+//! A server that asks another one begins as an agent does, and then has the server's part: it opens the streams.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,24 +43,38 @@ pub async fn accept<S>(io: S, id: ServerId, settings: Settings) -> Result<Establ
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut opening = Opening { io, side: Side::Server, receiver: Receiver::new(Side::Server) };
-    let peer = opening.hear_hello().await;
-    if matches!(peer, Ok(_) | Err(HelloError::Version(_))) {
-        // One of another version is told with whom it cannot speak.
-        opening.say(Frame::Hello(hello(Sender::Server { id }))).await?;
-    }
-    let peer = peer?;
+    let mut opening = Opening::new(io, Side::Server);
+    let peer = opening.answer(Sender::Server { id }, settings.capabilities).await?;
     let Sender::Agent { max_streams } = peer.sender else {
         return Err(Violation::Unexpected("server's HELLO").into());
     };
-    match opening.hear().await {
-        Ok(Frame::Begin) => {}
-        Ok(_) => return Err(Violation::Unexpected("second").into()),
-        Err(HelloError::Closed) => return Err(HelloError::Declined),
-        Err(error) => return Err(error),
-    }
+    opening.hear_begin().await?;
     let max_streams = max_streams.min(settings.max_streams);
     Ok(opening.establish(Role::Server, max_streams, peer, &settings))
+}
+
+/// The side of a server that another one asks, on a connection whose WebSocket handshake is done; says which one asks. The
+/// caller sets a deadline.
+///
+/// # Errors
+///
+/// [`HelloError`]; [`HelloError::Declined`] when it did not mean this server.
+pub async fn accept_peer<S>(
+    io: S,
+    id: ServerId,
+    settings: Settings,
+) -> Result<(ServerId, Established<S>), HelloError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut opening = Opening::new(io, Side::Server);
+    let max_streams = settings.max_streams;
+    let peer = opening.answer(Sender::Peer { id, max_streams }, settings.capabilities).await?;
+    let Sender::Peer { id, .. } = peer.sender.clone() else {
+        return Err(Violation::Unexpected("agent's HELLO").into());
+    };
+    opening.hear_begin().await?;
+    Ok((id, opening.establish(Role::Agent, max_streams, peer, &settings)))
 }
 
 /// The agent's side, up to where it knows which server it speaks to. The caller sets a deadline.
@@ -70,20 +86,43 @@ pub async fn greet<S>(io: S, settings: Settings) -> Result<Greeting<S>, HelloErr
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut opening = Opening { io, side: Side::Client, receiver: Receiver::new(Side::Client) };
-    opening.say(Frame::Hello(hello(Sender::Agent { max_streams: settings.max_streams }))).await?;
+    let mut opening = Opening::new(io, Side::Client);
+    let max_streams = settings.max_streams;
+    opening.say(Frame::Hello(hello(Sender::Agent { max_streams }, settings.capabilities))).await?;
     let peer = opening.hear_hello().await?;
     let Sender::Server { id } = peer.sender.clone() else {
         return Err(Violation::Unexpected("agent's HELLO").into());
     };
-    Ok(Greeting { opening, server: id, peer, settings })
+    Ok(Greeting { opening, role: Role::Agent, server: id, max_streams, peer, settings })
 }
 
-/// Both sides have said HELLO, and the agent may still leave.
+/// The side of a server that asks another one, up to where it knows which one that is. The caller sets a deadline.
+///
+/// # Errors
+///
+/// [`HelloError`].
+pub async fn greet_peer<S>(io: S, id: ServerId, settings: Settings) -> Result<Greeting<S>, HelloError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut opening = Opening::new(io, Side::Client);
+    opening.say(Frame::Hello(hello(Sender::Peer { id, max_streams: 0 }, settings.capabilities))).await?;
+    let peer = opening.hear_hello().await?;
+    let Sender::Peer { id, max_streams } = peer.sender.clone() else {
+        return Err(Violation::Unexpected("HELLO that is no server's to another").into());
+    };
+    let max_streams = max_streams.min(settings.max_streams);
+    Ok(Greeting { opening, role: Role::Server, server: id, max_streams, peer, settings })
+}
+
+/// Both sides have said HELLO, and the one that connected may still leave.
 #[derive(Debug)]
 pub struct Greeting<S> {
     opening: Opening<S>,
+    /// What this side is from BEGIN on.
+    role: Role,
     server: ServerId,
+    max_streams: u32,
     peer: Hello,
     settings: Settings,
 }
@@ -94,15 +133,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeting<S> {
         &self.server
     }
 
-    /// Makes a session of it. The server ends one that it has with this node already.
+    /// Whether the server has a session of this node's, as it says.
+    pub fn node_is_here(&self) -> bool {
+        self.peer.capabilities.has(Capabilities::NODE_IS_HERE)
+    }
+
+    /// Makes a session of it. The server ends one that it has with this node, or this server, already.
     ///
     /// # Errors
     ///
     /// [`HelloError`] when the connection fails.
     pub async fn begin(mut self) -> Result<Established<S>, HelloError> {
         self.opening.say(Frame::Begin).await?;
-        let max_streams = self.settings.max_streams;
-        Ok(self.opening.establish(Role::Agent, max_streams, self.peer, &self.settings))
+        Ok(self.opening.establish(self.role, self.max_streams, self.peer, &self.settings))
     }
 
     /// Leaves. Whatever sessions there are go on.
@@ -118,10 +161,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeting<S> {
     }
 }
 
-fn hello(sender: Sender) -> Hello {
+fn hello(sender: Sender, capabilities: Capabilities) -> Hello {
     Hello {
         sender,
-        capabilities: Capabilities::default(),
+        capabilities,
         initial_window: INITIAL_WINDOW,
         software: concat!("yurtd/", env!("CARGO_PKG_VERSION")).to_owned(),
     }
@@ -136,6 +179,29 @@ struct Opening<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Opening<S> {
+    fn new(io: S, side: Side) -> Self {
+        Self { io, side, receiver: Receiver::new(side) }
+    }
+
+    /// Hears HELLO, and says this side's.
+    async fn answer(&mut self, sender: Sender, capabilities: Capabilities) -> Result<Hello, HelloError> {
+        let peer = self.hear_hello().await;
+        if matches!(peer, Ok(_) | Err(HelloError::Version(_))) {
+            // One of another version is told with whom it cannot speak.
+            self.say(Frame::Hello(hello(sender, capabilities))).await?;
+        }
+        peer
+    }
+
+    async fn hear_begin(&mut self) -> Result<(), HelloError> {
+        match self.hear().await {
+            Ok(Frame::Begin) => Ok(()),
+            Ok(_) => Err(Violation::Unexpected("second").into()),
+            Err(HelloError::Closed) => Err(HelloError::Declined),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn say(&mut self, frame: Frame) -> Result<(), HelloError> {
         let mut batch = BytesMut::zeroed(websocket::MAX_HEADER);
         tunnel::encode(&frame, &mut batch);

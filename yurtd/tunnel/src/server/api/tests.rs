@@ -117,6 +117,11 @@ impl Tunnel for OneNode {
         }]
     }
 
+    fn everywhere(&self) -> BoxFuture<'static, Said> {
+        let silent = [("cp-2".to_owned(), "connection refused".to_owned())].into();
+        std::future::ready(Said { agents: self.agents(), silent }).boxed()
+    }
+
     fn lost(&self) -> Vec<LostAgent> {
         vec![LostAgent {
             node: "edge-2".into(),
@@ -699,6 +704,7 @@ async fn ready_is_who_redirects_and_everybody_may_ask_how_that_stands() {
     assert_eq!(ask("/readyz").await.status(), 200);
     let list = document(ask(agents).await).await;
     assert_eq!((&list["redirect"]["state"], &list["redirect"]["kubelets"]), (&json!("inPlace"), &json!(3)));
+    assert_eq!(list["silent"], json!({"cp-2": "connection refused"}));
 
     crate::server::nft::say(&world.redirect, RedirectState::Failing, "Operation not permitted", 0);
     assert_eq!(ask("/readyz").await.status(), 503);

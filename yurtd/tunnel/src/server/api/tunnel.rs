@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use yurt_api::status::{AgentStatus, LostAgent};
 
+use crate::server::peers::Said;
 use crate::server::registry::DialError;
 
 /// A connection to a node's kubelet.
@@ -17,8 +18,11 @@ pub(in crate::server) trait Tunnel: Send + Sync {
     /// Opens a stream to the kubelet of `node`, and gives up by itself.
     fn dial(&self, node: &str) -> BoxFuture<'static, Result<Box<dyn Stream>, DialError>>;
 
-    /// The agents that are connected now, one entry each.
+    /// The agents that are connected to this server now, one entry each.
     fn agents(&self) -> Vec<AgentStatus>;
+
+    /// One entry a session of an agent with any server, this one's first. Comes back soon, also when peers say nothing.
+    fn everywhere(&self) -> BoxFuture<'static, Said>;
 
     /// Nodes that were connected and are not, the newest first.
     fn lost(&self) -> Vec<LostAgent>;

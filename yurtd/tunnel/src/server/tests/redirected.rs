@@ -2,9 +2,13 @@
 
 use super::*;
 
-const KUBELET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 100)), 10250);
+pub(super) const KUBELET: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 100)), 10250);
 
-async fn intercept(server: &Server, original: fn(&TcpStream) -> io::Result<SocketAddr>) -> SocketAddr {
+pub(super) async fn intercept(
+    server: &Server,
+    original: fn(&TcpStream) -> io::Result<SocketAddr>,
+) -> SocketAddr {
     intercept_of(server, Endpoints::from([(KUBELET, "edge-1")]), original).await.0
 }
 
@@ -14,7 +18,7 @@ async fn intercept_of(
     original: fn(&TcpStream) -> io::Result<SocketAddr>,
 ) -> (SocketAddr, watch::Sender<Option<Endpoints>>) {
     let (sender, endpoints) = watch::channel(Some(endpoints));
-    let intercept = Intercept::new(server.registry.clone(), endpoints, original);
+    let intercept = Intercept::new(server.ways.clone(), endpoints, original);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serve = intercept.run(listener, server.connections.clone());
@@ -185,7 +189,7 @@ async fn a_redirected_connection_is_reset_when_the_agent_dies() {
 }
 
 /// A kubelet that says one byte, then `stalls` or reads until its connection ends, and counts the ends.
-async fn quiet_kubelet(stalls: bool) -> (SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
+pub(super) async fn quiet_kubelet(stalls: bool) -> (SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
     let ended = Arc::new(AtomicUsize::new(0));
     let count = ended.clone();
     let (address, task) = kubelet(move |mut tcp| {
@@ -206,7 +210,7 @@ async fn quiet_kubelet(stalls: bool) -> (SocketAddr, Arc<AtomicUsize>, AbortOnDr
 }
 
 /// Closes as a process does that is killed with data unread.
-fn reset(tcp: TcpStream) {
+pub(super) fn reset(tcp: TcpStream) {
     socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
 }
 

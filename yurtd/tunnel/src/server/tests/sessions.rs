@@ -242,3 +242,70 @@ async fn the_agent_says_goodbye_when_it_stops() {
     assert!(error.to_string().contains("shutting down"), "{error}");
     eventually("the session is gone", || server.registry.statuses().is_empty()).await;
 }
+
+#[tokio::test]
+async fn the_agent_comes_to_servers_that_the_cluster_names_and_leaves_one_that_it_names_no_more() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let given = world.server_of("cp-1", "127.0.0.1:0".parse().unwrap()).await;
+    // All listen on one port, as in a cluster.
+    let on = |ip: &str| SocketAddr::new(ip.parse().unwrap(), given.address.port());
+    let (second, third) =
+        (world.server_of("cp-2", on("127.0.0.2")).await, world.server_of("cp-3", on("127.0.0.3")).await);
+    let api_server = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 6443);
+    // Known from the disk: the one that was given, one more, and one behind which nobody is.
+    let (named, api_servers) =
+        watch::channel(["127.0.0.1", "127.0.0.2", "127.0.0.9"].map(api_server).to_vec());
+    let found = agent::Found { api_servers, port: given.address.port() };
+    let config = AgentConfig { found: Some(found), ..world.agent("edge-1", given.address, address) };
+    let connections = config.connections.clone();
+    let _agent = start(config);
+    given.connected("edge-1").await;
+    second.connected("edge-1").await;
+    let told = || -> Vec<_> {
+        let sessions = connections.sessions().into_iter();
+        sessions.map(|session| (session.server, session.found, session.connected)).collect()
+    };
+    let is = |ip: &str, found: bool, connected: bool| (on(ip).to_string(), found, connected);
+    let all = [is("127.0.0.1", false, true), is("127.0.0.2", true, true), is("127.0.0.9", true, false)];
+    eventually("it is told so", || told() == all).await;
+    let mut stream = second.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+
+    // A new one comes, and two are gone.
+    named.send_replace(["127.0.0.1", "127.0.0.3"].map(api_server).to_vec());
+    third.connected("edge-1").await;
+    let before = (given.registry.registrations(), second.registry.registrations());
+    assert_eq!(before, (1, 1), "nobody else's session is disturbed");
+    // What runs goes on: perhaps only an API server restarts.
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(soon("the echo", stream.read_u8()).await.unwrap(), b'x');
+    second.kill().await;
+    let all = [is("127.0.0.1", false, true), is("127.0.0.3", true, true)];
+    eventually("those that are gone are left", || told() == all).await;
+    assert_eq!(given.registry.registrations(), 1);
+}
+
+/// Long before the minute for which it leaves one alone that stays.
+#[tokio::test]
+async fn a_copied_machine_that_is_gone_again_does_not_keep_the_original_away() {
+    let world = World::new();
+    let (address, _kubelet) = kubelet(echo).await;
+    let server = world.server().await;
+    let original = world.agent("edge-1", server.address, address);
+    let told = original.connections.clone();
+    let _original = start(original);
+    server.connected("edge-1").await;
+    let (stop, copy) = start(world.agent("edge-1", server.address, address));
+    eventually("the server has noticed", || {
+        server.registry.statuses().first().is_some_and(|status| status.duplicate.is_some())
+    })
+    .await;
+    eventually("the original is replaced", || !told.sessions()[0].connected).await;
+    stop.cancel();
+    soon("the copy ends", copy).await.unwrap();
+    eventually("the original is back", || told.sessions()[0].connected).await;
+    server.connected("edge-1").await;
+    assert_eq!(server.registry.registrations(), 3);
+    let stream = server.registry.dial("edge-1", Target::Kubelet).await.unwrap();
+    assert_eq!(exchange(stream, b"again").await.unwrap().0, 5);
+}
