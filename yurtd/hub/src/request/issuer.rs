@@ -179,6 +179,12 @@ impl Issuer {
         (keys, self.inner.forged.load(Ordering::Relaxed))
     }
 
+    /// Whether the next process knows what this one does, and since when.
+    #[cfg(test)]
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_written() && self.inner.last_read.age().is_some()
+    }
+
     /// The claims of a token of this issuer's, and what its signature is worth.
     fn judge(&self, token: &str) -> Option<(Arc<Known>, Claims, Signature)> {
         let known = self.inner.known.load_full()?;

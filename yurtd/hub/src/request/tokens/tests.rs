@@ -66,7 +66,7 @@ impl Rig {
     }
 
     async fn knows_the_keys(&self) {
-        until("the keys", async || (self.tokens.issuer().figures().0 > 0).then_some(())).await;
+        until("the keys, on the disk", async || self.tokens.issuer().is_kept().then_some(())).await;
     }
 
     fn token(&self, pod: &str) -> BearerToken {
