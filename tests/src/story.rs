@@ -7,7 +7,7 @@
 //! - [`teller`]: what the person at the terminal reads. [`product`]: the plugin and image that are tried.
 //! - [`workload`]: the pods that stand for business.
 //! - [`vanilla`] S1–S3, [`convert`] S4 with [`way_in`], [`access`] S5, [`autonomy`] S6, [`reboot`] S7, [`revert`] S8.
-//! - [`refusals`], [`crash`], [`again`]: what is asked besides. [`size`]: what it weighs. [`bench`]: how fast it is.
+//! - [`refusals`], [`crash`], [`diagnose`], [`again`]: what is asked besides. [`size`]: what it weighs. [`bench`]: how fast it is.
 //!   [`flannel`]: another network.
 
 mod access;
@@ -16,6 +16,7 @@ mod autonomy;
 mod bench;
 mod convert;
 mod crash;
+mod diagnose;
 mod flannel;
 pub mod product;
 mod reboot;
@@ -82,6 +83,7 @@ pub const BESIDES: &[Step] = &[
         title: "a request that cannot be met is refused and changes nothing",
         play: refusals::refusals,
     },
+    Step { id: "diagnose", title: "what is broken on the way to a node is named", play: diagnose::diagnose },
     Step { id: "crash", title: "kill -9 of the hub, in the middle of anything", play: crash::crash },
     Step {
         id: "no-image",
@@ -132,6 +134,7 @@ pub fn everything() -> Vec<Step> {
         "S6",
         "S7",
         "crash",
+        "diagnose",
         "S8",
         "no-image",
         "twice",

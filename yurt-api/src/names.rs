@@ -40,6 +40,11 @@ pub const ANNOTATION_AGENTS: &str = "openyurt.io/conversion-agents";
 /// Value of [`ANNOTATION_AGENTS`]: leave them as they are.
 pub const AGENTS_KEEP: &str = "keep";
 
+/// Node label with the kubelet port that the controller has given to an edge node whose address another node has, too
+/// ([`crate::kubelet_port`]). A label of this domain is what a kubelet cannot put on its own Node (NodeRestriction), as it
+/// could an annotation: a node does not choose which connections are led to it.
+pub const LABEL_KUBELET_PORT: &str = "openyurt.io.node-restriction.kubernetes.io/kubelet-port";
+
 /// Lease annotation: `true` has the hub answer the renewals of a holder on its node while there is no link.
 pub const ANNOTATION_OFFLINE_LEASE: &str = "openyurt.io/offline-lease";
 
@@ -67,6 +72,8 @@ pub const CONFIG_WAY_IN_KEY: &str = "way-in";
 pub const CONFIG_CONNECT_BYPASS_KEY: &str = "allow-connect-admission-bypass";
 /// ConfigMap that publishes the certificate of our tunnel CA (key `ca.crt`), written by the controller.
 pub const TUNNEL_CA_CONFIG_MAP: &str = "yurt-tunnel-ca";
+/// ConfigMap in which the controller keeps which kubelet port it has given to which Node; made with the first one.
+pub const KUBELET_PORTS_CONFIG_MAP: &str = "yurt-kubelet-ports";
 /// Secret with the tunnel CA's certificate and key (`tls.crt`, `tls.key`); the controller's alone.
 pub const TUNNEL_CA_SECRET: &str = "yurt-tunnel-ca";
 /// Secret with the tunnel server's serving certificate and key (`tls.crt`, `tls.key`).

@@ -153,6 +153,10 @@ pub struct AgentStatus {
     pub bytes_sent: u64,
     /// Bytes received from the agent since the session began.
     pub bytes_received: u64,
+    /// Where the API server finds the node's kubelet, `address:port`, as far as that is redirected on this server's host. The
+    /// port is kubelet's own, or one that the controller has given ([`crate::kubelet_port`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirected: Vec<String>,
     /// Addresses of the node's kubelet that are not redirected on this server's host, each with the reason: plain kubectl
     /// cannot use them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -77,6 +77,7 @@ pub fn has_any(node: &Node, annotations: &[&str]) -> bool {
 /// True if anything of ours is on the node.
 pub fn is_touched(node: &Node) -> bool {
     edge_label(node).is_some()
+        || node.labels().contains_key(names::LABEL_KUBELET_PORT)
         || has_any(node, &CONVERSION_ANNOTATIONS)
         || has_any(node, &AUTONOMY_ANNOTATIONS)
         || has_condition(node)
@@ -116,6 +117,16 @@ pub fn internal_ip(node: &Node) -> Option<&str> {
         .flat_map(|status| status.addresses.iter().flatten())
         .find(|address| address.type_ == "InternalIP")
         .map(|address| address.address.as_str())
+}
+
+/// Where the API server finds the node's kubelet: its address, and the port in its status.
+pub fn kubelet_endpoint(node: &Node) -> Option<String> {
+    let endpoints = node.status.as_ref()?.daemon_endpoints.as_ref();
+    let port =
+        endpoints.and_then(|endpoints| endpoints.kubelet_endpoint.as_ref()).map(|endpoint| endpoint.port);
+    let port = port.filter(|port| *port != 0).unwrap_or_else(|| names::KUBELET_PORT.into());
+    let address = internal_ip(node)?;
+    Some(if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
 }
 
 /// Label of the nodes of MicroK8s, whose kubelet's version says nothing.
@@ -212,6 +223,21 @@ mod tests {
             assert_eq!(layout(version), expected, "{version}");
         }
         assert_eq!(foreign_layout(&node(json!({ "labels": { LABEL_MICROK8S: "true" } }))), Some("MicroK8s"));
+    }
+
+    #[test]
+    fn kubelet_is_found_where_its_node_says() {
+        let at = |address: &str, port: i32| {
+            let mut node = node(json!({}));
+            node.status = serde_json::from_value(json!({
+                "addresses": [{ "type": "InternalIP", "address": address }],
+                "daemonEndpoints": { "kubeletEndpoint": { "Port": port } } }))
+            .unwrap();
+            kubelet_endpoint(&node).unwrap()
+        };
+        assert_eq!(at("192.168.0.100", 40_000), "192.168.0.100:40000");
+        assert_eq!(at("fd00::1", 0), "[fd00::1]:10250");
+        assert_eq!(kubelet_endpoint(&node(json!({}))), None);
     }
 
     #[test]

@@ -91,14 +91,15 @@ impl Unmarking {
     }
 }
 
-/// Takes every annotation of ours and the condition off a node.
+/// Takes every label and annotation of ours and the condition off a node.
 ///
 /// # Errors
 ///
 /// The server's answer.
 pub async fn clean(session: &Session, name: &str, known: Option<&Node>) -> Result<(), Error> {
     let annotations = node::without(node::CONVERSION_ANNOTATIONS.iter().chain(&node::AUTONOMY_ANNOTATIONS));
-    let metadata = json!({ "labels": { names::LABEL_EDGE_WORKER: null }, "annotations": annotations });
+    let labels = node::without(&[names::LABEL_EDGE_WORKER, names::LABEL_KUBELET_PORT]);
+    let metadata = json!({ "labels": labels, "annotations": annotations });
     patch_node(session, name, metadata).await?;
     if known.is_none_or(node::has_condition) {
         remove_condition(session, name).await?;

@@ -64,6 +64,9 @@ struct NodeStatus {
     agents: Agents,
     autonomy: NodeAutonomy,
     kubelet: String,
+    /// Where the API server finds kubelet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubelet_endpoint: Option<String>,
 }
 
 /// One component.
@@ -219,6 +222,7 @@ fn node_status(node: &Node, found: &Found) -> NodeStatus {
             .and_then(|status| status.node_info.as_ref())
             .map(|info| info.kubelet_version.clone())
             .unwrap_or_default(),
+        kubelet_endpoint: node::kubelet_endpoint(node),
         name,
     }
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -28,8 +27,8 @@ type Cluster struct {
 	settings Settings
 	admin    kubernetes.Interface
 	token    string
-	// The newest resourceVersion of which the API server has said that it is written.
-	newest atomic.Uint64
+	// A client has heard something since this was last looked at.
+	news chan struct{}
 }
 
 // setUp makes what must be there before anything is followed.
@@ -38,7 +37,7 @@ func setUp(settings Settings) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	cluster := &Cluster{settings: settings, admin: admin}
+	cluster := &Cluster{settings: settings, admin: admin, news: make(chan struct{}, 1)}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := cluster.accounts(ctx); err != nil {
@@ -128,13 +127,19 @@ func (c *Cluster) bulk(ctx context.Context) error {
 	}
 }
 
-// wrote takes note of a version that the API server has.
-func (c *Cluster) wrote(version uint64) {
-	for {
-		known := c.newest.Load()
-		if version <= known || c.newest.CompareAndSwap(known, version) {
-			return
-		}
+// version is the newest that the API server has: nobody can have been told of a newer one before this was asked.
+func (c *Cluster) version(ctx context.Context) (uint64, error) {
+	list, err := c.admin.CoreV1().Namespaces().List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return 0, err
+	}
+	return versionOf(list.ResourceVersion)
+}
+
+func (c *Cluster) heard() {
+	select {
+	case c.news <- struct{}{}:
+	default:
 	}
 }
 

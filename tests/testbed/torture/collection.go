@@ -85,6 +85,8 @@ type Item struct {
 	Version uint64
 	// Of all that is in it.
 	Hash uint64
+	// Its bytes as JSON.
+	size int
 }
 
 func itemOf(object runtime.Object) (Item, error) {
@@ -109,7 +111,7 @@ func itemOf(object runtime.Object) (Item, error) {
 	}
 	hash := fnv.New64a()
 	hash.Write(text)
-	return Item{Key: key, UID: string(accessor.GetUID()), Version: version, Hash: hash.Sum64()}, nil
+	return Item{Key: key, UID: string(accessor.GetUID()), Version: version, Hash: hash.Sum64(), size: len(text)}, nil
 }
 
 func versionOf(text string) (uint64, error) {

@@ -8,7 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// How long both sides may take to come to the same state when nothing is written any more.
+// When nothing is written any more and the two sides are not at the same state, and nobody has heard anything for so
+// long, nobody will.
 const quiet = 90 * time.Second
 
 // Samples of each kind of difference that are told.
@@ -58,21 +59,34 @@ func (f *Figures) tell(count *int, kind, format string, values ...any) {
 	}
 }
 
-// compareAll waits until the clients agree and then looks at how they came to it.
-func compareAll(pairs []*Pair, kills []time.Time) any {
-	deadline := time.Now().Add(quiet)
-	settled := time.Now()
+// compareAll waits until the clients agree, as long as any of them hears of something, and then looks at how they came to
+// it.
+func compareAll(pairs []*Pair, kills []Kill) any {
+	began := time.Now()
+	settled, silent, heard := began, began, 0
 	for _, pair := range pairs {
-		for !pair.agree() && time.Now().Before(deadline) {
+		for !pair.agree() && time.Since(silent) < quiet {
 			time.Sleep(50 * time.Millisecond)
 			settled = time.Now()
+			if now := heardBy(pairs); now != heard {
+				silent, heard = settled, now
+			}
 		}
 	}
 	all := make([]*Figures, 0, len(pairs))
 	for _, pair := range pairs {
 		all = append(all, pair.compare(kills))
 	}
-	return map[string]any{"pairs": all, "settledMs": quiet.Milliseconds() - deadline.Sub(settled).Milliseconds()}
+	return map[string]any{"pairs": all, "settledMs": settled.Sub(began).Milliseconds()}
+}
+
+// heardBy counts what clients have been told of objects.
+func heardBy(pairs []*Pair) int {
+	heard := 0
+	for _, pair := range pairs {
+		heard += pair.direct.told() + pair.hub.told()
+	}
+	return heard
 }
 
 func (p *Pair) agree() bool {
@@ -190,11 +204,11 @@ type follower struct {
 	heard  int
 	before *Stretch
 	// When the hub was killed.
-	kills []time.Time
+	kills []Kill
 }
 
 // compare judges what came through the hub by what the API server said.
-func (p *Pair) compare(kills []time.Time) *Figures {
+func (p *Pair) compare(kills []Kill) *Figures {
 	figures := &Figures{Name: p.spec.Name}
 	history, err := p.direct.history()
 	if err != nil {
@@ -268,10 +282,15 @@ func (f *follower) tear(stretch *Stretch) {
 	}
 }
 
-// killed says whether the hub was while this watch was there.
+// Kill is a time in which the hub was killed.
+type Kill struct {
+	From, To time.Time
+}
+
+// killed says whether the hub may have been while this watch was there.
 func (f *follower) killed(stretch *Stretch) bool {
 	for _, kill := range f.kills {
-		if kill.After(stretch.Began) && kill.Before(stretch.Ended.Add(veryShort)) {
+		if kill.To.After(stretch.Began) && kill.From.Before(stretch.Ended) {
 			return true
 		}
 	}

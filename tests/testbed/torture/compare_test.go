@@ -2,6 +2,7 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/watch"
 )
@@ -51,5 +52,42 @@ func TestWhatIsOwedIsLostWhenTheClientIsBeyondIt(t *testing.T) {
 		&Stretch{Since: 5, Known: 5, Events: history[4:]})
 	if figures.Torn != 0 || figures.Mistyped != 1 {
 		t.Errorf("%+v", figures)
+	}
+}
+
+func TestWhatHasBecomeOfTheStateMeanwhileIsAPartOfIt(t *testing.T) {
+	stretch := &Stretch{}
+	for _, item := range []Item{{Key: "a", Version: 1}, {Key: "b", Version: 2}} {
+		if !stretch.begins(watch.Added, item) {
+			t.Errorf("%v", item)
+		}
+	}
+	if !stretch.begins(watch.Modified, Item{Key: "a", Version: 3}) || !stretch.begins(watch.Deleted, Item{Key: "b", Version: 4}) {
+		t.Error("what was there is changed")
+	}
+	if stretch.begins(watch.Deleted, Item{Key: "b", Version: 4}) || stretch.begins(watch.Modified, Item{Key: "c", Version: 5}) {
+		t.Error("what was not there is not changed")
+	}
+	if len(stretch.State) != 1 || stretch.State[0].Version != 3 {
+		t.Errorf("%+v", stretch.State)
+	}
+}
+
+func TestAListAfterAWatchIsExplainedByAKillThatMayHaveEndedIt(t *testing.T) {
+	began := time.Now()
+	at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
+	watched := &Stretch{Since: 1, Known: 1, Began: at(10), Ended: at(11)}
+	for _, of := range []struct {
+		kill      Kill
+		explained bool
+	}{
+		{Kill{at(8), at(12)}, true}, {Kill{at(11), at(12)}, false}, {Kill{at(8), at(10)}, false}, {Kill{at(8), at(10).Add(1)}, true},
+	} {
+		direct := &Recorder{stretches: []*Stretch{{Whole: true, Version: 1}}}
+		hub := &Recorder{stretches: []*Stretch{{Whole: true, Version: 1}, watched, {Whole: true, Version: 1}}}
+		figures := (&Pair{direct: direct, hub: hub}).compare([]Kill{of.kill})
+		if figures.Relists != 1 || (figures.Unexplained == 0) != of.explained {
+			t.Errorf("%v: %+v", of.kill, figures)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -92,7 +93,9 @@ type Session struct {
 	writer   *Writer
 	pairs    []*Pair
 	patches  *Patches
-	kills    []time.Time
+	kills    []Kill
+	// The hub is cut off and will be killed before it hears of anything that is written now.
+	doomed atomic.Bool
 }
 
 func (s *Session) do(command Command) (any, error) {
@@ -111,7 +114,7 @@ func (s *Session) do(command Command) (any, error) {
 		return s.follow()
 	case "write":
 		if s.writer == nil {
-			s.writer = newWriter(s.cluster)
+			s.writer = newWriter(s.cluster, s.pace)
 		}
 		s.writer.start()
 		return map[string]any{}, nil
@@ -122,8 +125,17 @@ func (s *Session) do(command Command) (any, error) {
 		return s.writer.stop(), nil
 	case "compare":
 		return compareAll(s.pairs, s.kills), nil
+	case "doom":
+		s.doomed.Store(true)
+		return map[string]any{}, nil
+	case "kill":
+		s.kills = append(s.kills, Kill{From: time.Now()})
+		return map[string]any{}, nil
 	case "killed":
-		s.kills = append(s.kills, time.Now())
+		if last := len(s.kills) - 1; last >= 0 {
+			s.kills[last].To = time.Now()
+		}
+		s.doomed.Store(false)
 		return map[string]any{}, nil
 	case "unfollow":
 		for _, pair := range s.pairs {
@@ -146,6 +158,14 @@ func (s *Session) do(command Command) (any, error) {
 	default:
 		return nil, fmt.Errorf("%q is no command", command.Do)
 	}
+}
+
+// pace is what may be written. What a hub never hears of that is killed, clients may be told as it is when they come back.
+func (s *Session) pace() Pace {
+	if s.doomed.Load() {
+		return anything
+	}
+	return pace(s.pairs)
 }
 
 func (s *Session) follow() (any, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	stdslices "slices"
 	"sync"
 	"time"
 
@@ -42,10 +43,11 @@ type Stretch struct {
 	Ended time.Time
 }
 
-// How long a watch has to last for client-go, if it brings nothing: after one that ends sooner it lists.
-const veryShort = time.Second
+// How long a watch has to last for client-go, if it brings nothing: after one that ends sooner, a second by its own clock,
+// it lists. What is measured here begins earlier and ends later.
+const veryShort = 5 * time.Second
 
-// veryShort says whether client-go lists after this watch although it was refused nothing.
+// veryShort says whether client-go may list after this watch although it was refused nothing.
 func (s *Stretch) veryShort() bool {
 	return s.Error == "" && len(s.Events) == 0 && !s.Whole && s.Since > 0 && s.Ended.Sub(s.Began) < veryShort
 }
@@ -59,6 +61,9 @@ type Recorder struct {
 	store      cache.Store
 	cancel     context.CancelFunc
 	ended      chan struct{}
+
+	// Bytes of all that was heard, at each version.
+	owing owing
 
 	mu        sync.Mutex
 	stretches []*Stretch
@@ -92,7 +97,7 @@ func (r *Recorder) stop() {
 func (r *Recorder) IsWatchListSemanticsUnSupported() bool { return !r.spec.WatchList }
 
 func (r *Recorder) begin(since uint64) *Stretch {
-	stretch := &Stretch{Since: since, Known: r.cluster.newest.Load(), Began: time.Now()}
+	stretch := &Stretch{Since: since, Began: time.Now()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stretches = append(r.stretches, stretch)
@@ -142,6 +147,7 @@ func (r *Recorder) ListWithContext(ctx context.Context, options metav1.ListOptio
 		return nil, err
 	}
 	r.note(func() { stretch.State, stretch.Version, stretch.Whole = items, version, true })
+	r.reached(version, 0)
 	return list, nil
 }
 
@@ -168,8 +174,13 @@ func (r *Recorder) WatchWithContext(ctx context.Context, options metav1.ListOpti
 		r.note(func() { stretch.failed(err) })
 		return nil, err
 	}
-	known := r.cluster.newest.Load()
+	known, err := r.cluster.version(ctx)
+	if err != nil {
+		inner.Stop()
+		return nil, err
+	}
 	r.note(func() { stretch.Known = known })
+	r.watches(true, known)
 	tap := &tap{inner: inner, events: make(chan watch.Event), stop: make(chan struct{})}
 	go tap.run(r, stretch, initial)
 	return tap, nil
@@ -192,6 +203,7 @@ func (t *tap) Stop() {
 func (t *tap) run(r *Recorder, stretch *Stretch, initial bool) {
 	defer close(t.events)
 	defer r.note(func() { stretch.Ended = time.Now() })
+	defer r.watches(false, 0)
 	for event := range t.inner.ResultChan() {
 		// What the reflector does not take any more was not heard.
 		select {
@@ -221,6 +233,7 @@ func (r *Recorder) heard(stretch *Stretch, event watch.Event, initial bool) bool
 			end = accessor.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true"
 		}
 	}
+	defer r.reached(item.Version, item.size)
 	r.note(func() {
 		switch {
 		case !initial:
@@ -228,13 +241,32 @@ func (r *Recorder) heard(stretch *Stretch, event watch.Event, initial bool) bool
 		case end:
 			stretch.Whole, stretch.Version = true, item.Version
 			initial = false
-		case event.Type == watch.Added:
-			stretch.State = append(stretch.State, item)
 		default:
-			r.faults = append(r.faults, fmt.Sprintf("%s of %s at %d among the initial events", event.Type, item.Key, item.Version))
+			if !stretch.begins(event.Type, item) {
+				r.faults = append(r.faults, fmt.Sprintf("%s of %s at %d among the initial events", event.Type, item.Key, item.Version))
+			}
 		}
 	})
 	return initial
+}
+
+// begins takes one of the initial events: an object, or what has become meanwhile of one that came before. It says
+// whether there was one.
+func (s *Stretch) begins(kind watch.EventType, item Item) bool {
+	if kind == watch.Added {
+		s.State = append(s.State, item)
+		return true
+	}
+	at := stdslices.IndexFunc(s.State, func(other Item) bool { return other.Key == item.Key })
+	switch {
+	case at < 0:
+		return false
+	case kind == watch.Deleted:
+		s.State = stdslices.Delete(s.State, at, at+1)
+	default:
+		s.State[at] = item
+	}
+	return true
 }
 
 // state is what the client holds in the end.

@@ -21,14 +21,17 @@ type Writer struct {
 	random  *rand.Rand
 	cancel  context.CancelFunc
 	ended   sync.WaitGroup
+	pace    func() Pace
+	small   bool
 	there   map[string]bool
 	writes  int
 	faults  int
 	last    string
 }
 
-func newWriter(cluster *Cluster) *Writer {
-	return &Writer{cluster: cluster, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
+// newWriter makes one that writes at a pace that clients set.
+func newWriter(cluster *Cluster, pace func() Pace) *Writer {
+	return &Writer{cluster: cluster, pace: pace, random: rand.New(rand.NewSource(cluster.settings.Seed)), there: map[string]bool{}}
 }
 
 func (w *Writer) start() {
@@ -83,18 +86,27 @@ func (w *Writer) step(ctx context.Context) {
 }
 
 func (w *Writer) write(ctx context.Context, kind, namespace, name string) {
+	for pace := w.pace(); ; pace = w.pace() {
+		if w.small = pace == small; pace != nothing {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.cluster.news:
+		}
+	}
 	key := kind + "/" + namespace + "/" + name
-	var object metav1.Object
 	var err error
 	switch {
 	case !w.there[key]:
-		object, err = w.create(ctx, kind, namespace, name)
+		_, err = w.create(ctx, kind, namespace, name)
 		w.there[key] = err == nil
 	case w.random.Intn(8) == 0:
 		err = w.remove(ctx, kind, namespace, name)
 		w.there[key] = err != nil
 	default:
-		object, err = w.change(ctx, kind, namespace, name)
+		_, err = w.change(ctx, kind, namespace, name)
 	}
 	if ctx.Err() != nil {
 		// Cut off in the middle: what came of it is seen by whoever follows.
@@ -106,12 +118,6 @@ func (w *Writer) write(ctx context.Context, kind, namespace, name string) {
 		w.faults++
 		w.last = err.Error()
 		w.there[key] = !w.there[key]
-		return
-	}
-	if object != nil {
-		if version, err := versionOf(object.GetResourceVersion()); err == nil {
-			w.cluster.wrote(version)
-		}
 	}
 }
 
@@ -124,7 +130,9 @@ func (w *Writer) meta(namespace, name string) metav1.ObjectMeta {
 func (w *Writer) text() string {
 	length := 10 + w.random.Intn(400)
 	if w.random.Intn(20) == 0 {
-		length = 20_000 + w.random.Intn(60_000)
+		if long := 20_000 + w.random.Intn(60_000); !w.small {
+			length = long
+		}
 	}
 	return strings.Repeat(string(rune('a'+w.random.Intn(26))), length)
 }

@@ -88,6 +88,7 @@ fn inflict(rig: &mut Rig, random: &mut Random, fault: Fault, longest: Duration) 
         }
         Fault::KillInCut(trouble) => {
             rig.line.set(trouble)?;
+            rig.clients.ask("doom")?;
             std::thread::sleep(pause / 2);
             kill(rig)?;
             std::thread::sleep(pause / 2);
@@ -98,6 +99,7 @@ fn inflict(rig: &mut Rig, random: &mut Random, fault: Fault, longest: Duration) 
 
 /// Clients know of it: a watch that has hardly begun and ends makes client-go list again.
 fn kill(rig: &mut Rig) -> Result<()> {
+    rig.clients.ask("kill")?;
     rig.hub.kill()?;
     rig.clients.ask("killed")?;
     rig.hub.start()

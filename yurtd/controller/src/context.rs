@@ -8,9 +8,9 @@ use std::time::Duration;
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use yurt_api::names;
@@ -100,6 +100,11 @@ pub(super) fn label_ours(metadata: &mut ObjectMeta) -> bool {
     let labels = metadata.labels.get_or_insert_default();
     let before = labels.insert(names::LABEL_PART_OF.to_owned(), names::PART_OF.to_owned());
     before.as_deref() == Some(names::PART_OF)
+}
+
+/// Comparable within one resource (KEP-5504). What cannot be read is never older than anything.
+pub(super) fn version(node: &Node) -> u128 {
+    node.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u128::MAX)
 }
 
 /// Why something was not written.

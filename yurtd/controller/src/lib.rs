@@ -1,11 +1,12 @@
 //! Root of `yurtd-cloud controller`: the cloud's part of autonomy and of the certificates.
 //!
-//! One replica works at a time ([`elect`], [`election`]). While it does ([`term`]), three reconcilers go round whenever
+//! One replica works at a time ([`elect`], [`election`]). While it does ([`term`]), four reconcilers go round whenever
 //! the cluster changes, and every ten seconds anyway: what somebody deleted or edited is put right.
 //!
 //! | decides (pure) | applies | writes |
 //! |---|---|---|
 //! | [`autonomy`] | [`nodes`] | AutonomousNodes `yurt-autonomous-nodes`, node condition `Autonomy`, Events |
+//! | [`kubelet_ports`] | [`ports`] | ConfigMap `yurt-kubelet-ports`, label of nodes that share an address |
 //! | [`approval`] | [`requests`] | approval of the tunnel servers' certificate requests |
 //! | [`tunnel_ca`] | [`certificates`] | Secrets and ConfigMap of the tunnel's CA and serving certificate |
 //!
@@ -19,7 +20,9 @@ mod context;
 mod elect;
 mod election;
 mod health;
+mod kubelet_ports;
 mod nodes;
+mod ports;
 mod requests;
 mod term;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde_json::json;
 use yurt_api::names;
 
 use super::autonomy::{self, CONDITION, Change, Verdict};
-use super::context::{Context, Unwritten, label_ours, within};
+use super::context::{Context, Unwritten, label_ours, version, within};
 
 /// Keeps parameter and conditions as the nodes' annotations say.
 pub(super) struct Nodes {
@@ -122,9 +122,8 @@ impl Nodes {
 
     async fn condition(&mut self, node: &Node) -> Result<(), kube::Error> {
         let name = node.name_any();
-        let version = version(node);
         match self.written.get(&name) {
-            Some(&written) if version < written => return Ok(()),
+            Some(&written) if version(node) < written => return Ok(()),
             Some(_) => {
                 self.written.remove(&name);
             }
@@ -139,7 +138,7 @@ impl Nodes {
         let api: Api<Node> = Api::all(self.context.client.clone());
         let params = PatchParams { field_manager: Some(names::CONTROLLER.into()), ..PatchParams::default() };
         let answer = api.patch_status(&name, &params, &Patch::Strategic(patch)).await?;
-        self.written.insert(name.clone(), self::version(&answer));
+        self.written.insert(name.clone(), version(&answer));
         match told {
             Some((verdict, turned)) => {
                 tracing::info!(node = name, autonomous = verdict.on, message = verdict.message, "node");
@@ -213,11 +212,6 @@ fn shown(node: &Node, verdict: &Verdict, turned: bool) -> serde_json::Value {
         condition["lastTransitionTime"] = now.into();
     }
     condition
-}
-
-/// Comparable within one resource (KEP-5504). What cannot be read is never older than anything.
-fn version(node: &Node) -> u128 {
-    node.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u128::MAX)
 }
 
 #[cfg(test)]

@@ -11,10 +11,13 @@ use yurt_node::supervise::{Ended, Tasks};
 use super::certificates::Certificates;
 use super::context::{Context, follow_nodes};
 use super::nodes::{Nodes, Pass};
+use super::ports::KubeletPorts;
 use super::requests::Requests;
 
 /// How often everything is looked at although nothing seems to have changed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Kubelet ports are looked at no more often than that: nodes change all the time, and mostly by a heartbeat.
+const PORTS_PAUSE: Duration = Duration::from_secs(1);
 /// A reconciler is dropped where it waits; there is nothing that could take this long.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -40,6 +43,8 @@ impl Term {
         let context = Arc::new(Context { client, namespace, identity, nodes });
         term.tasks.part("the watch on nodes", follow);
         term.part("the reconciler of autonomy", autonomy(context.clone()));
+        let ports = kubelet_ports(context.clone(), config_file.clone());
+        term.part("the reconciler of kubelet ports", ports);
         term.part("the reconciler of certificates", certificates(context.clone(), config_file));
         term.part("the reconciler of certificate requests", approvals(context));
         term
@@ -90,6 +95,24 @@ async fn autonomy(context: Arc<Context>) {
                 Err(_) => return,
             },
         }
+    }
+}
+
+async fn kubelet_ports(context: Arc<Context>, config_file: PathBuf) {
+    let mut changes = context.nodes.changes();
+    context.nodes.ready().await;
+    let mut reconciler = KubeletPorts::new(context, config_file);
+    let mut again = tokio::time::interval(AGAIN);
+    loop {
+        tokio::select! {
+            _ = again.tick() => reconciler.reconcile(Pass::Full).await,
+            changed = changes.changed() => match changed {
+                Ok(()) => reconciler.reconcile(Pass::Changed).await,
+                // Nobody follows the nodes any more.
+                Err(_) => return,
+            },
+        }
+        tokio::time::sleep(PORTS_PAUSE).await;
     }
 }
 

@@ -17,6 +17,7 @@ use yurt_api::names::HUB_POD_IPV6;
 use yurt_node::link::LinkState;
 
 use crate::clock::Boot;
+use crate::last_read::LastRead;
 use crate::link::Link;
 use crate::node_client::NodeClient;
 use crate::store::{Bucket, Store, StoreError};
@@ -41,7 +42,7 @@ pub(crate) struct ApiServers {
     client: NodeClient,
     upstream: Upstream,
     link: Link,
-    boot: Boot,
+    last_read: LastRead,
     known: Vec<SocketAddr>,
     /// For the tunnel agent: beside an API server there is a tunnel server.
     told: watch::Sender<Vec<SocketAddr>>,
@@ -59,7 +60,8 @@ impl ApiServers {
         let known: Vec<_> = known.into_iter().filter(|address| is_servers(address.ip())).take(MOST).collect();
         upstream.found(&known);
         let told = watch::Sender::new(known.clone());
-        Self { store, client, upstream, link, boot, known, told }
+        let last_read = LastRead::of(store.clone(), boot, READ);
+        Self { store, client, upstream, link, last_read, known, told }
     }
 
     /// Those that are known, on the disk at first.
@@ -87,11 +89,7 @@ impl ApiServers {
 
     /// How long they need not be read.
     fn not_before(&self) -> Duration {
-        let read = self.store.get(Bucket::Misc, READ).ok().flatten();
-        let read =
-            read.filter(|_| !self.known.is_empty()).and_then(|value| serde_json::from_slice(&value).ok());
-        let age = read.and_then(|read| self.boot.since(&read));
-        age.map_or(Duration::ZERO, |age| PERIOD.saturating_sub(age))
+        if self.known.is_empty() { Duration::ZERO } else { self.last_read.not_before(PERIOD) }
     }
 
     /// Whether the API server has told.
@@ -109,7 +107,7 @@ impl ApiServers {
             return true;
         }
         if found == self.known {
-            self.keep_moment().await;
+            self.last_read.is_now().await;
             return true;
         }
         tracing::info!(servers = ?found, "API servers of the cluster");
@@ -123,19 +121,11 @@ impl ApiServers {
             Ok(()) => {
                 self.known = found;
                 // Not before: a restart would go by the ones of before for an hour.
-                self.keep_moment().await;
+                self.last_read.is_now().await;
             }
             Err(error) => tracing::warn!(%error, "other API servers will not be known after a restart"),
         }
         true
-    }
-
-    /// They were read, and what was read is on the disk.
-    async fn keep_moment(&self) {
-        let read = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
-        if let Err(error) = self.store.put(Bucket::Misc, READ, &read).await {
-            tracing::debug!(%error, "a restart reads them again");
-        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::request::jwks::{Keys, MAX_KEYS, Signature};
 use crate::wire::endpoint_slice::{self, Edit};
 use crate::wire::frame::{decode_event, encode_event};
 use crate::wire::list::{ListSize, ListWriter};
+use crate::wire::node;
 use crate::wire::object::{decode_object, encode_object, with_resource_version};
 use crate::wire::query::Query;
 use crate::wire::selectable::Selectable;
@@ -148,7 +149,7 @@ fn events(encoding: Encoding, stream: &[u8], step: usize) -> Vec<Event> {
     events
 }
 
-/// One object: it can be passed on, also with another resourceVersion.
+/// One object: it can be passed on, also with another resourceVersion, and a Node with another kubelet port.
 pub fn object(input: &[u8]) {
     let Some((encoding, body)) = encoding(input) else { return };
     let Ok((kind, item)) = decode_object(encoding, &Bytes::copy_from_slice(body)) else { return };
@@ -159,6 +160,11 @@ pub fn object(input: &[u8]) {
         let changed = decode_object(encoding, &encode_object(encoding, &kind, &changed));
         let meta = changed.map(|(_, changed)| (changed.meta.name, changed.meta.namespace));
         assert_eq!(meta, Ok((item.meta.name, item.meta.namespace)));
+    }
+    if let Ok(changed) = node::with_port(encoding, &item.body, 40_000) {
+        let read = |body| node::read(encoding, body).map(|node| (node.name, node.uid, node.given));
+        assert_eq!(read(&changed), read(&item.body));
+        assert_eq!(node::read(encoding, &changed).ok().and_then(|node| node.published), Some(40_000));
     }
 }
 

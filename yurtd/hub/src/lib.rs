@@ -17,10 +17,12 @@ mod doctor;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod last_read;
 mod limits;
 mod link;
 mod node_client;
 mod offline;
+mod own_node;
 mod replica;
 mod request;
 mod routes;
@@ -52,6 +54,7 @@ use self::caller::Permit;
 use self::certificate::Certificates;
 use self::clock::Boot;
 use self::filter::Filters;
+use self::last_read::LastRead;
 use self::limits::{Accounts, Observed};
 use self::link::Link;
 use self::node_client::NodeClient;
@@ -71,7 +74,9 @@ use self::serve::{Hub, listener, server_tls};
 use self::service_addresses::ServiceAddresses;
 use self::store::{Opened, Store};
 use self::upstream::{Upstream, UpstreamConfig};
+use self::view::Lookup;
 use self::way_in::{Grounds, Keeper as WayInKeeper, State};
+use self::wire::{Encoding, Resource};
 
 pub use self::doctor::{Came, Doctor};
 pub use self::serve::health::Readiness;
@@ -150,12 +155,22 @@ impl Server {
         let boot = boot.unwrap_or_default();
         let this_boot = Boot::new(&boot);
         let views = Views::load(&store, &upstream, &link, &node_permit, &this_boot, tasks)?;
+        let own_node = views.own_node().clone();
+        own_node.listens_at(&config.kubelet_address);
+        let nodes = Resource::new("", "v1", "nodes");
+        if let Lookup::Found { body, .. } = views.lookup(&node_permit, &nodes, None, node, &[Encoding::Json])
+        {
+            own_node.known(&body);
+        }
         let client = NodeClient::new(upstream.clone());
+        let publish = own_node::publish(own_node, client.clone(), link.clone(), stop.clone());
+        tasks.part("the kubelet port in the Node's status", publish);
         let (for_client, for_link) = (client.clone(), link.clone());
-        let servers = ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot);
+        let servers =
+            ApiServers::open(store.clone(), for_client, upstream.clone(), for_link, this_boot.clone());
         let api_servers = servers.known();
         tasks.part("the look for other API servers", servers.run(stop.clone()));
-        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node);
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), node, &this_boot);
         let (keys, ended) = (issuer.clone(), stop.clone());
         tasks.part("the keys of the cluster's tokens", async move {
             tokio::select! {
@@ -177,7 +192,7 @@ impl Server {
                 () = guard.run() => {}
             }
         });
-        let last_read = discovery::LastRead::of(store.clone(), Boot::new(&boot));
+        let last_read = LastRead::of(store.clone(), this_boot, discovery::READ);
         let offline = Offline::open(store, views.clone(), node, &config.kubelet_version, boot.trim()).await;
         let offline = Arc::new(offline);
         let domain = config.cluster_domain.as_deref();

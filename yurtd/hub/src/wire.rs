@@ -21,6 +21,7 @@ pub(crate) mod endpoint_slice;
 pub(crate) mod frame;
 pub(crate) mod json;
 pub(crate) mod list;
+pub(crate) mod node;
 pub(crate) mod object;
 pub(crate) mod proto;
 pub(crate) mod query;

@@ -127,6 +127,8 @@ pub(crate) struct Engine<S, C> {
     pub(super) hub_said: Option<(String, u32, String)>,
     /// Why pods come to the hub by another way than the hub was told.
     pub(super) way_in_why: Option<String>,
+    /// Somebody else has stopped kubelet.
+    pub(super) kubelet_stopped: bool,
     /// What the tunnel agent says.
     pub(super) tunnel: Words,
 }
@@ -156,6 +158,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             verified: None,
             hub_said: None,
             way_in_why: None,
+            kubelet_stopped: false,
             tunnel: Words::default(),
         }
     }

@@ -12,6 +12,7 @@ use super::engine::{Engine, KeeperError};
 use super::journal::{Journal, Release};
 use super::parts::{Changed, Wanted};
 use super::systemd::Systemd;
+use super::units;
 
 /// Another release is in use.
 const REPLACED: Changed = Changed { program: true, configuration: true };
@@ -51,6 +52,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         let repaired = self.repair(&mut journal).await;
         if let Err(error) = &repaired {
             message = format!("cannot keep the node as it should be: {error}");
+        } else if self.kubelet_stopped && message.is_empty() {
+            message = format!("{} is stopped, and not by the keeper, which leaves it so", units::KUBELET);
         }
         self.say_converted(&journal, &message).await;
         repaired

@@ -49,6 +49,8 @@ pub(crate) struct World {
     kubelet_pid: u32,
     /// Its process has ended, and systemd has not started another one yet.
     pub kubelet_down: bool,
+    /// Somebody has stopped its unit.
+    pub kubelet_stopped: bool,
     /// What a drop-in of somebody else, behind ours, sets the variable to.
     pub foreign_arguments: Option<String>,
     pub kubelet_restarts: u32,
@@ -87,6 +89,8 @@ pub(crate) struct World {
     pub agents_broken: bool,
     /// Agents whose containers end again as soon as somebody has looked at them.
     pub agents_crash: bool,
+    /// The hub cannot say which agents there are: the link was lost before it knew.
+    pub agents_unknown: bool,
     /// Their pods are deleted when a container of theirs is ended.
     pub delete_ended_agents: bool,
     /// The link goes down when the next one is restarted.
@@ -217,6 +221,7 @@ impl World {
             kubelet_arguments: VANILLA_ARGUMENTS.into(),
             kubelet_pid: 100,
             kubelet_down: false,
+            kubelet_stopped: false,
             foreign_arguments: None,
             kubelet_restarts: 0,
             hub_restarts: 0,
@@ -242,6 +247,7 @@ impl World {
             agents_crash: false,
             delete_ended_agents: false,
             cut_at_first_agent: false,
+            agents_unknown: false,
             address_held: false,
             table_held: false,
             holder: Holder::default(),
@@ -285,6 +291,7 @@ impl World {
     }
 
     fn start_kubelet(&mut self) {
+        self.kubelet_stopped = false;
         if let Some(id) = self.late.take() {
             self.start_anew(&id);
         }

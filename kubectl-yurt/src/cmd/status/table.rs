@@ -45,7 +45,7 @@ pub(super) fn print(
     }
     let mut headings = vec!["NODE", "ROLE", "STATE", "READY", "AUTONOMY", "TUNNEL", "VERSION"];
     if wide {
-        headings.extend(["KUBELET", "WAY IN", "DETAIL"]);
+        headings.extend(["KUBELET", "ENDPOINT", "WAY IN", "DETAIL"]);
     }
     let mut table = Table::new(&headings);
     for node in nodes {
@@ -81,6 +81,7 @@ pub(super) fn print(
             let way_in = node.way_in.as_ref().map(|way_in| way_in.way.name());
             row.extend([
                 plain(&node.kubelet),
+                plain(or_none(node.kubelet_endpoint.as_deref())),
                 plain(or_none(way_in)),
                 plain(or_none(node.detail.as_deref())),
             ]);

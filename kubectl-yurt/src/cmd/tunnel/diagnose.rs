@@ -17,7 +17,7 @@ use kube::{Api, Client, api::ListParams};
 use serde_json::json;
 use yurt_api::{
     diagnosis::{Check, Diagnosis, Verdict},
-    status::{RedirectState, RedirectStatus, TunnelFault},
+    status::{AgentStatus, RedirectState, RedirectStatus, TunnelFault},
 };
 
 use crate::{
@@ -103,6 +103,8 @@ async fn walk(session: &Session, name: &str) -> Result<Vec<Check>, Error> {
     }
     walks.sort_by_key(|(lacks, _)| *lacks);
     let connected = found.has(name);
+    let seen = found.agents.values().find(|agent| agent.node == name);
+    checks.extend(seen.and_then(of_address));
     if let Some((_, tunnel)) = walks.first() {
         match ask(tunnel, name).await {
             Ok(diagnosis) => checks.extend(told(diagnosis.checks, age)),
@@ -192,6 +194,23 @@ fn of_redirect(redirect: &RedirectStatus) -> Check {
             "plain kubectl logs, exec and port-forward fail there; `kubectl yurt logs` and exec do not need the rules",
         ),
     }
+}
+
+/// Whether the rules lead to this node; a server of before does not say.
+fn of_address(agent: &AgentStatus) -> Option<Check> {
+    let (check, redirected, not_redirected) = ("rules", &agent.redirected, &agent.not_redirected);
+    if !redirected.is_empty() {
+        return Some(Check::passed(check, format!("its kubelet is found at {}", redirected.join(", "))));
+    }
+    (!not_redirected.is_empty()).then(|| {
+        Check::failed(
+            check,
+            "NotRedirected",
+            not_redirected.join("; "),
+            "where another node has the address this one gets a kubelet port some seconds after both are converted; \
+             `kubectl yurt logs` and exec do not need it",
+        )
+    })
 }
 
 async fn ask(tunnel: &Tunnel, node: &str) -> Result<Diagnosis, String> {
@@ -419,6 +438,15 @@ mod tests {
             message: "the kernel refuses".into(),
         };
         assert_eq!(code(&of_redirect(&of(RedirectState::Failing))), Some("RulesMissing"));
+        let mut agent: AgentStatus = serde_json::from_value(json!({ "node": "edge-1", "server": "cp-1",
+            "version": "yurtd/0.1.0", "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z",
+            "rttMicros": 1, "streams": 0, "bytesSent": 0, "bytesReceived": 0 }))
+        .unwrap();
+        assert_eq!(of_address(&agent), None);
+        agent.not_redirected.push("192.168.0.100:10250: it is an address of edge-2 too".into());
+        assert_eq!(code(&of_address(&agent).unwrap()), Some("NotRedirected"));
+        agent.redirected.push("192.168.0.100:40000".into());
+        assert_eq!(of_address(&agent).unwrap().message, "its kubelet is found at 192.168.0.100:40000");
         let well = of_redirect(&of(RedirectState::InPlace));
         assert!(well.verdict == Verdict::Passed && well.message.contains("changed them 1 times"), "{well:?}");
     }

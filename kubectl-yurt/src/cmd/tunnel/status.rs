@@ -104,7 +104,8 @@ impl Look {
     fn standing(&self) -> BTreeMap<String, String> {
         let there = self.found.agents.iter().map(|(holds, agent)| {
             let times = agent.duplicate.as_ref().map_or(0, |duplicate| duplicate.times);
-            let stand = format!("{} {} {times}", agent.connected_since, agent.version);
+            let AgentStatus { connected_since, version, redirected, .. } = agent;
+            let stand = format!("{connected_since} {version} {times} {redirected:?}");
             (line(holds), stand)
         });
         let away = self.away.iter().map(|away| (away.node.clone(), format!("{:?}", away.last)));
@@ -202,8 +203,11 @@ fn print<'a>(
         console.note("No edge node is connected.");
         return Ok(());
     }
-    for copied in agents.clone().filter_map(copied) {
-        console.warn(copied);
+    // Several servers may say the same.
+    let troubles: BTreeSet<String> =
+        agents.clone().filter_map(copied).chain(agents.clone().filter_map(unreachable)).collect();
+    for trouble in troubles {
+        console.warn(trouble);
     }
     console.raw(table(agents, away, wide, jiff::Timestamp::now()).render(&console))
 }
@@ -214,8 +218,18 @@ fn table<'a>(
     wide: bool,
     now: jiff::Timestamp,
 ) -> Table {
-    let mut headings =
-        vec!["NODE", "SERVER", "CONNECTED", "RTT", "STREAMS", "SENT", "RECEIVED", "SUPERSEDED", "VERSION"];
+    let mut headings = vec![
+        "NODE",
+        "SERVER",
+        "CONNECTED",
+        "RTT",
+        "STREAMS",
+        "SENT",
+        "RECEIVED",
+        "SUPERSEDED",
+        "KUBELET",
+        "VERSION",
+    ];
     if wide {
         headings.extend(["REMOTE ADDRESS", "WHY NOT"]);
     }
@@ -230,6 +244,7 @@ fn table<'a>(
             plain(bytes(agent.bytes_sent)),
             plain(bytes(agent.bytes_received)),
             superseded(agent, now),
+            kubelet(agent),
             plain(&agent.version),
         ];
         if wide {
@@ -252,6 +267,22 @@ fn table<'a>(
         table.row(row);
     }
     table
+}
+
+/// Where plain kubectl finds the node's kubelet. A server of before does not say.
+fn kubelet(agent: &AgentStatus) -> (String, Option<Tone>) {
+    match (&agent.redirected[..], &agent.not_redirected[..]) {
+        ([], []) => plain("<none>"),
+        ([], _) => ("not redirected".to_owned(), Some(Tone::Bad)),
+        (redirected, _) => plain(redirected.join(",")),
+    }
+}
+
+/// Why plain kubectl does not find a node's kubelet.
+fn unreachable(agent: &AgentStatus) -> Option<String> {
+    let why = agent.redirected.is_empty() && !agent.not_redirected.is_empty();
+    let faults = agent.not_redirected.join("; ");
+    why.then(|| format!("node {}: plain kubectl does not find its kubelet: {faults}", agent.node))
 }
 
 /// How often and when, as kubectl shows restarts.
@@ -284,8 +315,9 @@ mod tests {
             let mut agent = json!({ "node": node, "server": "cp-1", "version": "yurtd/0.1.0",
                 "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z", "rttMicros": 41_000,
                 "streams": 1, "bytesSent": 0, "bytesReceived": 0 });
-            if !duplicate.is_null() {
-                agent["duplicate"] = duplicate;
+            match duplicate.is_null() {
+                true => agent["redirected"] = json!(["192.168.0.100:40000"]),
+                false => agent["duplicate"] = duplicate,
             }
             serde_json::from_value(agent).unwrap()
         };
@@ -302,11 +334,11 @@ mod tests {
         let now = "2026-11-28T08:02:00Z".parse().unwrap();
         assert_eq!(
             table(agents.iter(), &away, false, now).render(&console),
-            "NODE     SERVER   CONNECTED       RTT      STREAMS   SENT     RECEIVED   SUPERSEDED    VERSION\n\
-             edge-1   cp-1     2m0s            41ms     1         0B       0B         0             yurtd/0.1.0\n\
-             edge-2   cp-1     2m0s            41ms     1         0B       0B         7 (40s ago)   yurtd/0.1.0\n\
-             edge-3   cp-1     no, for 1m30s   <none>   <none>    <none>   <none>     <none>        <none>\n\
-             edge-4   <none>   no              <none>   <none>    <none>   <none>     <none>        <none>\n"
+            "NODE     SERVER   CONNECTED       RTT      STREAMS   SENT     RECEIVED   SUPERSEDED    KUBELET               VERSION\n\
+             edge-1   cp-1     2m0s            41ms     1         0B       0B         0             192.168.0.100:40000   yurtd/0.1.0\n\
+             edge-2   cp-1     2m0s            41ms     1         0B       0B         7 (40s ago)   <none>                yurtd/0.1.0\n\
+             edge-3   cp-1     no, for 1m30s   <none>   <none>    <none>   <none>     <none>        <none>                <none>\n\
+             edge-4   <none>   no              <none>   <none>    <none>   <none>     <none>        <none>                <none>\n"
         );
         let wide = table(agents.iter(), &away, true, now).render(&console);
         assert!(wide.contains("cp-1") && wide.contains("the other side does not answer any more"), "{wide}");
@@ -317,5 +349,19 @@ mod tests {
             "{text}"
         );
         assert_eq!(serde_json::to_value(&agents[1]).unwrap()["duplicate"], found);
+    }
+
+    #[test]
+    fn a_kubelet_that_plain_kubectl_does_not_find_is_said_with_the_reason() {
+        let agent: AgentStatus = serde_json::from_value(json!({ "node": "edge-1", "server": "cp-1",
+            "version": "yurtd/0.1.0", "remoteAddress": "192.0.2.7:40000", "connectedSince": "2026-11-28T08:00:00Z",
+            "rttMicros": 41_000, "streams": 1, "bytesSent": 0, "bytesReceived": 0,
+            "notRedirected": ["192.168.0.100:10250: it is an address of edge-2 too"] }))
+        .unwrap();
+        assert_eq!(kubelet(&agent).0, "not redirected");
+        assert_eq!(
+            unreachable(&agent).unwrap(),
+            "node edge-1: plain kubectl does not find its kubelet: 192.168.0.100:10250: it is an address of edge-2 too"
+        );
     }
 }

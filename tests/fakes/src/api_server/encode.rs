@@ -2,7 +2,7 @@
 //!
 //! In protobuf the metadata is real and the rest is not: the entries of `data` are field 2, as they are in a ConfigMap,
 //! and everything else is JSON text in a field that no kind has. EndpointSlices are real but for their ports, and of a
-//! Service what is asked for by selectors and addresses.
+//! Service what is asked for by selectors and addresses, of a Node its kubelet's port.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -245,9 +245,24 @@ fn protobuf(object: &Value) -> Message {
     if object["kind"] == "Service" && object["spec"].is_object() {
         out.bytes(2, &service_spec(&object["spec"]).0);
     }
+    if object["kind"] == "Node"
+        && let Some(port) =
+            object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64)
+    {
+        out.bytes(3, &node_status(port).0);
+    }
     if !rest.is_empty() {
         out.text(REST, &Value::Object(rest).to_string());
     }
+    out
+}
+
+/// NodeStatus{daemonEndpoints 6 {kubeletEndpoint 1 {Port 1}}}.
+fn node_status(port: u64) -> Message {
+    let (mut endpoint, mut endpoints, mut out) = (Message::default(), Message::default(), Message::default());
+    endpoint.varint(1, port);
+    endpoints.bytes(1, &endpoint.0);
+    out.bytes(6, &endpoints.0);
     out
 }
 

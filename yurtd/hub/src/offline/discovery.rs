@@ -17,12 +17,11 @@ use yurt_node::link::LinkState;
 
 use super::remember::{Keep, Key, Owner};
 use super::{Answer, IGNORED_PARAMETERS, Offline, OfflineError, header};
-use crate::clock::Boot;
+use crate::last_read::LastRead;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::request::RequestInfo;
 use crate::request::accept::{media_type, media_types};
-use crate::store::{Bucket, Store};
 
 /// In the words of client-go.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
@@ -35,8 +34,8 @@ const LIMIT: usize = 1 << 20;
 const SETTLED: Duration = Duration::from_secs(3);
 /// Somebody defines a new kind now and then.
 const AGAIN: Duration = Duration::from_secs(6 * 3600);
-/// Key in [`Bucket::Misc`].
-const READ: &[u8] = b"discovery-read";
+/// When both were read: the key of a [`LastRead`].
+pub(crate) const READ: &[u8] = b"discovery-read";
 /// After a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(300);
 
@@ -110,34 +109,6 @@ impl Offline {
     }
 }
 
-/// When both were read, over the ends of processes.
-pub(crate) struct LastRead {
-    store: Store,
-    boot: Boot,
-}
-
-impl LastRead {
-    /// As it is in the store.
-    pub(crate) fn of(store: Store, boot: Boot) -> Self {
-        Self { store, boot }
-    }
-
-    /// How long they need not be read: a process that is started again goes on where the one before was.
-    fn not_before(&self) -> Duration {
-        let read = self.store.get(Bucket::Misc, READ).ok().flatten();
-        let read = read.and_then(|value| serde_json::from_slice(&value).ok());
-        let age = read.and_then(|read| self.boot.since(&read));
-        age.map_or(Duration::ZERO, |age| AGAIN.saturating_sub(age))
-    }
-
-    async fn is_now(&self) {
-        let now = serde_json::to_vec(&self.boot.moment()).unwrap_or_default();
-        if let Err(error) = self.store.put(Bucket::Misc, READ, &now).await {
-            tracing::debug!(%error, "a restart reads discovery again");
-        }
-    }
-}
-
 /// Keeps discovery for the time without a link. Ends with `stop`.
 pub(crate) async fn run(
     offline: Arc<Offline>,
@@ -148,7 +119,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let mut state = link.subscribe();
-    let mut due = Instant::now() + last_read.not_before();
+    let mut due = Instant::now() + last_read.not_before(AGAIN);
     loop {
         let online = tokio::select! {
             () = stop.cancelled() => return,
@@ -189,21 +160,10 @@ mod tests {
 
     use super::*;
     use crate::caller::Permit;
+    use crate::clock::Boot;
     use crate::replica::Views;
+    use crate::store::Store;
     use crate::upstream::{Upstream, UpstreamConfig};
-
-    #[tokio::test]
-    async fn a_process_that_is_started_again_goes_on_where_the_one_before_was_in_the_same_boot() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open_with(dir.path(), 1 << 20).unwrap();
-        let last_read = LastRead::of(store.clone(), Boot::new("one"));
-        assert_eq!(last_read.not_before(), Duration::ZERO);
-        last_read.is_now().await;
-        for (boot, is_due) in [("one", false), ("two", true)] {
-            let last_read = LastRead::of(store.clone(), Boot::new(boot));
-            assert_eq!(last_read.not_before() == Duration::ZERO, is_due, "{boot}");
-        }
-    }
 
     #[tokio::test]
     async fn what_has_not_changed_costs_a_head_in_the_next_boot() {
@@ -218,12 +178,12 @@ mod tests {
             let offline = Offline::open(store.clone(), views.clone(), "edge", "v1.36.3", boot).await;
             let (offline, end) = (Arc::new(offline), CancellationToken::new());
             let client = NodeClient::new(upstream.clone());
-            let last_read = || LastRead::of(store.clone(), Boot::new(boot));
+            let last_read = || LastRead::of(store.clone(), Boot::new(boot), READ);
             let user = node.identity().as_str().to_owned();
             let reading = run(offline.clone(), client, user, link.clone(), last_read(), end.clone());
             let reading = tokio::spawn(reading);
             let read = async {
-                while last_read().not_before() == Duration::ZERO {
+                while last_read().age().is_none() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };

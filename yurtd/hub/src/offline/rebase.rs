@@ -206,8 +206,13 @@ impl Rebase {
         let schema = if object.plural == "nodes" { &strategic::NODE } else { &strategic::POD };
         let Some(patch) = change.patch(&present, schema) else { return Ok(()) };
         let content_type = PatchType::StrategicMerge.content_type();
-        let patched =
-            self.client.patch(&object.status_path(), content_type, patch.to_string().into()).await?;
+        let mut body = patch.to_string().into();
+        if object.plural == "nodes"
+            && let Some(sent) = self.offline.views().own_node().sent_as(content_type, &body, true)
+        {
+            body = sent;
+        }
+        let patched = self.client.patch(&object.status_path(), content_type, body).await?;
         let version =
             patched["metadata"]["resourceVersion"].as_str().and_then(|version| version.parse().ok());
         if let Some(version) = version {

@@ -17,6 +17,7 @@ use super::views::Inner;
 use crate::caller::{Identity, Permit};
 use crate::limits::LARGE_PAGES;
 use crate::link::Link;
+use crate::own_node::OwnNode;
 use crate::store::Store;
 use crate::upstream::Upstream;
 use crate::view::overlay::Overlay;
@@ -41,6 +42,7 @@ impl Task {
 pub(super) struct Followers {
     store: Store,
     overlay: Overlay,
+    own_node: OwnNode,
     upstream: Upstream,
     link: Link,
     stop: CancellationToken,
@@ -56,7 +58,7 @@ pub(super) struct Followers {
 impl Followers {
     pub(super) fn new(
         store: Store,
-        overlay: Overlay,
+        (overlay, own_node): (Overlay, OwnNode),
         upstream: &Upstream,
         link: &Link,
         stop: CancellationToken,
@@ -66,6 +68,7 @@ impl Followers {
         Self {
             store,
             overlay,
+            own_node,
             upstream: upstream.for_views(),
             link: link.clone(),
             stop,
@@ -99,6 +102,7 @@ impl Followers {
             view: Arc::clone(view),
             store: self.store.clone(),
             overlay: self.overlay.clone(),
+            own_node: self.own_node.clone(),
             upstream: self.upstream.clone(),
             link: self.link.subscribe(),
             credentials,

@@ -18,6 +18,7 @@ use super::fetch::FetchError;
 use super::step::{Action, Outcome, Step};
 use crate::caller::Credential;
 use crate::clock;
+use crate::own_node::OwnNode;
 use crate::store::{Durability, Store, StoreError, Table};
 use crate::upstream::{Upstream, jitter};
 use crate::view::overlay::Overlay;
@@ -51,6 +52,8 @@ pub(super) struct Reflector {
     pub(super) store: Store,
     /// What EndpointSlices show of the node's own pods.
     pub(super) overlay: Overlay,
+    /// As which Node the node's own one is seen.
+    pub(super) own_node: OwnNode,
     pub(super) upstream: Upstream,
     pub(super) link: channel::Receiver<LinkState>,
     pub(super) credentials: Live,

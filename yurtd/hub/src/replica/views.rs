@@ -11,6 +11,7 @@ use super::{Start, kept};
 use crate::caller::{Identity, Permit};
 use crate::clock::{self, Boot};
 use crate::link::Link;
+use crate::own_node::OwnNode;
 use crate::store::{Store, StoreError, StoreStats};
 use crate::upstream::Upstream;
 use crate::view::catalogue::Catalogue;
@@ -41,6 +42,7 @@ pub(super) struct Inner {
     pub(super) store: Store,
     /// What EndpointSlices show of the node's own pods.
     pub(super) overlay: Overlay,
+    pub(super) own_node: OwnNode,
     pub(super) link: Link,
     pub(super) boot: Boot,
     /// The hub's own work for its node.
@@ -79,12 +81,12 @@ impl Views {
     ) -> Result<Self, StoreError> {
         let stop = tasks.stop().clone();
         let (catalogue, damaged) = Catalogue::load(store.read_only(), node.identity())?;
-        let overlay = Overlay::default();
+        let (overlay, own_node) = (Overlay::default(), OwnNode::of(node));
         let inner = Arc::new_cyclic(|inner| Inner {
             catalogue,
             followers: Followers::new(
                 store.clone(),
-                overlay.clone(),
+                (overlay.clone(), own_node.clone()),
                 upstream,
                 link,
                 stop.clone(),
@@ -93,6 +95,7 @@ impl Views {
             ),
             store: store.clone(),
             overlay,
+            own_node,
             link: link.clone(),
             boot: boot.clone(),
             node: node.clone(),
@@ -122,6 +125,11 @@ impl Views {
             }
         });
         Ok(views)
+    }
+
+    /// What is known of the node's own Node.
+    pub(crate) fn own_node(&self) -> &OwnNode {
+        &self.inner.own_node
     }
 
     /// Finds or starts the view (with the permit's credential when online) and waits for its first complete list, or

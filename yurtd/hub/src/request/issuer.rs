@@ -1,7 +1,8 @@
 //! The cluster's issuer of ServiceAccount tokens, as the node knows it: its name, its [`Keys`] and for whom the tokens
 //! are that the API server takes. It is asked for with the node's own credential (a ClusterRoleBinding of ours lets
-//! nodes read it), kept on the disk, and asked for again after an hour or so, after a cut, and when a token names a key
-//! that is not known (OpenID Connect Discovery 1.0; Kubernetes: *ServiceAccount token issuer discovery*).
+//! nodes read it), kept on the disk, and asked for again after an hour or so, over the ends of processes, after a cut,
+//! and when a token names a key that is not known (OpenID Connect Discovery 1.0; Kubernetes: *ServiceAccount token
+//! issuer discovery*).
 //!
 //! It decides two things, and nothing else:
 //!
@@ -30,7 +31,8 @@ use super::jwks::{Keys, Signature};
 pub(crate) use claims::{NotGood, claims_of};
 
 use crate::caller::Identity;
-use crate::clock::{self, DAY};
+use crate::clock::{self, Boot, DAY};
+use crate::last_read::LastRead;
 use crate::link::Link;
 use crate::node_client::{CallError, NodeClient};
 use crate::store::{Bucket, Durability, Store, StoreError, Table, Tx, bucket_key};
@@ -39,6 +41,8 @@ use claims::Claims;
 
 /// Key in [`Bucket::Misc`].
 const KEY: &[u8] = b"issuer";
+/// And when the API server last gave it.
+const READ: &[u8] = b"issuer-read";
 const CONFIGURATION: &str = "/.well-known/openid-configuration";
 const KEYS: &str = "/openid/v1/jwks";
 /// What the API server says the keys are; it gives them to nobody who does not take that.
@@ -79,7 +83,7 @@ struct Record {
 struct Known {
     record: Record,
     keys: Keys,
-    /// When the API server last gave them in this process' life.
+    /// When the API server last gave them, in this boot.
     confirmed: Option<Instant>,
 }
 
@@ -127,6 +131,7 @@ struct Inner {
     client: NodeClient,
     link: Link,
     node_name: String,
+    last_read: LastRead,
     known: ArcSwapOption<Known>,
     /// Held while that is replaced.
     changing: Mutex<()>,
@@ -142,18 +147,21 @@ struct Inner {
 
 impl Issuer {
     /// Reads what is on the disk.
-    pub(crate) fn open(store: Store, client: NodeClient, link: Link, node_name: &str) -> Self {
+    pub(crate) fn open(store: Store, client: NodeClient, link: Link, node_name: &str, boot: &Boot) -> Self {
         let stored = store.get(Bucket::Misc, KEY).unwrap_or_else(|error| {
             tracing::error!(%error, "the keys of the cluster's tokens cannot be read");
             None
         });
         let record = stored.and_then(|value| serde_json::from_slice::<Record>(&value).ok());
-        let known = record.and_then(|record| Known::of(record, None).ok());
+        let last_read = LastRead::of(store.clone(), boot.clone(), READ);
+        let confirmed = last_read.age().and_then(|age| Instant::now().checked_sub(age));
+        let known = record.and_then(|record| Known::of(record, confirmed).ok());
         let inner = Inner {
             store,
             client,
             link,
             node_name: node_name.to_owned(),
+            last_read,
             written: ArcSwapOption::from(known.as_ref().map(|known| Arc::new(known.record.clone()))),
             known: ArcSwapOption::from(known.map(Arc::new)),
             changing: Mutex::default(),
@@ -169,6 +177,12 @@ impl Issuer {
     pub(crate) fn figures(&self) -> (usize, u64) {
         let keys = self.inner.known.load().as_ref().map_or(0, |known| known.keys.len());
         (keys, self.inner.forged.load(Ordering::Relaxed))
+    }
+
+    /// Whether the next process knows what this one does, and since when.
+    #[cfg(test)]
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_written() && self.inner.last_read.age().is_some()
     }
 
     /// The claims of a token of this issuer's, and what its signature is worth.
@@ -286,13 +300,18 @@ impl Issuer {
         }
     }
 
+    /// Whether what is known is on the disk.
+    fn is_written(&self) -> bool {
+        let (known, written) = (self.inner.known.load_full(), self.inner.written.load());
+        known.is_some_and(|known| known.record.is_almost(written.as_deref()))
+    }
+
     /// Writes what is known when it is this one's turn, which is the newest whoever comes first.
     async fn write(&self) -> Result<(), StoreError> {
-        let inner = Arc::clone(&self.inner);
-        let is_new = |known: &Known| !known.record.is_almost(inner.written.load().as_deref());
-        if !inner.known.load().as_deref().is_some_and(is_new) {
+        if self.inner.known.load().is_none() || self.is_written() {
             return Ok(());
         }
+        let inner = Arc::clone(&self.inner);
         let (store, to_write) = (self.inner.store.clone(), Arc::clone(&inner));
         let write = move |tx: &mut Tx<'_>| {
             let Some(known) = to_write.known.load_full() else { return Ok(None) };
@@ -309,11 +328,20 @@ impl Issuer {
         store.write_then(Durability::Durable, write, then).await.map(drop)
     }
 
+    /// When the keys were last fetched, and how long after that, or from now on, they are fetched next.
+    fn begins(&self) -> (Option<Instant>, Duration) {
+        match self.inner.known.load().as_ref().map(|known| known.confirmed) {
+            None => (None, Duration::ZERO),
+            Some(None) => (None, SPREAD.mul_f64(jitter())),
+            // A process that is started again goes on where the one before was.
+            Some(last) => (last, PERIOD.mul_f64(0.75 + 0.5 * jitter())),
+        }
+    }
+
     /// Keeps the keys up to date whenever there is a link.
     pub(crate) async fn run(self) {
         let mut link = self.inner.link.subscribe();
-        let mut last: Option<Instant> = None;
-        let mut pause = SPREAD.mul_f64(if self.inner.known.load().is_some() { jitter() } else { 0.0 });
+        let (mut last, mut pause) = self.begins();
         let mut failures = 0;
         while link.wait_for(|state| *state == LinkState::Online).await.is_ok() {
             let due = last.unwrap_or_else(Instant::now) + pause;
@@ -363,6 +391,9 @@ impl Issuer {
         }
         Keys::parse(&keys).map_err(FetchError::Malformed)?;
         self.fetched(issuer, keys).await;
+        if self.is_written() {
+            self.inner.last_read.is_now().await;
+        }
         Ok(())
     }
 

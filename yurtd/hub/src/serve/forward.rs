@@ -22,6 +22,7 @@ use crate::caller::Permit;
 use crate::filter::{Filter, FilterError};
 use crate::limits::Collected;
 use crate::offline::observe::Observer;
+use crate::own_node::Shape;
 use crate::upstream::{self, RequestBody, UpstreamError};
 use crate::wire::{Encoding, FrameDecoder};
 use yurt_node::link::LinkState;
@@ -96,13 +97,27 @@ pub(crate) async fn relay_filtered(
     if response.status() != StatusCode::OK || !json || !readable {
         return Ok(relay(hub, response, observer));
     }
+    let (headers, body) = whole(hub, response).await?;
+    if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {
+        hub.tasks.passing(observer.seen(headers.clone(), body.clone()));
+    }
+    let mut relayed = Response::new(super::respond::full(filter(body)?));
+    *relayed.headers_mut() = headers;
+    Ok(relayed)
+}
+
+/// An answer's headers and all of its body, without its compression.
+async fn whole(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+) -> Result<(HeaderMap, Bytes), UpstreamError> {
     let (parts, body) = response.into_parts();
     let broken = |reason: String| UpstreamError::Broken(reason);
     let mut link = hub.link.subscribe();
     let body = tokio::select! {
         body = Limited::new(body, MAX_FILTERED).collect() => body,
         _ = link.wait_for(|state| *state == LinkState::Offline) => {
-            return Err(broken("the link went down under the answer".to_owned()).into());
+            return Err(broken("the link went down under the answer".to_owned()));
         }
     };
     let body = body.map_err(|error| broken(error.to_string()))?.to_bytes();
@@ -110,12 +125,50 @@ pub(crate) async fn relay_filtered(
     let mut headers = end_to_end(&parts.headers);
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);
+    Ok((headers, body))
+}
+
+/// An answer about the node's own Node, as it is seen here. The observer gets that, too.
+pub(crate) async fn relay_own_node(
+    hub: &Hub,
+    response: Response<upstream::ResponseBody>,
+    observer: Option<Observer>,
+    shape: Shape,
+) -> Result<Response<Body>, Failure> {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let kind = text(CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    let encoding =
+        [Encoding::Json, Encoding::Protobuf].into_iter().find(|encoding| encoding.content_type() == kind);
+    let packed = text(CONTENT_ENCODING).is_some_and(|packed| packed != "identity");
+    let readable = !packed || (shape != Shape::Watch && text(CONTENT_ENCODING) == Some("gzip"));
+    let Some(encoding) = encoding.filter(|_| readable && response.status() == StatusCode::OK) else {
+        return Ok(relay(hub, response, observer));
+    };
+    let own_node = hub.views.own_node().clone();
+    if shape == Shape::Watch {
+        let change = move |event: Bytes| {
+            let changed = own_node.seen_of(Shape::Watch, encoding, &event);
+            Ok(changed.unwrap_or_else(|| framed(encoding, event)))
+        };
+        return Ok(relay_changed_watch(response, encoding, change));
+    }
+    let (headers, body) = whole(hub, response).await?;
+    let body = own_node.seen_of(shape, encoding, &body).unwrap_or(body);
     if let Some(observer) = observer.filter(|observer| body.len() <= observer.limit()) {
         hub.tasks.passing(observer.seen(headers.clone(), body.clone()));
     }
-    let mut relayed = Response::new(super::respond::full(filter(body)?));
+    let mut relayed = Response::new(super::respond::full(body));
     *relayed.headers_mut() = headers;
     Ok(relayed)
+}
+
+/// A frame as it is on the wire.
+fn framed(encoding: Encoding, frame: Bytes) -> Bytes {
+    if encoding.is_protobuf() {
+        let length = u32::try_from(frame.len()).unwrap_or_default().to_be_bytes();
+        return [&length[..], &frame[..]].concat().into();
+    }
+    if frame.ends_with(b"\n") { frame } else { [&frame[..], b"\n"].concat().into() }
 }
 
 /// A body without its compression, if it has no more than `limit` bytes then.
@@ -143,8 +196,20 @@ pub(crate) fn relay_filtered_watch(
     if response.status() != StatusCode::OK || !json || !plain {
         return relay(hub, response, None);
     }
+    let change = move |event: Bytes| {
+        filter.event(event).map(|event| framed(Encoding::Json, event)).map_err(BoxError::from)
+    };
+    relay_changed_watch(response, Encoding::Json, change)
+}
+
+/// A watch whose frames are changed one by one.
+fn relay_changed_watch(
+    response: Response<upstream::ResponseBody>,
+    encoding: Encoding,
+    change: impl FnMut(Bytes) -> Result<Bytes, BoxError> + Send + 'static,
+) -> Response<Body> {
     let (parts, body) = response.into_parts();
-    let watch = FilteredWatch { body, frames: FrameDecoder::new(Encoding::Json), filter };
+    let watch = ChangedWatch { body, frames: FrameDecoder::new(encoding), change };
     let events = futures::stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
         let event = watch.next().await?;
@@ -157,22 +222,18 @@ pub(crate) fn relay_filtered_watch(
     relayed
 }
 
-struct FilteredWatch {
+struct ChangedWatch<F> {
     body: upstream::ResponseBody,
     frames: FrameDecoder,
-    filter: Filter,
+    change: F,
 }
 
-impl FilteredWatch {
-    /// The next event, as a line.
+impl<F: FnMut(Bytes) -> Result<Bytes, BoxError>> ChangedWatch<F> {
+    /// The next frame.
     async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
         loop {
             match self.frames.next_frame() {
-                Ok(Some(event)) => {
-                    return Some(self.filter.event(event).map_err(Into::into).map(|event| {
-                        if event.ends_with(b"\n") { event } else { [&event[..], b"\n"].concat().into() }
-                    }));
-                }
+                Ok(Some(event)) => return Some((self.change)(event)),
                 Ok(None) => {}
                 Err(error) => return Some(Err(error.into())),
             }

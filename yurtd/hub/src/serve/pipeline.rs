@@ -1,10 +1,12 @@
 //! The way of one request through the hub, in one function: what is to be done is a [`plan`](mod@super::plan), which is
 //! carried out here.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -75,8 +77,8 @@ async fn answer(
     let row = hub.offline.row(&info, &parts, permit);
     let asked = Asked { parts, info, row };
     let limit = if row == Row::OfflineLease && !hub.link.is_online() { MAX_LEASE } else { MAX_BODY };
-    let mut body =
-        if row.needs_body() { Sent::Whole(whole(body, limit).await?) } else { Sent::Stream(Some(body)) };
+    let needs_body = row.needs_body() || hub.views.own_node().is_status_write(&asked.info);
+    let mut body = if needs_body { Sent::Whole(whole(body, limit).await?) } else { Sent::Stream(Some(body)) };
     if let Some(collection) = asked.info.collection.as_ref().filter(|_| !asked.info.upgrade) {
         read::begins(hub, permit, collection).await;
     }
@@ -134,7 +136,22 @@ async fn ask(
         Some(object) => claim(hub, object).await.map(|claim| (object, claim)),
         None => None,
     };
-    let parts = &asked.for_change(forward.change.as_ref()).parts;
+    let asked = asked.for_change(forward.change.as_ref());
+    let own_node = hub.views.own_node();
+    let sent = match body.bytes() {
+        Some(bytes) if own_node.is_status_write(&asked.info) => {
+            own_node.sent(&asked.parts, bytes, permit.is_node())
+        }
+        _ => None,
+    };
+    let (mut parts, mut body) = (Cow::Borrowed(&asked.parts), body);
+    let mut other;
+    if let Some(sent) = sent {
+        parts.to_mut().headers.insert(CONTENT_LENGTH, sent.len().into());
+        other = Sent::Whole(sent);
+        body = &mut other;
+    }
+    let parts = &*parts;
     let response = match forward::send(hub, permit, parts, body.take()).await {
         Err(UpstreamError::Unreachable(_) | UpstreamError::Broken(_))
             if forward.twice && hub.link.is_online() =>
@@ -175,7 +192,10 @@ async fn relay(
         None
     };
     match forward.change {
-        None => Ok(forward::relay(hub, response, observer)),
+        None => match hub.views.own_node().shape(&asked.info) {
+            Some(shape) => forward::relay_own_node(hub, response, observer, shape).await,
+            None => Ok(forward::relay(hub, response, observer)),
+        },
         Some(Change { filter, of: Shape::Watch }) => Ok(forward::relay_filtered_watch(hub, response, filter)),
         Some(Change { filter, of: Shape::List }) => {
             forward::relay_filtered(hub, response, observer, |body| filter.list(body)).await

@@ -10,21 +10,27 @@
 //!
 //! since = 70     a resourceVersion. Up to `started` the watcher is known by it: what is not newer is skipped
 //! joins_at = 6   what is behind is not read here: the ring has every event of it
-//! state          objects are still sent one by one: everything that was there at `started`
+//! state          objects are still sent one by one, in the order of their keys, up to a key so far
 //! ```
 //!
-//! `sequence` moves to the right: everything up to there was sent or skipped. Behind `started` the watcher is known by it
-//! alone: it can have seen nothing that has come later. Once nothing is left in the log it stands where the transaction
-//! stood that has read it, and goes on in the ring from there.
+//! `sequence` moves to the right: everything up to there was sent or skipped. Once nothing is left in the log it stands
+//! where the transaction stood that has read it, and goes on in the ring from there.
 //!
 //! What is read in one transaction ([`Position::read`], then [`Position::read_on`]) is one step from what the watcher has
-//! to what is there: each object once, with the type that fits. Between two transactions things move in the log, and a
-//! deletion may be told of something that was never sent. That does no harm; the other way round would.
+//! to what is there: each object once. Between two transactions things move in the log. What the watcher was told of then
+//! is remembered ([`held`]), so that each event has the type that fits, and of what it never had nothing is told.
+//!
+//! The state is of one moment if it is read in one transaction. In another one what was sent of it is brought up to date
+//! out of the log first, and the rest sent as it is then: so what was sent is what is there up to a key, and in the end,
+//! where the bookmark comes, all of it.
+
+mod held;
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use self::held::{Has, Held, Life};
 use super::record::{LogEntry, ObjectRecord, ViewId, ViewRecord};
 use crate::store::{Reader, StoreError, Table};
 use crate::wire::frame::{encode_bookmark, encode_event};
@@ -63,14 +69,9 @@ pub(crate) fn body<'a>(
 pub(crate) struct Position {
     /// Everything in the log up to here was sent or skipped.
     sequence: u64,
-    /// The same when the transaction began: nothing that has come into the view since then has been sent.
-    base: u64,
     /// The view's sequence when the watch began.
     started: u64,
-    /// resourceVersion that the watcher came with; 0 after the state was sent.
-    since: u64,
-    /// Whether it has nothing that came into the view behind `since`.
-    says_all: bool,
+    held: Held,
     /// What is behind it is not the log's to say: the ring has every event of it. 0 if that is not so.
     joins_at: u64,
     state: Option<StatePart>,
@@ -79,9 +80,10 @@ pub(crate) struct Position {
 /// Where it stands in the state that comes before the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct StatePart {
+    /// The key of the last one that was sent.
     after: Option<Vec<u8>>,
-    /// resourceVersion of the state.
-    version: u64,
+    /// The collection's resourceVersion when the watch began.
+    known: u64,
     /// Whether a bookmark says where the state ends.
     announce_end: bool,
 }
@@ -128,18 +130,12 @@ impl Batch {
 impl Position {
     /// After resourceVersion `since`; nothing if deletions since then may be forgotten, or if it is of a history that
     /// is no more. `known` is the collection's resourceVersion.
-    ///
-    /// The resourceVersion of the last object that a watcher was sent may be older than others that it has: after the
-    /// initial state, which has no order, and after a local version. One that takes bookmarks was sent one behind them;
-    /// for those that came before it was sent there is [`ViewRecord::local_version`].
     pub(crate) fn after(record: &ViewRecord, known: u64, since: u64, bookmarks: bool) -> Option<Self> {
         let abandoned = since > record.resource_version.max(known) && since <= record.abandoned;
         (since >= record.horizon && !abandoned).then_some(Self {
             sequence: 0,
-            base: 0,
             started: record.sequence,
-            since,
-            says_all: bookmarks && since >= record.local_version,
+            held: Held::since(record, known, since, bookmarks),
             joins_at: 0,
             state: None,
         })
@@ -153,10 +149,9 @@ impl Position {
 
     /// The whole state first. `known` is the collection's resourceVersion.
     pub(crate) fn from_state(record: &ViewRecord, known: u64, announce_end: bool) -> Self {
-        let version = record.resource_version.max(known);
-        let state = Some(StatePart { after: None, version, announce_end });
+        let state = Some(StatePart { after: None, known, announce_end });
         let sequence = record.sequence;
-        Self { sequence, base: sequence, started: sequence, since: 0, says_all: false, joins_at: 0, state }
+        Self { sequence, started: sequence, held: Held::up_to(sequence), joins_at: 0, state }
     }
 
     /// Everything up to here was sent or skipped.
@@ -167,18 +162,17 @@ impl Position {
     /// What is up to there was sent or skipped, by the ring.
     pub(super) fn pass(&mut self, sequence: u64) {
         self.sequence = self.sequence.max(sequence);
+        self.held.reaches(self.sequence);
     }
 
     /// resourceVersion below which this watcher must not be sent bookmarks: it is there already.
     pub(crate) fn since(&self) -> u64 {
-        self.since
+        self.held.version()
     }
 
     /// Reads on, in a transaction of its own.
     pub(crate) fn read(&mut self, reader: &Reader<'_>, id: ViewId) -> Result<Batch, StoreError> {
-        // What was sent out of an earlier one may be gone since then.
-        self.says_all &= self.sequence == 0;
-        self.base = self.sequence;
+        self.held.reads_from(self.sequence);
         self.read_on(reader, id)
     }
 
@@ -194,7 +188,7 @@ impl Position {
         let expired = if self.started < record.reset_sequence {
             true
         } else if self.sequence < self.started {
-            self.since < record.horizon && self.sequence < record.horizon_sequence
+            self.since() < record.horizon && self.sequence < record.horizon_sequence
         } else {
             self.sequence < record.horizon_sequence
         };
@@ -203,9 +197,15 @@ impl Position {
         }
         let view = Source { reader, id, record: &record, kind: &kind, encoding: record.spec.encoding() };
         if self.state.is_some() {
+            // What was sent of the state as it is now, and then the rest.
+            self.read_log(&view, &mut batch)?;
+            if !batch.drained {
+                return Ok(batch);
+            }
+            batch.drained = false;
             self.read_state(&view, &mut batch)?;
         }
-        if self.state.is_none() && !batch.is_full() {
+        if self.state.is_none() && !batch.is_full() && !batch.expired {
             self.read_log(&view, &mut batch)?;
         }
         Ok(batch)
@@ -213,35 +213,27 @@ impl Position {
 
     fn read_state(&mut self, view: &Source<'_, '_>, batch: &mut Batch) -> Result<(), StoreError> {
         let Some(state) = &mut self.state else { return Ok(()) };
-        let after = state.after.take();
-        let started = self.started;
-        let (mut last, mut previous) = (None, None);
+        let mut sent = state.after.take();
+        let mut more = false;
+        let after = sent.clone();
         view.reader.scan(Table::Objects, &view.id.prefix(), after.as_deref(), |key, value| {
             let object = ObjectRecord::decode(value)?;
-            // Newer than the watch: the log has it, and its deletion too. Sent here it could be deleted before the
-            // log is read, and the deletion be taken for one that is not worth telling.
-            if object.entered_sequence > started {
-                return Ok(true);
-            }
             let body = body(view.reader, view.record, key, &object)?;
             let frame = encode_event(view.encoding, EventType::Added, view.kind, &body);
-            if batch.is_too_much(&frame) {
-                last = previous.map(<[u8]>::to_vec);
-                return Ok(false);
+            more = batch.is_full() || batch.is_too_much(&frame);
+            if !more {
+                batch.push(frame);
+                sent = Some(key.to_vec());
             }
-            batch.push(frame);
-            if batch.is_full() {
-                last = Some(key.to_vec());
-            }
-            previous = Some(key);
-            Ok(!batch.is_full())
+            Ok(!more)
         })?;
-        if last.is_some() {
-            state.after = last;
+        if more {
+            state.after = sent;
             return Ok(());
         }
         if state.announce_end {
-            batch.push(encode_bookmark(view.encoding, view.kind, state.version, true));
+            let version = view.record.resource_version.max(state.known);
+            batch.push(encode_bookmark(view.encoding, view.kind, version, true));
         } else {
             batch.local = true;
         }
@@ -249,6 +241,7 @@ impl Position {
         Ok(())
     }
 
+    /// Reads on in the log. The batch is drained when nothing is left of it, or expired.
     fn read_log(&mut self, view: &Source<'_, '_>, batch: &mut Batch) -> Result<(), StoreError> {
         let began = self.sequence;
         let end = if began < self.joins_at { self.joins_at } else { u64::MAX };
@@ -266,68 +259,103 @@ impl Position {
                 return Ok(false);
             }
             let entry = LogEntry::decode(value)?;
-            if let Some(frame) = self.frame(view, sequence, key, entry)? {
-                if batch.is_too_much(&frame) {
-                    more = true;
+            match self.told(view, sequence, key, entry)? {
+                Told::Nothing => {}
+                Told::Unknown => {
+                    batch.expired = true;
                     return Ok(false);
                 }
-                batch.push(frame);
-                batch.local |= matches!(entry, LogEntry::Live { local: true, .. });
+                Told::Event { event_type, life, body } => {
+                    let frame = encode_event(view.encoding, event_type, view.kind, &body);
+                    if batch.is_too_much(&frame) {
+                        more = true;
+                        return Ok(false);
+                    }
+                    batch.push(frame);
+                    batch.local |= matches!(entry, LogEntry::Live { local: true, .. });
+                    match event_type {
+                        EventType::Deleted => self.held.is_told_the_end(life),
+                        _ => self.held.is_told(life),
+                    }
+                }
             }
             self.sequence = sequence;
             Ok(true)
         })?;
-        if !more {
+        if !more && !batch.expired {
             batch.drained = true;
             self.sequence = self.sequence.max(end.min(view.record.sequence));
+            self.held.reaches(self.sequence);
         }
         Ok(())
     }
 
-    fn frame(
+    /// What an entry of the log is to the watcher.
+    fn told<'a>(
         &self,
-        view: &Source<'_, '_>,
+        view: &Source<'_, 'a>,
         sequence: u64,
         log_key: &[u8],
-        entry: LogEntry<'_>,
-    ) -> Result<Option<Bytes>, StoreError> {
-        // While it catches up a watcher is known by its resourceVersion, afterwards by its position.
-        let by_version = self.base < self.started;
-        let unseen = |entered_sequence: u64, entered_version: u64| {
-            if by_version { entered_version > self.since } else { entered_sequence > self.base }
-        };
+        entry: LogEntry<'a>,
+    ) -> Result<Told<'a>, StoreError> {
+        if self.is_of_the_rest(&view.id.object(entry.key())) {
+            return Ok(Told::Nothing);
+        }
         match entry {
             LogEntry::Live { version, local, key } => {
-                if !local && version <= self.since {
-                    return Ok(None);
+                if !local && version <= self.since() {
+                    return Ok(Told::Nothing);
                 }
                 let full = view.id.object(key);
-                let Some(value) = view.reader.get(Table::Objects, &full)? else { return Ok(None) };
+                let Some(value) = view.reader.get(Table::Objects, &full)? else { return Ok(Told::Nothing) };
                 let object = ObjectRecord::decode(value)?;
                 if object.sequence != sequence {
                     return Err(StoreError::Damaged("a view's log and objects disagree".to_owned()));
                 }
-                let event_type = if unseen(object.entered_sequence, object.entered_version) {
-                    EventType::Added
-                } else {
-                    EventType::Modified
+                let (entered_sequence, entered_version) = (object.entered_sequence, object.entered_version);
+                let life = Life { entered_sequence, entered_version };
+                let event_type = match self.held.has(life) {
+                    Has::Yes => EventType::Modified,
+                    Has::No => EventType::Added,
+                    Has::Unknown => return Ok(Told::Unknown),
                 };
                 let body = body(view.reader, view.record, &full, &object)?;
-                Ok(Some(encode_event(view.encoding, event_type, view.kind, &body)))
+                Ok(Told::Event { event_type, life, body })
             }
             LogEntry::Tombstone { version, entered_sequence, entered_version, sealed, body, .. } => {
-                // An object that came and went behind a watcher's back is not worth two events. Where that cannot be
-                // said the deletion is told: one too many does no harm.
-                let can_be_said = !by_version || self.says_all;
-                let never_seen = can_be_said && unseen(entered_sequence, entered_version);
-                if version <= self.since || never_seen {
-                    return Ok(None);
+                if version <= self.since() {
+                    return Ok(Told::Nothing);
+                }
+                let life = Life { entered_sequence, entered_version };
+                match self.held.has(life) {
+                    Has::Yes => {}
+                    // An object that came and went behind a watcher's back is not worth two events.
+                    _ if self.held.may_have(life) => {}
+                    Has::No => return Ok(Told::Nothing),
+                    Has::Unknown => return Ok(Told::Unknown),
                 }
                 let body = LogEntry::open_body(sealed, view.reader.sealer(), log_key, body)?;
-                Ok(Some(encode_event(view.encoding, EventType::Deleted, view.kind, &body)))
+                Ok(Told::Event { event_type: EventType::Deleted, life, body })
             }
         }
     }
+
+    /// Whether the state has still to come to this key: it is sent as it is then.
+    fn is_of_the_rest(&self, key: &[u8]) -> bool {
+        self.state.as_ref().is_some_and(|state| state.after.as_deref().is_none_or(|sent| key > sent))
+    }
+}
+
+/// What an entry of the log is to a watcher.
+enum Told<'a> {
+    Nothing,
+    Event {
+        event_type: EventType,
+        life: Life,
+        body: Cow<'a, [u8]>,
+    },
+    /// Nobody remembers what it would be.
+    Unknown,
 }
 
 struct Source<'r, 'a> {

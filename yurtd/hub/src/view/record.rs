@@ -235,6 +235,12 @@ const OLD_TOMBSTONE: u8 = 2;
 const TOMBSTONE: u8 = 3;
 
 impl<'a> LogEntry<'a> {
+    /// Of the object.
+    pub(crate) fn key(&self) -> &'a str {
+        let (Self::Live { key, .. } | Self::Tombstone { key, .. }) = *self;
+        key
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match *self {

@@ -293,6 +293,11 @@ impl Ring {
     /// ring has all that came afterwards.
     pub(crate) fn seen_by(&self, since: u64) -> Option<u64> {
         let inner = self.lock();
+        if since > inner.version {
+            // It knows of something that is committed and not told yet, or has listed past the hub. What was made here
+            // and has given way to that must not be told to it; what has not is in the log.
+            return Some(inner.last);
+        }
         let upstreams = inner.frames.iter().filter(|frame| !frame.local);
         let last = upstreams.take_while(|frame| frame.version <= since).last();
         last.map(|frame| frame.sequence).or_else(|| (since >= inner.floor_version).then_some(inner.floor))

@@ -151,7 +151,7 @@ fn protobuf_slice(stored: &[u8]) -> Result<Slice<'_>, WireError> {
                     match field? {
                         (3, Value::Bytes(value)) => slice.namespace = text(value)?,
                         (11, Value::Bytes(entry)) => {
-                            if let (SERVICE_NAME, value) = label(entry)? {
+                            if let (SERVICE_NAME, value) = proto::entry(WHAT, entry)? {
                                 slice.service = Cow::Borrowed(value);
                             }
                         }
@@ -164,19 +164,6 @@ fn protobuf_slice(stored: &[u8]) -> Result<Slice<'_>, WireError> {
         }
     }
     Ok(slice)
-}
-
-/// An entry of a map of texts: key 1, value 2.
-fn label(entry: &[u8]) -> Result<(&str, &str), WireError> {
-    let (mut key, mut value) = ("", "");
-    for field in proto::fields(WHAT, entry) {
-        match field? {
-            (1, Value::Bytes(raw)) => key = proto::text(WHAT, raw)?,
-            (2, Value::Bytes(raw)) => value = proto::text(WHAT, raw)?,
-            _ => {}
-        }
-    }
-    Ok((key, value))
 }
 
 fn protobuf_endpoint(raw: &[u8]) -> Result<Endpoint<'_>, WireError> {

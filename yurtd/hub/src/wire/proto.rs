@@ -122,6 +122,23 @@ pub(crate) fn text<'a>(what: &'static str, raw: &'a [u8]) -> Result<&'a str, Wir
     std::str::from_utf8(raw).map_err(|error| WireError::malformed(what, error))
 }
 
+/// An entry of a map of texts: key 1, value 2.
+///
+/// # Errors
+///
+/// [`WireError`] when it is none.
+pub(crate) fn entry<'a>(what: &'static str, raw: &'a [u8]) -> Result<(&'a str, &'a str), WireError> {
+    let (mut key, mut value) = ("", "");
+    for field in fields(what, raw) {
+        match field? {
+            (1, Value::Bytes(raw)) => key = text(what, raw)?,
+            (2, Value::Bytes(raw)) => value = text(what, raw)?,
+            _ => {}
+        }
+    }
+    Ok((key, value))
+}
+
 /// Builds a message field by field.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {

@@ -9,6 +9,7 @@ mod freshness;
 mod identity;
 mod offline;
 mod overlay;
+mod own_node;
 mod restart;
 mod shared;
 mod tokens;

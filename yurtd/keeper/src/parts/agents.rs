@@ -6,7 +6,8 @@
 //! uninstallation) is not done.
 //!
 //! Which ones are left follows from when their containers began, so a keeper that is killed goes on with the rest. That
-//! one does not come back is reported and undoes nothing.
+//! one does not come back is reported and undoes nothing. That nobody can say which there are, because hub or link is not
+//! there, is reported as well, and their turn is when somebody can.
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -51,6 +52,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
             return self.no_turn(journal);
         }
         let boot_id = self.boot_id();
+        journal.agents.failed.retain(|failure| !failure.pod.is_empty());
         // Seen through the hub they cost no uplink, and a cut link is no obstacle.
         let state = match journal.phase {
             Phase::Converted => ConversionState::Converted,
@@ -67,7 +69,8 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
         Ok(())
     }
 
-    /// What cannot be done with the agents is reported and undoes nothing: the node works without.
+    /// What cannot be done with the agents is reported and undoes nothing: the node works without. What may pass by itself
+    /// is tried again in the next pass.
     pub(crate) fn report_agents(
         &self,
         journal: &mut Journal,
@@ -75,7 +78,7 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
     ) -> Result<(), KeeperError> {
         tracing::warn!(%error, "the node's agents were not restarted");
         journal.agents.failed.push(AgentFailure { pod: String::new(), message: error.to_string() });
-        journal.agents_due = false;
+        journal.agents_due = matches!(error, KeeperError::Cluster(error) if error.is_transient());
         // Nobody was restarted because of it: whoever began before did.
         journal.turn = None;
         journal.save(&self.host)?;

@@ -64,7 +64,13 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 Some(found) => !uses_hub(Some(found)),
                 None => changed,
             };
-        if !uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted) {
+        // It would work through the hub if it ran: somebody has stopped it, and knows why.
+        self.kubelet_stopped = arguments.is_none()
+            && kubelet.active_state == "inactive"
+            && journal.applied_kubelet.as_ref() == Some(&wanted);
+        if !self.kubelet_stopped
+            && (!uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted))
+        {
             tracing::info!("restarting kubelet, which then works through the hub");
             let now = self.moment();
             if let Some(before) = &mut journal.before

@@ -79,6 +79,10 @@ impl Cluster for FakeCluster {
         }
         self.hub_ready().await?;
         let mut world = self.world.borrow_mut();
+        if world.agents_unknown {
+            let message = "the view is not complete".into();
+            return Err(ClusterError::Refused { what: "the hub", code: 504, message });
+        }
         let seen = world.agents.clone();
         if world.agents_crash {
             for container in seen.iter().flat_map(|agent| &agent.containers) {

@@ -25,13 +25,18 @@ impl Systemd for FakeSystemd {
     async fn unit(&mut self, unit: &str) -> Result<Unit, SystemdError> {
         let mut world = self.0.borrow_mut();
         if unit == units::KUBELET {
+            let active_state = match (world.kubelet_stopped, world.kubelet_down) {
+                (true, _) => "inactive",
+                (_, true) => "activating",
+                _ => "active",
+            };
             return Ok(Unit {
                 load_state: "loaded".into(),
-                active_state: if world.kubelet_down { "activating" } else { "active" }.into(),
+                active_state: active_state.into(),
                 need_reload: world.kubelet_arguments != world.drop_in_arguments(),
                 drop_in_paths: world.drop_ins.clone(),
                 service: Service {
-                    main_pid: if world.kubelet_down { 0 } else { world.kubelet_pid },
+                    main_pid: if active_state != "active" { 0 } else { world.kubelet_pid },
                     exec_start: world.exec_start.clone(),
                     environment: vec![format!("{}={}", units::KUBECONFIG_VARIABLE, world.kubelet_arguments)],
                     environment_files: world.environment_files.clone(),

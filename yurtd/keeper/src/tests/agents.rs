@@ -106,6 +106,27 @@ async fn a_link_that_is_lost_while_agents_are_restarted_does_not_stop_a_conversi
 }
 
 #[tokio::test]
+async fn agents_of_which_the_hub_cannot_tell_have_their_turn_when_it_can() {
+    let node = Node::new();
+    node.world.borrow_mut().agents_unknown = true;
+    node.reach(Target::Edge).await.unwrap();
+    for _ in 0..2 {
+        pass(&mut node.keeper(), Target::Edge).await.unwrap();
+        let agents = node.last_report().agents;
+        assert_eq!((agents.failed.len(), agents.restarted.len()), (1, 0), "{agents:?}");
+    }
+    assert_eq!(node.world.borrow().ended, [""; 0]);
+    node.world.borrow_mut().agents_unknown = false;
+    pass(&mut node.keeper(), Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(node.world.borrow().ended, NAMES.map(|name| format!("{name}-0")));
+    let agents = node.last_report().agents;
+    assert_eq!((&*agents.restarted, agents.failed.len()), (&NAMES.map(str::to_owned)[..], 0));
+    node.reach(Target::Edge).await.unwrap();
+    assert_eq!(node.world.borrow().ended.len(), 2, "once");
+}
+
+#[tokio::test]
 async fn an_agent_whose_pod_was_deleted_meanwhile_is_not_waited_for() {
     let node = Node::new();
     node.world.borrow_mut().agents = vec![agent("kube-system/goes")];

@@ -231,3 +231,21 @@ async fn why_the_tunnel_has_no_session_is_told_and_forgotten_when_it_has_one() {
     pass(&mut keeper, Target::Edge).await.unwrap();
     assert_eq!(told(), []);
 }
+
+#[tokio::test]
+async fn a_kubelet_that_somebody_has_stopped_stays_stopped_and_is_told_of() {
+    let node = Node::new();
+    let mut keeper = node.keeper();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    let message = || node.world.borrow().reports.last().unwrap().message.clone();
+    node.world.borrow_mut().kubelet_stopped = true;
+    for _ in 0..3 {
+        pass(&mut keeper, Target::Edge).await.unwrap();
+        assert!(node.world.borrow().kubelet_stopped, "somebody knows why");
+        assert!(message().starts_with("kubelet.service is stopped"), "{}", message());
+    }
+    node.world.borrow_mut().power_cut();
+    pass(&mut keeper, Target::Edge).await.unwrap();
+    node.assert_converted();
+    assert_eq!(message(), "");
+}

@@ -5,7 +5,8 @@
 //! must lead nowhere by itself. What cannot be served is reset at once, so that kubectl fails and does not hang.
 //!
 //! A node without a session, here and with every [peer](super::peers), may be reachable as it was before it was an edge
-//! node: it is [dialled](super::direct).
+//! node: it is [dialled](super::direct), unless another node is at its address, too, or the port is one that the controller
+//! has given: then who answers there may be anybody.
 //!
 //! The API server keeps a connection to an address for as long as it has something to ask there, whosever the address is
 //! by then. So a connection lasts no longer than the word on its address: the next one goes to the new owner.
@@ -21,7 +22,7 @@ use yurt_node::accept::{Accepted, Limits, Over, Places, accept};
 
 use super::connections::Connections;
 use super::direct::{Direct, DirectStream};
-use super::nodes::Endpoints;
+use super::nodes::{Endpoint, Endpoints};
 use super::registry::DialError;
 use super::ways::Ways;
 use crate::mux::pipe::{Side, pipe_until};
@@ -56,6 +57,8 @@ enum InterceptError {
     Dial(DialError),
     #[error("{node} has no tunnel, and does not answer at {destination} either: {error}")]
     Direct { node: Arc<str>, destination: SocketAddr, error: io::Error },
+    #[error("{0} has no tunnel, and who answers at {1} may be another node")]
+    NotDirect(Arc<str>, SocketAddr),
     #[error("{0} is not the address of {1} any more")]
     Moved(SocketAddr, Arc<str>),
     #[error("it broke: {0}")]
@@ -108,11 +111,12 @@ impl Intercept {
 
     async fn serve(&self, tcp: TcpStream, peer: SocketAddr) -> Result<(), InterceptError> {
         let opened = async {
-            let (destination, node) = self.node_of(&tcp, peer)?;
+            let (destination, endpoint) = self.endpoint_of(&tcp, peer)?;
             socket::prepare_end(&tcp).map_err(InterceptError::Broken)?;
+            let node = endpoint.node.clone();
             tokio::select! {
-                way = self.open(destination, &node) => Ok((way?, destination, node)),
-                () = self.moved(destination, &node) => Err(InterceptError::Moved(destination, node.clone())),
+                way = self.open(destination, &endpoint) => Ok((way?, destination, node)),
+                () = self.moved(destination, &node, false) => Err(InterceptError::Moved(destination, node)),
             }
         };
         let (way, destination, node) = match opened.await {
@@ -123,8 +127,9 @@ impl Intercept {
             }
         };
         let mut moved = false;
+        let is_direct = matches!(way, Way::Direct(_));
         let cut = async {
-            self.moved(destination, &node).await;
+            self.moved(destination, &node, is_direct).await;
             moved = true;
             io::ErrorKind::ConnectionReset.into()
         };
@@ -140,18 +145,26 @@ impl Intercept {
     }
 
     /// Where the connection was going, and whose address that is.
-    fn node_of(&self, tcp: &TcpStream, peer: SocketAddr) -> Result<(SocketAddr, Arc<str>), InterceptError> {
+    fn endpoint_of(
+        &self,
+        tcp: &TcpStream,
+        peer: SocketAddr,
+    ) -> Result<(SocketAddr, Endpoint), InterceptError> {
         if self.direct.is_ours(peer) {
             return Err(InterceptError::Ours);
         }
         let destination = (self.original)(tcp).map_err(InterceptError::Unknown)?;
-        let node = self.endpoints.borrow().as_ref().and_then(|all| all.node(destination)).cloned();
-        node.map(|node| (destination, node)).ok_or(InterceptError::NotRedirected(destination))
+        let endpoint = self.endpoints.borrow().as_ref().and_then(|all| all.endpoint(destination)).cloned();
+        endpoint.map(|endpoint| (destination, endpoint)).ok_or(InterceptError::NotRedirected(destination))
     }
 
-    async fn open(&self, destination: SocketAddr, node: &Arc<str>) -> Result<Way, InterceptError> {
+    async fn open(&self, destination: SocketAddr, endpoint: &Endpoint) -> Result<Way, InterceptError> {
+        let Endpoint { node, direct } = endpoint;
         match self.ways.dial(node).await {
             Ok(stream) => Ok(Way::Tunnel(stream)),
+            Err(DialError::NotConnected(_)) if !direct => {
+                Err(InterceptError::NotDirect(node.clone(), destination))
+            }
             Err(DialError::NotConnected(_)) => self
                 .direct
                 .dial(destination)
@@ -162,11 +175,13 @@ impl Intercept {
         }
     }
 
-    /// Comes back when the address is not the node's any more.
-    async fn moved(&self, destination: SocketAddr, node: &Arc<str>) {
+    /// Comes back when the address is not the node's any more, or not its alone if the connection is a direct one.
+    async fn moved(&self, destination: SocketAddr, node: &Arc<str>, is_direct: bool) {
         let mut endpoints = self.endpoints.clone();
-        let elsewhere =
-            |all: &Option<Endpoints>| all.as_ref().is_some_and(|all| all.node(destination) != Some(node));
+        let is_its = |endpoint: &Endpoint| endpoint.node == *node && (endpoint.direct || !is_direct);
+        let elsewhere = |all: &Option<Endpoints>| {
+            all.as_ref().is_some_and(|all| !all.endpoint(destination).is_some_and(is_its))
+        };
         if endpoints.wait_for(elsewhere).await.is_err() {
             // Nobody follows the nodes any more: the server stops, and lets streams end by themselves.
             std::future::pending().await

@@ -7,6 +7,7 @@
 //! ```
 
 mod ownership;
+mod recent;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -21,11 +22,13 @@ use kube::runtime::watcher::{self, Event, watch_object, watcher};
 use kube::{Api, ResourceExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use yurt_node::known::Known;
 
 use self::ownership::{Claims, LeftOut, Surroundings, decide};
+use self::recent::Recent;
 use super::registry::Registry;
 
 /// Where the API servers publish their addresses.
@@ -33,14 +36,39 @@ const API_SERVERS: (&str, &str) = ("default", "kubernetes");
 /// How often the addresses of this host are read.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
+/// Who is behind a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// The node.
+    pub(super) node: Arc<str>,
+    /// It may be dialled there without the tunnel: who answers at the address is this node and no other, and kubelet
+    /// listens on the port.
+    pub(super) direct: bool,
+}
+
 /// (Address, port) of every edge node's kubelet as the API server connects to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Endpoints(HashMap<SocketAddr, Arc<str>>);
+pub(super) struct Endpoints(HashMap<SocketAddr, Endpoint>);
 
 impl Endpoints {
+    /// Who is behind a destination.
+    pub(super) fn endpoint(&self, destination: SocketAddr) -> Option<&Endpoint> {
+        self.0.get(&destination)
+    }
+
     /// The node behind a destination.
     pub(super) fn node(&self, destination: SocketAddr) -> Option<&Arc<str>> {
-        self.0.get(&destination)
+        self.endpoint(destination).map(|endpoint| &endpoint.node)
+    }
+
+    /// The addresses of each node, sorted.
+    fn by_node(&self) -> BTreeMap<String, Vec<String>> {
+        let mut by_node: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for address in self.addresses() {
+            let node = self.node(address).map(ToString::to_string).unwrap_or_default();
+            by_node.entry(node).or_default().push(address.to_string());
+        }
+        by_node
     }
 
     /// How many there are.
@@ -62,6 +90,15 @@ impl Endpoints {
 }
 
 #[cfg(test)]
+impl Endpoints {
+    /// The same, where none of them is alone at its address.
+    pub(super) fn shared(mut self) -> Self {
+        self.0.values_mut().for_each(|endpoint| endpoint.direct = false);
+        self
+    }
+}
+
+#[cfg(test)]
 impl<const N: usize> From<[(SocketAddr, &str); N]> for Endpoints {
     fn from(endpoints: [(SocketAddr, &str); N]) -> Self {
         endpoints.into_iter().collect()
@@ -71,12 +108,13 @@ impl<const N: usize> From<[(SocketAddr, &str); N]> for Endpoints {
 #[cfg(test)]
 impl<'a> FromIterator<(SocketAddr, &'a str)> for Endpoints {
     fn from_iter<I: IntoIterator<Item = (SocketAddr, &'a str)>>(endpoints: I) -> Self {
-        Self(endpoints.into_iter().map(|(address, node)| (address, node.into())).collect())
+        let endpoint = |node: &str| Endpoint { node: node.into(), direct: true };
+        Self(endpoints.into_iter().map(|(address, node)| (address, endpoint(node))).collect())
     }
 }
 
 /// Follows the cluster until `stop`. What `endpoints` shows is complete: `None` until everything is known that decides
-/// about it. Only `ports` are redirected.
+/// about it. Only `ports` are redirected, and those that the controller has given.
 pub(super) async fn follow(
     client: kube::Client,
     ports: BTreeSet<u16>,
@@ -109,6 +147,7 @@ pub(super) async fn follow(
                 }
                 None => return,
             },
+            () = until(followed.settles) => true,
             _ = look.tick() => match local_addresses().await {
                 Ok(local) => followed.local(local),
                 Err(error) => {
@@ -117,8 +156,8 @@ pub(super) async fn follow(
                 }
             },
         };
-        if changed && let Some((new, left_out)) = followed.decide() {
-            registry.set_left_out(left_out);
+        if changed && let Some((new, left_out)) = followed.decide(Instant::now()) {
+            registry.set_addresses(new.by_node(), left_out);
             endpoints.send_if_modified(|current| {
                 let new = Some(new);
                 let changed = *current != new;
@@ -126,6 +165,14 @@ pub(super) async fn follow(
                 changed
             });
         }
+    }
+}
+
+/// At that moment, if there is one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -140,17 +187,21 @@ struct Followed {
     /// There was an answer about the API servers, if only that nobody can say.
     api_servers_asked: bool,
     around: Surroundings,
+    /// Whose addresses were whose a moment ago, and when the next of them is nobody's but its owner's.
+    recent: Recent,
+    settles: Option<Instant>,
     /// What a person has been told about.
     told: BTreeSet<LeftOut>,
 }
 
 impl Followed {
     /// Endpoints, and for each node that has some its addresses that are left out, with the reason.
-    fn decide(&mut self) -> Option<(Endpoints, BTreeMap<String, Vec<String>>)> {
+    fn decide(&mut self, now: Instant) -> Option<(Endpoints, BTreeMap<String, Vec<String>>)> {
         if !self.nodes_known || !self.api_servers_asked || self.around.local.is_empty() {
             return None;
         }
-        let (endpoints, left_out) = decide(&self.nodes, &self.around);
+        let (mut endpoints, mut left_out) = decide(&self.nodes, &self.around);
+        self.settles = self.recent.hold_back(&mut endpoints, &mut left_out, now);
         for LeftOut { node, address, fault } in left_out.difference(&self.told) {
             tracing::warn!(node, %address, reason = %fault, "a kubelet address is not redirected");
         }
@@ -238,7 +289,7 @@ async fn local_addresses() -> anyhow::Result<BTreeSet<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use yurt_api::names::LABEL_EDGE_WORKER;
+    use yurt_api::names::{LABEL_EDGE_WORKER, LABEL_KUBELET_PORT};
 
     use super::*;
 
@@ -283,22 +334,22 @@ mod tests {
         for event in list {
             followed.apply(event);
         }
-        assert!(followed.decide().is_none());
+        assert!(followed.decide(Instant::now()).is_none());
         assert!(followed.local(["10.0.0.9".parse().unwrap()].into()));
-        assert!(followed.decide().is_none());
+        assert!(followed.decide(Instant::now()).is_none());
         assert!(followed.api_servers(absent()));
-        let (endpoints, left_out) = followed.decide().unwrap();
+        let (endpoints, left_out) = followed.decide(Instant::now()).unwrap();
         assert_eq!((endpoints.addresses().len(), left_out.len()), (1, 0));
 
         // An API server appears where the node says that it is.
         assert!(followed.api_servers(at(slice("10.0.0.2"))));
         assert!(!followed.api_servers(at(slice("10.0.0.2"))));
-        let (endpoints, left_out) = followed.decide().unwrap();
+        let (endpoints, left_out) = followed.decide(Instant::now()).unwrap();
         assert_eq!(endpoints, Endpoints::default());
         assert_eq!(left_out["edge-1"], ["10.0.0.2:10250: it is an address of the API server"]);
         assert!(followed.api_servers(at(slice("10.0.0.3"))));
         assert!(followed.local(["10.0.0.2".parse().unwrap()].into()));
-        assert_eq!(followed.decide().unwrap().0, Endpoints::default());
+        assert_eq!(followed.decide(Instant::now()).unwrap().0, Endpoints::default());
     }
 
     fn at(slice: EndpointSlice) -> Known<BTreeSet<IpAddr>, watcher::Error> {
@@ -319,6 +370,45 @@ mod tests {
         assert!(followed.around.api_servers.is_empty());
         // Nodes are redirected all the same when it could never be asked.
         assert!(Followed::default().api_servers(Known::<_, &str>::Unknown("refused")));
+    }
+
+    fn given(name: &str, published: u16) -> Node {
+        let mut node = node(name, "10.0.0.2");
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.insert(LABEL_KUBELET_PORT.to_owned(), "40000".to_owned());
+        let endpoints = json!({ "kubeletEndpoint": { "Port": published } });
+        node.status.as_mut().unwrap().daemon_endpoints = serde_json::from_value(endpoints).unwrap();
+        node
+    }
+
+    /// The API server and metrics-server may have read the second node's port just before it was published.
+    #[test]
+    fn kubelets_own_port_goes_to_the_first_node_a_moment_after_the_second_has_published_its_own() {
+        let mut followed = followed();
+        followed.local(["10.0.0.9".parse().unwrap()].into());
+        followed.api_servers(absent());
+        for event in [Event::Init, Event::InitApply(node("a", "10.0.0.2")), Event::InitDone] {
+            followed.apply(event);
+        }
+        let start = Instant::now();
+        let mut shown = |event: Option<Node>, after: Duration| {
+            if let Some(node) = event {
+                followed.apply(Event::Apply(node));
+            }
+            let (endpoints, _) = followed.decide(start + after).unwrap();
+            let named = |address: &SocketAddr| format!("{address} {}", endpoints.node(*address).unwrap());
+            let shown: Vec<_> = endpoints.addresses().iter().map(named).collect();
+            (shown, followed.settles.map(|at| at - start))
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(shown(None, second), (vec!["10.0.0.2:10250 a".to_owned()], None));
+        assert_eq!(shown(Some(node("b", "10.0.0.2")), 2 * second), (vec![], None));
+        let own = "10.0.0.2:40000 b".to_owned();
+        assert_eq!(shown(Some(given("b", 10250)), 60 * second), (vec![own.clone()], None));
+        let at = 90 * second;
+        assert_eq!(shown(Some(given("b", 40000)), at), (vec![own.clone()], Some(at + recent::HOLD)));
+        let both = vec!["10.0.0.2:10250 a".to_owned(), own];
+        assert_eq!(shown(None, at + recent::HOLD), (both, None));
     }
 
     #[tokio::test]

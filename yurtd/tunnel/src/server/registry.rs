@@ -73,7 +73,8 @@ struct Entry {
 struct Entries {
     by_node: BTreeMap<String, Entry>,
     epoch: u64,
-    /// Per node the addresses that are not redirected, and why.
+    /// Per node the addresses that are redirected, and those that are not, and why.
+    redirected: BTreeMap<String, Vec<String>>,
     left_out: BTreeMap<String, Vec<String>>,
     duplicates: Duplicates,
     /// Agents are asked to connect elsewhere.
@@ -133,6 +134,7 @@ impl Registry {
                     streams: u32::try_from(figures.streams).unwrap_or(u32::MAX),
                     bytes_sent: figures.bytes_sent,
                     bytes_received: figures.bytes_received,
+                    redirected: entries.redirected.get(node).cloned().unwrap_or_default(),
                     not_redirected: entries.left_out.get(node).cloned().unwrap_or_default(),
                     duplicate: entries.duplicates.of(node, now),
                 }
@@ -152,9 +154,13 @@ impl Registry {
         session.measure(within).await
     }
 
-    /// Remembers for [`Self::statuses`] which addresses of nodes are not redirected, and why.
-    pub(super) fn set_left_out(&self, left_out: BTreeMap<String, Vec<String>>) {
-        self.write(|entries| entries.left_out = left_out);
+    /// Remembers for [`Self::statuses`] which addresses of nodes are redirected, and which are not, and why.
+    pub(super) fn set_addresses(
+        &self,
+        redirected: BTreeMap<String, Vec<String>>,
+        left_out: BTreeMap<String, Vec<String>>,
+    ) {
+        self.write(|entries| (entries.redirected, entries.left_out) = (redirected, left_out));
     }
 
     /// Makes `session` the one of `node`, in the place of an older one.

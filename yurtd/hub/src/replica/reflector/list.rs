@@ -150,13 +150,16 @@ impl Reflector {
         let (upstream, view, large) =
             (self.upstream.clone(), Arc::clone(&self.view), Arc::clone(&self.large));
         let mut page = pin!(fetch::list(&upstream, credential, &view.spec, parameters, &large));
-        tokio::select! {
+        let mut page = tokio::select! {
             page = &mut page => page,
             () = until_lost(&mut self.link) => {
                 self.failed(Request::List, None, Outcome::Unreachable).await;
                 page.await
             }
-        }
+        }?;
+        let (spec, is_kubelets) = (&self.view.spec, self.credentials.is_node());
+        self.own_node.seen_in(spec.resource(), spec.encoding(), &mut page.list, is_kubelets);
+        Ok(page)
     }
 
     /// A record without anything in it, behind everything that watchers may have read.

@@ -18,7 +18,8 @@ use crate::upstream::{ResponseBody, chain, jitter};
 use crate::view::table::Change;
 use crate::view::{Request, Transition};
 use crate::wire::frame::decode_event;
-use crate::wire::{Event, FrameDecoder};
+use crate::wire::node::is_node;
+use crate::wire::{Event, EventType, FrameDecoder, Item};
 
 /// Changes that go into one transaction.
 const GROUP: usize = 256;
@@ -188,6 +189,14 @@ impl Reflector {
         });
     }
 
+    /// The node's own Node, if that is what has changed and it is seen as another.
+    fn own_node_in(&self, event_type: EventType, item: &Item) -> Option<Bytes> {
+        let spec = &self.view.spec;
+        let (is_kubelets, gone) = (self.credentials.is_node(), event_type == EventType::Deleted);
+        let is_node = is_node(spec.resource());
+        is_node.then(|| self.own_node.seen(spec.encoding(), &item.body, is_kubelets, gone)).flatten()
+    }
+
     /// Applies the whole frames that are there, at most a group.
     async fn take(&mut self, frames: &mut FrameDecoder) -> Result<Taken, StoreError> {
         let mut changes = Vec::new();
@@ -199,7 +208,12 @@ impl Reflector {
             });
             match event {
                 Ok(None) => break,
-                Ok(Some(Event::Object { event_type, item, .. })) => changes.push(Change { event_type, item }),
+                Ok(Some(Event::Object { event_type, mut item, .. })) => {
+                    if let Some(seen) = self.own_node_in(event_type, &item) {
+                        item.body = seen;
+                    }
+                    changes.push(Change { event_type, item });
+                }
                 Ok(Some(Event::Bookmark { resource_version })) => {
                     version = resource_version;
                     taken.bookmark = true;

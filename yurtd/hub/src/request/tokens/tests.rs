@@ -8,6 +8,7 @@ use yurt_fakes::issuer::{SigningKey, claims_of_pod};
 use yurt_fakes::until;
 
 use super::*;
+use crate::clock::Boot;
 use crate::upstream::{Upstream, UpstreamConfig};
 
 const KEYS: &str = "/openid/v1/jwks";
@@ -50,7 +51,7 @@ impl Rig {
         stop: &CancellationToken,
     ) -> Tokens {
         let link = Link::new(link.subscribe(), Arc::new(Notify::new()));
-        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), "edge");
+        let issuer = Issuer::open(store.clone(), client.clone(), link.clone(), "edge", &Boot::new(""));
         tokio::spawn({
             let (stop, issuer) = (stop.clone(), issuer.clone());
             async move { stop.run_until_cancelled(issuer.run()).await }
@@ -65,7 +66,7 @@ impl Rig {
     }
 
     async fn knows_the_keys(&self) {
-        until("the keys", async || (self.tokens.issuer().figures().0 > 0).then_some(())).await;
+        until("the keys, on the disk", async || self.tokens.issuer().is_kept().then_some(())).await;
     }
 
     fn token(&self, pod: &str) -> BearerToken {

@@ -255,3 +255,105 @@ fn nothing_is_forgotten_by_a_change_that_is_none_of_the_views() {
     let told = events(&world, &mut read_by_threads(&world, wanted), MANY);
     assert!(told.iter().all(|(kind, ..)| kind == "DELETED"));
 }
+
+#[test]
+fn who_catches_up_in_several_transactions_is_told_nothing_of_what_it_never_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), 0);
+    for step in [Step::Put(0), Step::Put(1), Step::Deliver(2), Step::Read(1)] {
+        world.step(&step, dir.path());
+    }
+    world.clients[1].stream = None;
+    // Behind its version c comes and goes, and again; before that a has changed, which is a batch of its own.
+    for step in [Step::Put(0), Step::Put(2), Step::Delete(2), Step::Put(2), Step::Put(2), Step::Delete(2)] {
+        world.step(&step, dir.path());
+    }
+    for step in [Step::Put(1), Step::Deliver(7), Step::Reconnect(1)] {
+        world.step(&step, dir.path());
+    }
+    assert_eq!(versions(&mut world, 1), [103, 109]);
+}
+
+#[test]
+fn what_was_made_here_is_not_told_to_one_who_has_listed_what_came_after_it() {
+    let (dir, mut world) = with_one_object(1 << 20);
+    for step in [Step::Local(0), Step::Read(0), Step::Put(0), Step::DeliverLate(1)] {
+        world.step(&step, dir.path());
+    }
+    // It has the new version out of the store, of which no watcher has been told.
+    world.clients[0] = world.connect(0);
+    assert_eq!(versions(&mut world, 0), [0_u64; 0]);
+    world.tell();
+    world.read(0);
+    assert_eq!(world.clients[0].known, world.listed().1);
+}
+
+#[test]
+fn the_state_that_is_read_in_several_transactions_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), 0);
+    for step in [Step::Put(0), Step::Put(1), Step::Put(2), Step::Put(3), Step::Deliver(4)] {
+        world.step(&step, dir.path());
+    }
+    let wanted = WatchOptions { send_initial_events: true, bookmarks: true, ..options(Since::Any) };
+    let mut stream = {
+        let _in_runtime = world.runtime.enter();
+        world.view().watch(wanted).unwrap()
+    };
+    assert_eq!(events(&world, &mut stream, 2), named(&[("ADDED", "a", 101), ("ADDED", "b", 102)]));
+    // Of what was sent and of what was not: changed, gone, gone and made again.
+    for step in [Step::Put(0), Step::Delete(1), Step::Delete(2), Step::Put(3), Step::Put(2), Step::Deliver(5)]
+    {
+        world.step(&step, dir.path());
+    }
+    let rest = [("MODIFIED", "a", 105), ("DELETED", "b", 106), ("ADDED", "c", 109), ("ADDED", "d", 108)];
+    assert_eq!(events(&world, &mut stream, 4), named(&rest));
+    assert_eq!(events(&world, &mut stream, 1), named(&[("BOOKMARK", "", 109)]));
+}
+
+#[test]
+fn who_was_told_of_more_than_is_remembered_lists_again_rather_than_being_told_wrong() {
+    const MANY: u64 = 80;
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), 0);
+    let put = |numbers: std::ops::Range<u64>, version: u64| {
+        let item = move |number: u64| item(&format!("n{number}"), number + 1, version + number, "x");
+        let changes: Vec<_> =
+            numbers.map(|number| Change { event_type: EventType::Modified, item: item(number) }).collect();
+        move |table: &mut ViewTable<'_, '_>| table.apply_events(&changes, 0)
+    };
+    world.change(put(0..1, 150));
+    world.change(put(1..MANY, 200));
+    let wanted = WatchOptions { bookmarks: true, ..options(Since::Exactly(100)) };
+    let told = |world: &World, stream: &mut WatchStream| {
+        let _in_runtime = world.runtime.enter();
+        Client::decode(&stream.next().now_or_never().unwrap().unwrap())
+    };
+    let mut stream = {
+        let _in_runtime = world.runtime.enter();
+        world.view().watch(wanted).unwrap()
+    };
+    for _ in 0..MANY - 5 {
+        assert!(matches!(told(&world, &mut stream), Event::Object { event_type: EventType::Added, .. }));
+    }
+    // One that it was told of first is known, one of the others is not.
+    world.change(put(2..3, 1000));
+    for _ in 0..5 {
+        assert!(matches!(told(&world, &mut stream), Event::Object { event_type: EventType::Added, .. }));
+    }
+    assert!(matches!(told(&world, &mut stream), Event::Object { event_type: EventType::Modified, .. }));
+    let mut stream = {
+        let _in_runtime = world.runtime.enter();
+        world.view().watch(wanted).unwrap()
+    };
+    for _ in 0..MANY - 5 {
+        told(&world, &mut stream);
+    }
+    world.change(put(MANY - 7..MANY - 6, 1000));
+    let rest: Vec<_> = {
+        let _in_runtime = world.runtime.enter();
+        std::iter::from_fn(|| stream.next().now_or_never().unwrap()).collect()
+    };
+    let last = rest.last().map(Client::decode);
+    assert!(matches!(&last, Some(Event::Error(status)) if status.code == 410), "{last:?}");
+}

@@ -111,6 +111,7 @@ impl Tunnel for OneNode {
             streams: 0,
             bytes_sent: 1,
             bytes_received: 2,
+            redirected: Vec::new(),
             not_redirected: Vec::new(),
             duplicate: None,
         }]

@@ -4,15 +4,20 @@
 //! claimed somebody else's address would draw the control plane's connections there into its own tunnel. So an address is
 //! redirected only if it is a plausible one, the port is a kubelet's, and nobody else in the cluster has it; where two
 //! edge nodes claim the same, it is neither's: a log of one must never be answered by the other.
+//!
+//! Nodes that share an address are told apart by a port that the controller has given to one of them, on a label that no
+//! node can put on itself ([`yurt_api::kubelet_port`]). It leads to that node whether or not its status says so yet: the
+//! API server may hear of the status before this server does. Until it does, kubelet's own port is nobody's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::Node;
+use yurt_api::kubelet_port;
 use yurt_api::names::KUBELET_PORT;
 use yurt_api::node::Kind;
 
-use super::Endpoints;
+use super::{Endpoint, Endpoints};
 
 /// What a Node says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,18 +28,36 @@ pub(super) struct Claims {
     /// Every other address.
     other: BTreeSet<IpAddr>,
     port: u16,
+    /// The port that the controller has given to it.
+    given: Option<u16>,
+}
+
+impl Claims {
+    /// Where the API server looks for kubelet, or will.
+    fn ports(&self) -> impl Iterator<Item = u16> + use<> {
+        let given = self.given.filter(|given| *given != self.port);
+        std::iter::once(self.port).chain(given)
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.port == port || self.given == Some(port)
+    }
 }
 
 impl From<&Node> for Claims {
     fn from(node: &Node) -> Self {
-        let status = node.status.as_ref();
+        let (labels, status) = (node.metadata.labels.as_ref(), node.status.as_ref());
         let port = status
             .and_then(|status| status.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref())
             .and_then(|endpoint| u16::try_from(endpoint.port).ok())
             .filter(|port| *port != 0)
             .unwrap_or(KUBELET_PORT);
-        let mut claims =
-            Self { edge: Kind::of(node.metadata.labels.as_ref()).is_edge(), port, ..Self::default() };
+        let mut claims = Self {
+            edge: Kind::of(labels).is_edge(),
+            port,
+            given: kubelet_port::of(labels),
+            ..Self::default()
+        };
         for address in status.into_iter().flat_map(|status| status.addresses.iter().flatten()) {
             // Names are nothing that can be redirected.
             let Ok(ip) = address.address.parse::<IpAddr>() else { continue };
@@ -66,6 +89,9 @@ pub(super) enum Fault {
     /// Not in the list.
     #[error("{0} is not a kubelet port (--kubelet-port)")]
     Port(u16),
+    /// One that the controller gives, and has not given to this node.
+    #[error("port {0} was not given to it by the controller")]
+    NotGiven(u16),
     /// This host's.
     #[error("it is an address of the tunnel server's own host")]
     Local,
@@ -75,6 +101,9 @@ pub(super) enum Fault {
     /// Other nodes'.
     #[error("it is an address of {} too", .0.join(", "))]
     Shared(Vec<String>),
+    /// Other nodes', a moment ago.
+    #[error("a moment ago it was an address of {}", .0.join(", "))]
+    Lately(Vec<String>),
 }
 
 /// An address that an edge node claims and does not get.
@@ -99,15 +128,17 @@ pub(super) fn decide(
     let mut endpoints = HashMap::new();
     let mut left_out = BTreeSet::new();
     for (name, claims) in nodes.iter().filter(|(_, claims)| claims.edge) {
-        for ip in &claims.internal {
-            let address = SocketAddr::new(*ip, claims.port);
-            let others = holders.get(ip).map(Vec::as_slice).unwrap_or_default();
-            match fault(name, address, others, around) {
+        let addresses = claims.internal.iter().flat_map(|ip| claims.ports().map(|port| (*ip, port)));
+        for address in addresses.map(SocketAddr::from) {
+            let holders = holders.get(&address.ip()).map(Vec::as_slice).unwrap_or_default();
+            match fault(name, claims, address, holders, around) {
                 Some(fault) => {
                     left_out.insert(LeftOut { node: name.clone(), address, fault });
                 }
                 None => {
-                    endpoints.insert(address, name.as_str().into());
+                    // Nobody else is there, and kubelet listens on this port itself.
+                    let direct = holders.len() == 1 && claims.given != Some(address.port());
+                    endpoints.insert(address, Endpoint { node: name.as_str().into(), direct });
                 }
             }
         }
@@ -117,16 +148,18 @@ pub(super) fn decide(
 
 fn fault(
     name: &str,
+    claims: &Claims,
     address: SocketAddr,
     holders: &[(&str, &Claims)],
     around: &Surroundings,
 ) -> Option<Fault> {
-    let ip = address.ip();
+    let (ip, port) = (address.ip(), address.port());
+    let given = claims.given == Some(port);
     if !is_unicast(ip) {
         return Some(Fault::NoUnicast);
     }
-    if !around.ports.contains(&address.port()) {
-        return Some(Fault::Port(address.port()));
+    if !given && !around.ports.contains(&port) {
+        return Some(if kubelet_port::is_given(port) { Fault::NotGiven(port) } else { Fault::Port(port) });
     }
     if around.local.contains(&ip) {
         return Some(Fault::Local);
@@ -134,10 +167,11 @@ fn fault(
     if around.api_servers.contains(&ip) {
         return Some(Fault::ApiServer);
     }
-    // Two edge nodes with kubelets on different ports are told apart; nothing of a cloud node is ever redirected.
+    // Edge nodes with kubelets on different ports are told apart. Of a cloud node nothing is ever redirected but a port that
+    // nobody listens on, and that the edge node has not chosen itself.
     let shared: Vec<String> = holders
         .iter()
-        .filter(|(holder, claims)| *holder != name && (!claims.edge || claims.port == address.port()))
+        .filter(|(holder, other)| *holder != name && (other.has(port) || !other.edge && !given))
         .map(|(holder, _)| (*holder).to_owned())
         .collect();
     (!shared.is_empty()).then_some(Fault::Shared(shared))
@@ -155,7 +189,7 @@ fn is_unicast(ip: IpAddr) -> bool {
 mod tests {
     use serde_json::json;
 
-    use yurt_api::names::{LABEL_EDGE_WORKER, LABEL_EDGE_WORKER_LEGACY};
+    use yurt_api::names::{LABEL_EDGE_WORKER, LABEL_EDGE_WORKER_LEGACY, LABEL_KUBELET_PORT};
 
     use super::*;
 
@@ -313,5 +347,75 @@ mod tests {
         let shop = |address| node(EDGE, &[("InternalIP", address), ("ExternalIP", "203.0.113.1")], 10250);
         let (redirected, faults) = outcome(&[("a", shop("192.168.0.1")), ("b", shop("192.168.0.2"))]);
         assert_eq!((redirected.len(), faults.len()), (2, 0));
+    }
+
+    fn given(port: u16, published: u16) -> Claims {
+        Claims { given: Some(port), ..node(EDGE, &[("InternalIP", "192.168.0.100")], published) }
+    }
+
+    #[test]
+    fn a_port_that_was_given_is_the_nodes_before_its_status_says_so_and_kubelets_own_is_nobodys_until_then() {
+        let first = internal(EDGE, "192.168.0.100");
+        let (redirected, faults) = outcome(&[("a", first.clone()), ("b", given(40_000, 10250))]);
+        assert_eq!(redirected, ["192.168.0.100:40000 b"]);
+        assert_eq!(
+            faults,
+            [
+                "a 192.168.0.100:10250: it is an address of b too",
+                "b 192.168.0.100:10250: it is an address of a too",
+            ]
+        );
+        let (redirected, faults) = outcome(&[("a", first), ("b", given(40_000, 40_000))]);
+        assert_eq!(redirected, ["192.168.0.100:10250 a", "192.168.0.100:40000 b"]);
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    #[test]
+    fn a_node_cannot_choose_the_port_that_is_led_to_it() {
+        let claimed = node(EDGE, &[("InternalIP", "192.168.0.100")], 40_000);
+        let (redirected, faults) = outcome(&[("a", claimed.clone())]);
+        assert!(redirected.is_empty());
+        assert_eq!(faults, ["a 192.168.0.100:40000: port 40000 was not given to it by the controller"]);
+        // Nor somebody else's.
+        let (redirected, _) = outcome(&[("a", claimed), ("b", given(40_000, 40_000))]);
+        assert!(redirected.is_empty());
+        let labelled: Node = serde_json::from_value(json!({
+            "metadata": { "labels": { LABEL_EDGE_WORKER: EDGE, LABEL_KUBELET_PORT: "443" } },
+            "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.9" }],
+                "daemonEndpoints": { "kubeletEndpoint": { "Port": 443 } } },
+        }))
+        .unwrap();
+        assert!(outcome(&[("a", Claims::from(&labelled))]).0.is_empty());
+    }
+
+    #[test]
+    fn a_port_that_was_given_is_led_to_the_edge_node_whoever_else_has_the_address_but_the_api_server() {
+        for cloud in [internal(CLOUD, "192.168.0.100"), internal("", "192.168.0.100")] {
+            let (redirected, faults) = outcome(&[("edge", given(40_000, 40_000)), ("worker", cloud)]);
+            assert_eq!((redirected, faults), (vec!["192.168.0.100:40000 edge".to_owned()], vec![]));
+        }
+        for address in ["10.80.0.2", "10.80.0.3"] {
+            let claims = Claims { given: Some(40_000), ..node(EDGE, &[("InternalIP", address)], 40_000) };
+            assert!(outcome(&[("edge", claims)]).0.is_empty());
+        }
+    }
+
+    #[test]
+    fn only_an_address_that_nobody_shares_may_be_dialled_directly_and_at_kubelets_own_port() {
+        let direct = |nodes: &[(&str, Claims)]| {
+            let nodes = nodes.iter().map(|(name, claims)| ((*name).to_owned(), claims.clone())).collect();
+            let (endpoints, _) = decide(&nodes, &around());
+            let may = |address: &SocketAddr| endpoints.endpoint(*address).unwrap().direct;
+            endpoints
+                .addresses()
+                .iter()
+                .filter(|address| may(address))
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        let a = internal(EDGE, "192.168.0.100");
+        assert_eq!(direct(&[("a", a.clone())]), ["192.168.0.100:10250"]);
+        assert!(direct(&[("a", a), ("b", given(40_000, 40_000))]).is_empty());
+        assert!(direct(&[("b", given(40_000, 40_000))]).is_empty());
     }
 }

@@ -78,6 +78,80 @@ async fn a_connection_ends_when_its_address_is_another_nodes() {
     assert_eq!(soon("the echo", tcp.read_u8()).await.unwrap(), b'b');
 }
 
+thread_local! {
+    /// Where the next connection of this test was going, as the kernel would say it.
+    static GOING: std::cell::Cell<SocketAddr> = const { std::cell::Cell::new(KUBELET) };
+}
+
+/// Two shops with the same private address.
+#[tokio::test]
+async fn two_nodes_of_one_address_are_told_apart_by_their_ports() {
+    const SECOND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 100)), 40_000);
+    /// What a kubelet of that name logs, for as long as it is asked.
+    async fn log(name: u8, mut tcp: TcpStream) {
+        while tcp.read_u8().await.is_ok() && tcp.write_u8(name).await.is_ok() {}
+    }
+    async fn say(tcp: &mut TcpStream) -> io::Result<u8> {
+        tcp.write_all(b"?").await?;
+        tcp.read_u8().await
+    }
+    let world = World::new();
+    let (first, _first) = kubelet(|tcp| log(b'1', tcp)).await;
+    let (second, _second) = kubelet(|tcp| log(b'2', tcp)).await;
+    let server = world.server().await;
+    let _agent = start(world.agent("edge-1", server.address, first));
+    let other = start(world.agent("edge-2", server.address, second));
+    server.connected("edge-1").await;
+    server.connected("edge-2").await;
+    let nodes = Endpoints::from([(KUBELET, "edge-1"), (SECOND, "edge-2")]).shared();
+    let (entry, endpoints) = intercept_of(&server, nodes.clone(), |_| Ok(GOING.get())).await;
+    let connect = async |to: SocketAddr, expected: u8| {
+        // One at a time: where a connection was going is asked when it is accepted.
+        GOING.set(to);
+        let mut tcp = TcpStream::connect(entry).await.unwrap();
+        assert_eq!(soon("a log", say(&mut tcp)).await.unwrap(), expected);
+        tcp
+    };
+
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push((b'1', connect(KUBELET, b'1').await));
+        open.push((b'2', connect(SECOND, b'2').await));
+    }
+    for _ in 0..5 {
+        let all = open.iter_mut().map(|(name, tcp)| async { (*name, say(tcp).await.unwrap()) });
+        let all = soon("every log", futures::future::join_all(all)).await;
+        assert!(all.iter().all(|(name, said)| name == said), "{all:?}");
+    }
+
+    // The second connects anew.
+    other.0.cancel();
+    soon("the agent ends", other.1).await.unwrap();
+    for (name, tcp) in open.iter_mut().filter(|(name, _)| *name == b'2') {
+        assert!(soon("a reset", say(tcp)).await.is_err(), "{name}");
+    }
+    // Meanwhile nobody answers for it, and who is at the address is not asked.
+    GOING.set(SECOND);
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    assert_eq!(soon("a reset", tcp.read_u8()).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let other = start(world.agent("edge-2", server.address, second));
+    server.connected("edge-2").await;
+    open.retain(|(name, _)| *name == b'1');
+    open.push((b'2', connect(SECOND, b'2').await));
+    open.push((b'1', connect(KUBELET, b'1').await));
+
+    // It leaves for good; nothing changes for the first.
+    endpoints.send_replace(Some(Endpoints::from([(KUBELET, "edge-1")])));
+    for (name, tcp) in &mut open {
+        let said = soon("an answer", say(tcp)).await;
+        assert!(if *name == b'1' { said.is_ok_and(|said| said == b'1') } else { said.is_err() });
+    }
+    GOING.set(SECOND);
+    let mut tcp = TcpStream::connect(entry).await.unwrap();
+    assert!(soon("a reset", tcp.read_u8()).await.is_err());
+    drop(other);
+}
+
 #[tokio::test]
 async fn a_connection_that_leads_nowhere_is_reset() {
     let world = World::new();
