@@ -84,6 +84,12 @@ impl Trail {
         tokio::time::timeout(limit, all).await.unwrap_or(false)
     }
 
+    /// Lines that nobody has taken yet.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        QUEUE - self.lines.capacity()
+    }
+
     /// Puts a line that nobody waits for.
     pub(super) fn put(&self, line: Vec<u8>) {
         if self.lines.try_send(Entry::Line(line)).is_err() {

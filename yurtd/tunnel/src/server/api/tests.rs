@@ -624,6 +624,11 @@ async fn kubelet_is_not_asked_before_there_is_a_place_for_the_record() {
     let world = World::new().await;
     *world.kubelet.state.subprotocols.lock().unwrap() = vec!["v5.channel.k8s.io"];
     let written = world.written.0.lock().unwrap();
+    // Whoever writes has taken one, and takes no other: not when the queue is full already, which would make a place in it.
+    world.trail.put(b"{}\n".to_vec());
+    while world.trail.waiting() > 0 {
+        tokio::task::yield_now().await;
+    }
     (0..2 * audit::QUEUE).for_each(|_| world.trail.put(b"{}\n".to_vec()));
     let mut asked = Box::pin(world.jane(websocket(EXEC, "v5.channel.k8s.io")));
     assert!(tokio::time::timeout(Duration::from_secs(1), &mut asked).await.is_err());
