@@ -58,13 +58,20 @@ fn is_of(body: &Bytes, uid: &str) -> bool {
     body.windows(uid.len()).any(|window| window == uid.as_bytes())
 }
 
+fn version_of(body: &Bytes) -> u64 {
+    let object: serde_json::Value = serde_json::from_slice(body).unwrap();
+    object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+}
+
 impl World {
     /// What a client with these objects and this version is for the hub.
     pub(super) fn holding(&self, client: usize, known: &Objects, version: u64) -> Holding {
         let none = BTreeMap::new();
         let there = self.server.past.0.range(..=version).next_back().map_or(&none, |(_, there)| there);
         let same = |(name, uid): (&String, &String)| known.get(name).is_some_and(|body| is_of(body, uid));
-        let exactly = there.len() == known.len() && there.iter().all(same);
+        // One that was sent something old last holds newer versions than its own.
+        let newer = known.values().any(|body| version_of(body) > version);
+        let exactly = !newer && there.len() == known.len() && there.iter().all(same);
         let record = self.record();
         let at_most = match client {
             1 if version >= record.local_version => 0,
