@@ -95,7 +95,8 @@ fn every_link_between_the_documents_leads_somewhere() {
         let text = read(&document);
         for link in between(&text, "](", ")").filter(|link| !link.contains("://")) {
             let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
-            let target = root().join(&folder).join(path);
+            let target =
+                if path.is_empty() { root().join(&document) } else { root().join(&folder).join(path) };
             let found = match std::fs::read_to_string(&target) {
                 Ok(text) => {
                     let mut headings = text.lines().filter(|line| line.starts_with('#'));

@@ -160,6 +160,7 @@ const MADE_BY_COMPONENTS: &[(&str, &str)] = &[
     ("Secret", names::TUNNEL_CA_SECRET),
     ("Secret", names::TUNNEL_SERVER_SECRET),
     ("ConfigMap", names::TUNNEL_CA_CONFIG_MAP),
+    ("ConfigMap", names::KUBELET_PORTS_CONFIG_MAP),
     (names::AUTONOMOUS_NODES_KIND, names::AUTONOMOUS_NODES),
     ("ConfigMap", names::CONFIG_MAP),
     ("Lease", names::CONTROLLER),

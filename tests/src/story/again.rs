@@ -1,9 +1,10 @@
 //! A second conversion of the same cluster, with what may go wrong and what may join.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::convert::{
@@ -83,9 +84,10 @@ pub(super) fn convert_twice(story: &mut Story) -> Result<()> {
 
 /// A node that joins later and gets the label.
 pub(super) fn second_edge(story: &mut Story) -> Result<()> {
-    story.teller.step("a new machine in the shop, kubeadm join");
-    let site: Site = story.cluster.shop.clone();
-    let machine = story.cluster.add_edge(SECOND, &site, Ipv4Addr::new(192, 168, 0, 101))?;
+    story.teller.step("a second shop with the same private addresses, and a machine in it: kubeadm join");
+    let site = Site::create("shop-two", Ipv4Addr::new(10, 80, 0, 12), story.cluster.shop.inside)?;
+    let address = address_of(story, EDGE)?;
+    let machine = story.cluster.add_edge(SECOND, &site, address.parse()?)?;
     story.cluster.wait_ready(SECOND)?;
     let label = "openyurt.io/is-edge-worker=true";
     story.kubectl_ok(&["label", "node", SECOND, label])?;
@@ -119,8 +121,55 @@ pub(super) fn second_edge(story: &mut Story) -> Result<()> {
         Ok((!finished.ok()).then(|| finished.to_string()))
     })?;
     story.teller.figure("kubectl logs reaches it", &seconds(back));
+    told_apart(story)?;
     story.kubectl_ok(&["yurt", "status"])?;
     story.kubectl_ok(&["yurt", "tunnel", "status"])?;
+    Ok(())
+}
+
+fn address_of(story: &Story, node: &str) -> Result<String> {
+    let path = r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#;
+    story.cluster.kubectl.ok(["get", "node", node, "-o", path])
+}
+
+fn kubelet_port(story: &Story, node: &str) -> Result<String> {
+    let path = "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}";
+    story.cluster.kubectl.ok(["get", "node", node, "-o", path])
+}
+
+/// One address, two kubelets: the API server reaches both, each time the right one.
+fn told_apart(story: &mut Story) -> Result<()> {
+    story.teller.step("both kubelets at one address");
+    let answers = |node: &str| -> Result<Option<String>> {
+        let path = format!("/api/v1/nodes/{node}/proxy/pods");
+        let finished = story.cluster.kubectl.run_for(Duration::from_secs(10), ["get", "--raw", &path])?;
+        if !finished.ok() {
+            return Ok(Some(finished.to_string()));
+        }
+        let pods: Value = serde_json::from_str(&finished.stdout())?;
+        let of = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+        let nodes: BTreeSet<String> = pods["items"].as_array().into_iter().flatten().map(of).collect();
+        ensure!(nodes.iter().eq([node]), "asked for the pods of {node}, and those of {nodes:?} came");
+        Ok(None)
+    };
+    let took = until_true("both kubelets to answer", Duration::from_secs(90), || {
+        Ok(answers(EDGE)?.or(answers(SECOND)?))
+    })?;
+    for _ in 0..10 {
+        for node in [EDGE, SECOND] {
+            if let Some(why) = answers(node)? {
+                bail!("{node} does not answer any more: {why}");
+            }
+        }
+    }
+    let (first, second) = (kubelet_port(story, EDGE)?, kubelet_port(story, SECOND)?);
+    let (one, other) = (address_of(story, EDGE)?, address_of(story, SECOND)?);
+    story.teller.check(
+        one == other && first != second,
+        &format!("{EDGE} is {one}:{first}, {SECOND} is {other}:{second}, and each answers for itself"),
+        "they have one port",
+    )?;
+    story.teller.figure("two nodes of one address told apart", &seconds(took));
     Ok(())
 }
 
@@ -160,6 +209,12 @@ pub(super) fn revert_with_a_node_down(story: &mut Story) -> Result<()> {
         })?;
         story.teller.holds(&format!("nothing of ours on {}", machine.name()));
     }
+    for node in [EDGE, SECOND] {
+        until_true(&format!("{node} to say its kubelet's own port"), Duration::from_secs(60), || {
+            Ok(Some(kubelet_port(story, node)?).filter(|port| port != "10250"))
+        })?;
+    }
+    story.teller.holds("both kubelets say their own port again");
     until_true("no object of ours", Duration::from_secs(45), || {
         let left = objects::of_ours(&story.cluster.kubectl).context("looking for traces")?;
         Ok((!left.is_empty()).then(|| left.join("\n  ")))
