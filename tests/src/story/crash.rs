@@ -16,7 +16,7 @@ use crate::wait::{Seen, throughout, until, until_true};
 /// A busy machine takes its time to start any process; what waits for a time-out of somebody's takes longer.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// What new TLS sessions and resumed watches may cost; one list of what a small node sees costs more.
-const BYTES: u64 = 72 << 10;
+const BYTES: u64 = 64 << 10;
 
 pub(super) fn crash(story: &mut Story) -> Result<()> {
     let edge = story.cluster.edge.clone();
