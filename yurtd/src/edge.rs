@@ -15,7 +15,7 @@ use yurt_hub::{Came, Places, Surroundings};
 use yurt_node::config::EdgeConfig;
 use yurt_node::stamp::Stamp;
 use yurt_node::supervise::Tasks;
-use yurt_tunnel::agent::{self, AgentConfig, Connections, Found};
+use yurt_tunnel::agent::{self, AgentConfig, Found};
 
 use crate::cli::EdgeArgs;
 use crate::doctor::desk::{self, Desk};
@@ -34,15 +34,14 @@ pub(crate) async fn run(args: &EdgeArgs, stop: CancellationToken) -> anyhow::Res
     tasks.part("the look at the keeper's journal", follow_came(said, tasks.stop().clone()));
     let places = Places { hub: args.runtime_dir.clone(), ..Places::default() };
     let ipv6 = (names::HUB_POD_IPV6, names::HUB_POD_PORT).into();
-    let tunnel = Connections::of(&config.tunnel_servers);
+    let given = AgentConfig::from(&config);
+    let tunnel = given.connections.clone();
     let told = tunnel.clone();
     let around = Surroundings { places, came, ipv6, tunnel: Arc::new(move || told.sessions()) };
     let hub = yurt_hub::Server::start(&config, &args.state_dir, around, sockets, &tasks).await?;
     if !config.tunnel_servers.is_empty() {
-        let connections = tunnel.clone();
         let found = Found { api_servers: hub.api_servers(), port: names::TUNNEL_AGENT_PORT };
-        let given = AgentConfig::from(&config);
-        let agent = AgentConfig { link: Some(hub.link()), found: Some(found), connections, ..given };
+        let agent = AgentConfig { link: Some(hub.link()), found: Some(found), ..given };
         tasks.part("the tunnel agent", agent::run(agent, tasks.stop().clone()));
     }
     match desk::open(&args.runtime_dir) {

@@ -54,12 +54,12 @@ pub(super) fn is_movable(node: &Node) -> bool {
 }
 
 /// Whether a port that was given goes back, with the Node as it is now. A conversion in either direction is no reason: it
-/// may fail, and leave things as they were.
+/// may fail, and leave things as they were. Nor is a report that is not there, which will be.
 pub(super) fn is_over(given: &Given, node: Option<&Node>) -> bool {
     node.is_none_or(|node| {
         node.metadata.uid.as_deref() != Some(&given.uid)
             || !Kind::of(node.metadata.labels.as_ref()).is_edge()
-            || matches!(conversion(node), None | Some(ConversionState::Reverted))
+            || conversion(node) == Some(ConversionState::Reverted)
     })
 }
 
@@ -125,7 +125,13 @@ pub(super) fn give<'a>(nodes: impl IntoIterator<Item = &'a Node>, ports: &mut Po
             // Two who were given the same port meet only if the range was used up before addresses changed: the younger
             // one gives way.
             Some(given) if taken.is(one, given) => drop(ports.remove(&one.name)),
-            Some(given) => taken.take(one, given),
+            Some(given) => {
+                taken.take(one, given);
+                // Without its hub it says kubelet's own port, and may be found there whatever it was given.
+                if !one.movable {
+                    taken.take(one, one.port);
+                }
+            }
             None => {}
         }
     }

@@ -117,7 +117,22 @@ async fn walk(session: &Session, name: &str) -> Result<Vec<Check>, Error> {
     }
     let reaching = walks.first().map(|(_, tunnel)| *tunnel).filter(|_| connected);
     logs(session, reaching, name, &mut checks).await;
+    passable(&mut checks);
     Ok(checks)
+}
+
+/// Of several servers one may be out of reach from here, or not redirect, and the way leads to the node all the same. What
+/// plain kubectl makes of that, `api-server` says.
+fn passable(checks: &mut [Check]) {
+    if !checks.iter().any(|check| check.check == "kubelet" && check.verdict == Verdict::Passed) {
+        return;
+    }
+    let passed_by = ["ServerUnreachable", "ServerCertificate", "RulesMissing"];
+    for check in checks.iter_mut().filter(|check| check.is_failed()) {
+        if check.code.as_deref().is_some_and(|code| passed_by.contains(&code)) {
+            check.verdict = Verdict::Warning;
+        }
+    }
 }
 
 fn age_of(lease: &Lease) -> Option<Duration> {
@@ -297,7 +312,10 @@ fn of_fault(check: &str, TunnelFault { server, error, code }: &TunnelFault) -> C
         "NotATunnelServer" => {
             "something else listens at that address, or it is of another release: upgrade the older one"
         }
-        "ServerNotReady" => "the tunnel server has not read the cluster's client CA yet: see its log",
+        "Broken" => {
+            "the connection breaks before it is a session: the tunnel server has just started and does not know the cluster's \
+             client CA yet (its log says so), or something on the way cuts it"
+        }
         "TwoMachines" => {
             "another machine shows this node's certificate: give the copy a name and a certificate of its own"
         }
@@ -425,6 +443,19 @@ mod tests {
         assert_eq!(with(Some(3)), "KubeletPortClosed");
         assert_eq!(with(Some(300)), "KubeletStopped");
         assert_eq!(with(None), "KubeletRefuses");
+    }
+
+    #[test]
+    fn a_server_that_is_passed_by_does_not_end_the_way() {
+        let mut checks = vec![
+            Check::failed("server", "ServerUnreachable", "refused", "?"),
+            Check::failed("log", "NoLog", "no", "?"),
+        ];
+        passable(&mut checks);
+        assert!(checks.iter().all(Check::is_failed));
+        checks.push(Check::passed("kubelet", "it answers"));
+        passable(&mut checks);
+        assert_eq!(checks.iter().map(Check::is_failed).collect::<Vec<_>>(), [false, true, false]);
     }
 
     #[test]

@@ -39,16 +39,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 ///
 /// [`Error::Failed`] when there is no tunnel or no server answers.
 pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> Result<(), Error> {
-    let first = look(session, console).await?;
+    let first = look(session).await?;
+    first.warn(console);
     show(console, options.form, &first.found, &first.away)?;
     if !options.watch {
         return Ok(());
     }
     let mut before = first.standing();
-    let mut failing = false;
+    let (mut failing, mut warned) = (false, first.warnings.clone());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let look = match look(session, console).await {
+        let look = match look(session).await {
             Ok(look) => look,
             // Who watches wants to see the end of that, too.
             Err(error) => {
@@ -59,6 +60,10 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
             }
         };
         failing = false;
+        if look.warnings != warned {
+            look.warn(console);
+            warned.clone_from(&look.warnings);
+        }
         let now = look.standing();
         let changed: Vec<&String> = now
             .iter()
@@ -71,6 +76,15 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
                 found.agents.retain(|holds, _| changed.contains(&&line(holds)));
                 away.retain(|node| changed.contains(&&node.node));
                 found.redirects.clear();
+                for (node, server) in before.keys().filter(|key| !now.contains_key(*key)).filter_map(ended) {
+                    if look.found.has(node) {
+                        console.line(format!("{node} has no session with {server} any more"))?;
+                    }
+                }
+                if found.agents.is_empty() && away.is_empty() {
+                    before = now;
+                    continue;
+                }
             }
             show(console, options.form, &found, &away)?;
         }
@@ -81,6 +95,11 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
 /// Names a session among the lines: no node's name has a slash.
 fn line((node, server): &(String, String)) -> String {
     format!("{node}/{server}")
+}
+
+/// The session that a line was about; nothing of a node without any.
+fn ended(line: &String) -> Option<(&str, &str)> {
+    line.split_once('/')
 }
 
 /// A node without a session.
@@ -97,9 +116,15 @@ struct Away {
 struct Look {
     found: Sessions,
     away: Vec<Away>,
+    /// What could not be seen.
+    warnings: Vec<String>,
 }
 
 impl Look {
+    fn warn(&self, console: Console) {
+        self.warnings.iter().for_each(|warning| console.warn(warning));
+    }
+
     /// What of each node is worth a line when it changes.
     fn standing(&self) -> BTreeMap<String, String> {
         let there = self.found.agents.iter().map(|(holds, agent)| {
@@ -113,12 +138,11 @@ impl Look {
     }
 }
 
-async fn look(session: &Session, console: Console) -> Result<Look, Error> {
+async fn look(session: &Session) -> Result<Look, Error> {
     let (found, nodes) = tokio::join!(agents::sessions(session), edge_nodes(session));
     let found = found?;
-    for (address, why) in &found.silent {
-        console.warn(format!("tunnel server {address}: {why}"));
-    }
+    let silent = |(address, why): (&String, &String)| format!("tunnel server {address}: {why}");
+    let mut warnings: Vec<String> = found.silent.iter().map(silent).collect();
     if found.answered == 0 {
         return Err(Error::Failed(
             "no tunnel server answers; `kubectl yurt status` shows whether they run".into(),
@@ -126,11 +150,11 @@ async fn look(session: &Session, console: Console) -> Result<Look, Error> {
     }
     let nodes = nodes.unwrap_or_else(|error| {
         let why = Error::from(error).plain(&session.server());
-        console.warn(format!("nodes that never were connected are not shown: {why}"));
+        warnings.push(format!("nodes that never were connected are not shown: {why}"));
         found.lost.keys().cloned().collect()
     });
     let away = away(&nodes, &found);
-    Ok(Look { found, away })
+    Ok(Look { found, away, warnings })
 }
 
 /// The names of all nodes that should have a session.

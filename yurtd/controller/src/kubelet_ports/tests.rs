@@ -101,6 +101,15 @@ fn one_who_was_given_a_port_and_has_not_published_it_yet_is_not_in_the_way() {
 }
 
 #[test]
+fn one_who_was_given_a_port_and_has_lost_its_hub_is_found_at_kubelets_own() {
+    let a = node("a", 1, SHOP, As::Edge);
+    let mut ports = Ports::new();
+    is(&given(&[a.clone(), node("b", 2, SHOP, As::Edge)], &mut ports), &[("b", 40_000)]);
+    // Made anew under its Node, which says 10250 until the hub is there.
+    is(&given(&[a, node("b", 2, SHOP, As::Converting)], &mut ports), &[("a", 40_001), ("b", 40_000)]);
+}
+
+#[test]
 fn what_was_kept_and_lost_is_made_of_the_labels() {
     let mut nodes =
         [node("a", 1, SHOP, As::Edge), node("b", 2, SHOP, As::Edge), node("c", 3, SHOP, As::Edge)];
@@ -121,6 +130,9 @@ fn a_port_goes_back_with_its_node_and_when_the_node_is_vanilla_again() {
     assert!(is_over(&given, None));
     assert!(!over(&node("a", 1, SHOP, As::Edge)) && !over(&node("a", 1, SHOP, As::Converting)));
     assert!(over(&node("a", 1, SHOP, As::Vanilla)) && over(&node("a", 1, SHOP, As::Cloud)));
+    let mut silent = node("a", 1, SHOP, As::Edge);
+    silent.metadata.annotations = None;
+    assert!(!over(&silent), "its report will be there again");
     let mut anew = node("a", 1, SHOP, As::Edge);
     anew.metadata.uid = Some("uid-b".to_owned());
     assert!(over(&anew));
@@ -223,10 +235,14 @@ proptest! {
                 prop_assert!(label.is_none() || *what != As::Edge || *label == port, "it keeps its port");
                 *label = port;
             }
-            let at = |one: &(u32, u8, As, Option<u16>)| (one.1, one.3.unwrap_or(10250));
+            // Who has no hub says kubelet's own port, and may have been given one.
+            let at = |one: &(u32, u8, As, Option<u16>)| -> Vec<(u8, u16)> {
+                let own = (one.2 != As::Edge || one.3.is_none()).then_some(10250);
+                own.into_iter().chain(one.3).map(|port| (one.1, port)).collect()
+            };
             for (name, one) in &world {
                 for (other, two) in world.iter().filter(|(other, _)| *other > name) {
-                    let told_apart = at(one) != at(two);
+                    let told_apart = at(one).iter().all(|place| !at(two).contains(place));
                     let movable = one.2 == As::Edge || two.2 == As::Edge;
                     prop_assert!(told_apart || !movable, "{name} and {other} at {:?}", at(one));
                 }

@@ -64,10 +64,10 @@ impl<S: Systemd, C: Cluster> Engine<S, C> {
                 Some(found) => !uses_hub(Some(found)),
                 None => changed,
             };
-        // It would work through the hub if it ran: somebody has stopped it, and knows why.
-        self.kubelet_stopped = arguments.is_none()
-            && kubelet.active_state == "inactive"
-            && journal.applied_kubelet.as_ref() == Some(&wanted);
+        // It would work through the hub if it ran, and reads all of it anew when it starts: somebody has stopped it, and
+        // knows why.
+        self.kubelet_stopped =
+            arguments.is_none() && kubelet.active_state == "inactive" && journal.applied_kubelet.is_some();
         if !self.kubelet_stopped
             && (!uses_hub(arguments.as_ref()) || journal.applied_kubelet.as_ref() != Some(&wanted))
         {

@@ -41,7 +41,6 @@ fn of_io(error: &io::Error) -> &'static str {
         Some(rustls::Error::InvalidCertificate(error)) => of_certificate(error),
         Some(rustls::Error::AlertReceived(alert)) => match alert {
             AlertDescription::CertificateExpired => "OwnCertificateExpired",
-            AlertDescription::InternalError => "ServerNotReady",
             _ => "OwnCertificateRefused",
         },
         Some(_) => "NotATunnelServer",

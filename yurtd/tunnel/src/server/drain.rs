@@ -1,4 +1,4 @@
-//! How a server leaves: a roll-out takes one after the other away.
+//! How a server leaves: a roll-out takes up to half of them away at a time.
 //!
 //! Agents and peers are asked to go elsewhere (GOAWAY). For as long as streams run in this server's own sessions it still
 //! takes connections, of its host's API server above all, and hands them to its peers; then it takes none any more, and what

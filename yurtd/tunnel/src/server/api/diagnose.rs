@@ -63,11 +63,15 @@ impl Way<'_> {
         let (agents, lost) = (self.tunnel.agents(), self.tunnel.lost());
         let agent = agents.iter().find(|agent| agent.node == self.node);
         let lost = lost.iter().find(|agent| agent.node == self.node);
-        checks.push(session(agent, lost));
         if agent.is_some() {
+            checks.push(session(agent, lost));
             checks.push(self.round_trip().await);
         } else {
-            checks.push(Check::skipped("round-trip", "there is no session"));
+            // This server leads there through the one that has it.
+            let elsewhere = self.tunnel.everywhere().await.agents;
+            let peer = elsewhere.iter().find(|agent| agent.node == self.node);
+            checks.push(peer.map_or_else(|| session(None, lost), at_a_peer));
+            checks.push(Check::skipped("round-trip", "this server has no session with the node"));
         }
         self.kubelet(&mut checks).await;
         checks
@@ -150,7 +154,7 @@ fn ends(check: &str, what: &str, until: Option<SystemTime>, now: SystemTime) -> 
     };
     let at = Timestamp::try_from(until).map_or_else(|_| "an unknown day".to_owned(), |at| at.to_string());
     let advice = if check == "server-certificate" {
-        "yurt-controller renews it: see its log, `kubectl -n yurt-system logs deploy/yurt-controller`"
+        "yurt-controller renews it: see the log of that Deployment"
     } else {
         "kubelet renews it with serverTLSBootstrap, or makes one of its own when it starts without: see its log; a CSR of \
          `kubernetes.io/kubelet-serving` may wait for somebody to approve it"
@@ -160,6 +164,14 @@ fn ends(check: &str, what: &str, until: Option<SystemTime>, now: SystemTime) -> 
         Ok(_) => Check::warning(check, "CertificateExpiresSoon", format!("{what} ends at {at}"), advice),
         Err(_) => Check::failed(check, "CertificateExpired", format!("{what} has expired at {at}"), advice),
     }
+}
+
+fn at_a_peer(agent: &AgentStatus) -> Check {
+    let AgentStatus { server, connected_since, .. } = agent;
+    Check::passed(
+        "session",
+        format!("it is connected to server {server} since {connected_since}, and led there"),
+    )
 }
 
 fn session(agent: Option<&AgentStatus>, lost: Option<&LostAgent>) -> Check {
