@@ -76,7 +76,9 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
                 found.agents.retain(|holds, _| changed.contains(&&line(holds)));
                 away.retain(|node| changed.contains(&&node.node));
                 found.redirects.clear();
-                for (node, server) in before.keys().filter(|key| !now.contains_key(*key)).filter_map(ended) {
+                for (node, server) in
+                    before.keys().filter(|key| !now.contains_key(*key)).filter_map(|key| ended(key))
+                {
                     if look.found.has(node) {
                         console.line(format!("{node} has no session with {server} any more"))?;
                     }
@@ -98,7 +100,7 @@ fn line((node, server): &(String, String)) -> String {
 }
 
 /// The session that a line was about; nothing of a node without any.
-fn ended(line: &String) -> Option<(&str, &str)> {
+fn ended(line: &str) -> Option<(&str, &str)> {
     line.split_once('/')
 }
 
