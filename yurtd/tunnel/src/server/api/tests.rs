@@ -119,7 +119,10 @@ impl Tunnel for OneNode {
 
     fn everywhere(&self) -> BoxFuture<'static, Said> {
         let silent = [("cp-2".to_owned(), "connection refused".to_owned())].into();
-        std::future::ready(Said { agents: self.agents(), silent }).boxed()
+        let mut agents = self.agents();
+        let elsewhere = AgentStatus { node: "edge-3".into(), server: "cp-3".into(), ..agents[0].clone() };
+        agents.push(elsewhere);
+        std::future::ready(Said { agents, silent }).boxed()
     }
 
     fn lost(&self) -> Vec<LostAgent> {

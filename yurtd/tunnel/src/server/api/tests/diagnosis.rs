@@ -53,6 +53,13 @@ async fn the_first_hop_that_leads_nowhere_is_named_and_nothing_behind_it_is_trie
 }
 
 #[tokio::test]
+async fn a_session_with_another_server_is_one() {
+    let found = walk(&World::new().await, "edge-3").await;
+    assert_eq!(found["session"], (Verdict::Passed, None));
+    assert_eq!(found["round-trip"].0, Verdict::Skipped);
+}
+
+#[tokio::test]
 async fn kubelets_own_troubles_and_its_clock_are_told_apart() {
     let world = World::new().await;
     *world.kubelet.state.refusal.lock().unwrap() = Some((403, "Forbidden"));
