@@ -79,7 +79,8 @@ pub async fn run(session: &Session, console: Console, options: TunnelStatus) -> 
                 for (node, server) in
                     before.keys().filter(|key| !now.contains_key(*key)).filter_map(|key| ended(key))
                 {
-                    if look.found.has(node) {
+                    // A name a line is for programs.
+                    if look.found.has(node) && matches!(options.form, Form::Table { .. }) {
                         console.line(format!("{node} has no session with {server} any more"))?;
                     }
                 }
